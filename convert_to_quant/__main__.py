@@ -1,0 +1,7 @@
+"""``python -m convert_to_quant``: the command line."""
+
+import sys
+
+from .converter.cli import main
+
+sys.exit(main())

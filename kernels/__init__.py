@@ -1,0 +1,1 @@
+"""INT8 operations: tensors in, tensors out. Knows no model and no file."""

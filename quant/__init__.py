@@ -1,0 +1,1 @@
+"""Quantized tensors, their layouts, and the algorithms that choose their values."""
