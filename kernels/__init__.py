@@ -1,1 +1,33 @@
-"""INT8 operations: tensors in, tensors out. Knows no model and no file."""
+"""INT8 operations: tensors in, tensors out. Knows no model and no file.
+
+Every function is a ``torch.library`` op (``torch.ops.convert_to_quant.<name>``) with an eager
+twin; scales are float32 and multiply the int8 value to give the float back.
+"""
+
+from .blockwise import quantize_blockwise
+from .dequantize import dequantize
+from .hessian import accumulate_hessian_
+from .int8_linear import int8_linear
+from .int8_mm import int8_mm
+from .ldlq import ldlq_
+from .rotation import GROUPS, PREFERRED_GROUPS, hadamard, largest_group, rotate
+from .rowwise import quantize_rowwise
+from .tensorwise import quantize_tensorwise
+from .weight_only import int8_weight_only_linear
+
+__all__ = [
+    "GROUPS",
+    "PREFERRED_GROUPS",
+    "accumulate_hessian_",
+    "dequantize",
+    "hadamard",
+    "int8_linear",
+    "int8_mm",
+    "int8_weight_only_linear",
+    "largest_group",
+    "ldlq_",
+    "quantize_blockwise",
+    "quantize_rowwise",
+    "quantize_tensorwise",
+    "rotate",
+]

@@ -1,0 +1,67 @@
+"""INT8 back to float, for every granularity, un-rotating when asked."""
+
+import torch
+
+from . import _checks
+from ._library import define
+from .rotation import CHUNK, check_rotation, rotate_rows
+from .scales import granularity
+
+
+def _dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0) -> torch.Tensor:
+    _checks.int8("q", q)
+    _checks.has_rows("q", q)
+    check_rotation(q.shape[-1], rotation)
+    if dtype not in _checks.FLOATS:
+        raise TypeError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
+    k = q.shape[-1]
+    rows = q.reshape(-1, k)
+    m = rows.shape[0]
+    scales = scale.float()
+    scales = scales.reshape(1, 1) if scales.numel() == 1 else scales.reshape(-1, scales.shape[-1])
+    edge_m, edge_k = granularity(m, k, scales) if m else (1, k)
+    out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    out_rows = out.view(-1, k)
+    step = max(1, CHUNK // k) if q.device.type == "cpu" else max(m, 1)
+    work = torch.empty(min(step, max(m, 1)), k, dtype=torch.float32, device=q.device)
+    spare = torch.empty_like(work) if rotation else work
+    for start in range(0, m, step):
+        stop = min(start + step, m)
+        y, part = work[: stop - start], scales
+        y.copy_(rows[start:stop])
+        if scales.shape[0] != 1:
+            part = scales[start // edge_m : -(-stop // edge_m)]
+            if edge_m > 1:
+                index = torch.arange(start, stop, device=q.device) // edge_m - start // edge_m
+                part = part[index]
+        if part.shape[1] != 1:
+            part = part.repeat_interleave(edge_k, 1)[:, :k]
+        y.mul_(part)
+        if rotation:
+            rotate_rows(y, rotation, y, spare[: stop - start])
+        out_rows[start:stop] = y
+    return out
+
+
+def _fake(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0) -> torch.Tensor:
+    return torch.empty(q.shape, dtype=dtype, device=q.device)
+
+
+_op = define(
+    "dequantize(Tensor q, Tensor scale, ScalarType dtype, int rotation=0) -> Tensor",
+    eager=_dequantize,
+    fake=_fake,
+)
+
+
+def dequantize(
+    q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32, rotation: int = 0
+) -> torch.Tensor:
+    """q * scale as `dtype`, [.., K] -> [.., K].
+
+    scale: float32, one element (tensor-wise), [.., 1] (row-wise) or one entry a block with
+        power-of-two edges ([ceil(M / bm), ceil(K / bk)]; see `scales.granularity`).
+    rotation: the group the integers were rotated with; the result is then un-rotated.
+    TypeError for q not int8 or dtype not a float; ValueError for shapes that do not fit.
+    """
+    return _op(q, scale, dtype, rotation)
