@@ -1,0 +1,113 @@
+"""Which code runs for a torch op on a QuantizedTensor: the layout-op registry."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_map
+
+from .layout import QuantizedLayout
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Any, tuple, dict], Any]
+
+_LAYOUT_OPS: dict[tuple[Any, str], Handler] = {}
+_GENERIC_OPS: dict[Any, Handler] = {}
+_REPORTED: set[tuple[str, str]] = set()
+
+
+def register_layout_op(op: Any, layout: str | type[QuantizedLayout]) -> Callable[[Handler], Handler]:
+    """Decorator: run ``handler(func, args, kwargs)`` for `op` on tensors of `layout`.
+
+    op: an ``OpOverload`` (``torch.ops.aten.linear.default``) or a packet (all its overloads).
+    layout: a QuantizedLayout subclass or its name; it need not be defined yet. A later registration
+        replaces an earlier one.
+    """
+    return _registrar(op, lambda o, handler: _LAYOUT_OPS.__setitem__((o, _name(layout)), handler))
+
+
+def register_generic_util(op: Any) -> Callable[[Handler], Handler]:
+    """Decorator: run ``handler(func, args, kwargs)`` for `op` on tensors of every layout without its own."""
+    return _registrar(op, _GENERIC_OPS.__setitem__)
+
+
+def _registrar(op: Any, store: Callable[[Any, Handler], None]) -> Callable[[Handler], Handler]:
+    overloads = (
+        [getattr(op, n) for n in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
+    )
+
+    def register(handler: Handler) -> Handler:
+        for overload in overloads:
+            store(overload, handler)
+        return handler
+
+    return register
+
+
+def _name(layout: str | type[QuantizedLayout]) -> str:
+    return layout if isinstance(layout, str) else layout.__name__
+
+
+def find_handler(func: Any, layout: str) -> Handler | None:
+    """The handler of `func` for `layout`, else the generic one, else None."""
+    return _LAYOUT_OPS.get((func, layout)) or _GENERIC_OPS.get(func)
+
+
+def dispatch(func: Any, args: tuple, kwargs: dict, quantized: type) -> Any:
+    """Run `func` on arguments that hold at least one QuantizedTensor."""
+    layout = first_layout(args, kwargs, quantized)
+    handler = find_handler(func, layout)
+    return handler(func, args, kwargs) if handler else fall_back(func, args, kwargs, quantized, layout)
+
+
+def first_layout(args: tuple, kwargs: dict, quantized: type) -> str:
+    """The layout of the first QuantizedTensor among the arguments."""
+    for a in args:
+        if isinstance(a, quantized):
+            return a._layout_type
+    leaves = tree_flatten((args, kwargs))[0]
+    return next(a._layout_type for a in leaves if isinstance(a, quantized))
+
+
+def dequantize_args(tree: Any, quantized: type) -> Any:
+    """`tree` with every QuantizedTensor replaced by its float tensor."""
+    return tree_map(lambda a: a.dequantize() if isinstance(a, quantized) else a, tree)
+
+
+def fall_back(func: Any, args: tuple, kwargs: dict, quantized: type, layout: str, log: bool = True) -> Any:
+    """Run `func` on dequantized arguments; what it changed in place is quantized again.
+
+    Said once for each (op, layout) in the log: a silent fallback hides lost speed.
+    """
+    if log and (str(func), layout) not in _REPORTED:
+        _REPORTED.add((str(func), layout))
+        logger.warning("%s has no handler for %s: dequantizing (said once)", func, layout)
+    flat, dense = {}, {}
+
+    def open_up(a: Any) -> Any:
+        if not isinstance(a, quantized):
+            return a
+        if id(a) not in dense:
+            flat[id(a)], dense[id(a)] = a, a.dequantize()
+        return dense[id(a)]
+
+    out = func(*tree_map(open_up, args), **tree_map(open_up, kwargs))
+    if not func._schema.is_mutable:
+        return out
+    changed = _mutated(func, args, kwargs, quantized)
+    for q in changed:
+        q.copy_(dense[id(q)])
+    back = {id(dense[key]): q for key, q in flat.items()}
+    return tree_map(lambda a: back.get(id(a), a), out)
+
+
+def _mutated(func: Any, args: tuple, kwargs: dict, quantized: type) -> list:
+    """The QuantizedTensors that `func`'s schema says it writes."""
+    found = []
+    for i, arg in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(arg.name)
+        if arg.alias_info is not None and arg.alias_info.is_write:
+            found += [a for a in tree_flatten(value)[0] if isinstance(a, quantized)]
+    return found

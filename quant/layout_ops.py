@@ -1,0 +1,112 @@
+"""Handlers that let the INT8 layouts run torch ops without a float copy of the weight."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .. import kernels
+from .dispatch import dequantize_args, fall_back, register_layout_op
+from .int8_layouts import AxisWiseINT8Layout, BlockWiseINT8Layout, TensorWiseINT8Layout
+from .tensor import QuantizedTensor
+
+aten = torch.ops.aten
+ops = torch.ops.convert_to_quant
+INT8_LAYOUTS = (TensorWiseINT8Layout, AxisWiseINT8Layout, BlockWiseINT8Layout)
+
+
+def _for_int8(op: Any):
+    def register(handler):
+        for layout in INT8_LAYOUTS:
+            register_layout_op(op, layout)(handler)
+        return handler
+
+    return register
+
+
+def weight_scale(q: QuantizedTensor) -> torch.Tensor:
+    """The scale as the kernels take it: [], [N, 1] or one a block."""
+    scale = q._layout_params["scale"]
+    return scale.unsqueeze(-1) if q._layout_type == "AxisWiseINT8Layout" else scale
+
+
+def _is_weight(value: Any, transposed: bool) -> bool:
+    return isinstance(value, QuantizedTensor) and bool(value._layout_params.get("transposed")) == transposed
+
+
+def _plain(value: Any) -> Any:
+    return value.dequantize() if isinstance(value, QuantizedTensor) else value
+
+
+def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W^T + bias; differentiable in x, through the dequantized weight, where a gradient is wanted."""
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        dense = kernels.dequantize(
+            weight._qdata, weight_scale(weight), x.dtype, weight._layout_params.get("rotation", 0)
+        )
+        return F.linear(x, dense, bias)
+    return ops.int8_linear(
+        x, weight._qdata, weight_scale(weight), bias, weight._layout_params.get("rotation", 0)
+    )
+
+
+@_for_int8(aten.linear.default)
+def _linear(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
+    x, weight, bias = args[0], args[1], (args[2] if len(args) > 2 else kwargs.get("bias"))
+    if not _is_weight(weight, transposed=False) or weight.dim() != 2:
+        return F.linear(_plain(x), _plain(weight), _plain(bias))
+    return _product(_plain(x), weight, _plain(bias))
+
+
+@_for_int8(aten.mm.default)
+def _mm(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
+    a, b = args
+    if not _is_weight(b, transposed=True):
+        return torch.mm(_plain(a), _plain(b))
+    return _product(_plain(a), b, None)
+
+
+@_for_int8(aten.addmm.default)
+def _addmm(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
+    bias, a, b = (_plain(args[0]), _plain(args[1]), args[2])
+    scaled = kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1
+    if scaled or bias.dim() != 1 or not _is_weight(b, transposed=True):
+        return torch.addmm(bias, a, _plain(b), **kwargs)
+    return _product(a, b, bias)
+
+
+@_for_int8(aten.t.default)
+def _t(func: Any, args: tuple, kwargs: dict) -> Any:
+    q = args[0]
+    if q.dim() != 2:
+        return _plain(q).t()
+    return q.map_inner(lambda a: a, transposed=not q._layout_params.get("transposed", False))
+
+
+@_for_int8(aten.view.default)
+def _view(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Views that keep the last axis keep rows, hence row scales and rotation groups."""
+    q, shape = args[0], torch.empty(args[0].shape, device="meta").view(args[1]).shape
+    if shape == q.shape:
+        return q.map_inner(lambda a: a)
+    scale, params = q._layout_params["scale"], q._layout_params
+    keeps_rows = shape[-1:] == q.shape[-1:] and q._layout_type == "TensorWiseINT8Layout"
+    free = scale.numel() == 1 and not params.get("rotation")
+    if params.get("transposed") or not (free or keeps_rows):
+        return fall_back(func, args, kwargs, QuantizedTensor, q._layout_type)
+    rows = scale if scale.numel() == 1 else scale.view(*shape[:-1], 1)
+    return QuantizedTensor(q._qdata.view(shape), q._layout_type, {**params, "scale": rows})
+
+
+@_for_int8(aten.gelu.default)
+def _gelu(func: Any, args: tuple, kwargs: dict) -> QuantizedTensor:
+    return args[0].requantize(func(args[0].dequantize(), *args[1:], **kwargs))
+
+
+@_for_int8(aten.add_.Tensor)
+def _add_(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Merge a delta: dequantize, add in float32, quantize again the same way, in place."""
+    q = args[0]
+    if not isinstance(q, QuantizedTensor):
+        return func(q, *dequantize_args(args[1:], QuantizedTensor), **kwargs)
+    return fall_back(func, args, kwargs, QuantizedTensor, q._layout_type, log=False)

@@ -1,0 +1,144 @@
+"""QuantizedTensor: integers and scales that stand where a float tensor stood."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .dispatch import dispatch, find_handler
+from .layout import QuantizedLayout, layout_class
+
+
+class QuantizedTensor(torch.Tensor):
+    """A tensor stored as `_qdata` and `_layout_params` in the layout named `_layout_type`.
+
+    Its shape, dtype and device are those of the float tensor it stands for, so modules, hooks and
+    adapters need not know. Torch ops run the layout's handlers (`register_layout_op`); an op without
+    one sees the dequantized tensor.
+    """
+
+    _qdata: torch.Tensor
+    _layout_type: str
+    _layout_params: dict[str, Any]
+
+    @staticmethod
+    def __new__(
+        cls, qdata: torch.Tensor, layout_type: str | type[QuantizedLayout], layout_params: dict[str, Any]
+    ) -> "QuantizedTensor":
+        """Wrap existing integers. ValueError for an unknown layout."""
+        layout = layout_class(layout_type)
+        shape = layout_params.get("orig_shape", qdata.shape)
+        if layout_params.get("transposed"):
+            shape = (shape[1], shape[0])
+        self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            shape,
+            dtype=layout_params.get("orig_dtype", torch.float32),
+            device=qdata.device,
+            requires_grad=False,
+        )
+        self._layout_type = layout.__name__
+        self._replace(qdata, layout_params)
+        return self
+
+    def _replace(self, qdata: torch.Tensor, params: dict[str, Any]) -> None:
+        """Point to other storage of the same shape, dtype and device."""
+        self._qdata = qdata
+        self._layout_params = params
+        # torch.compile reaches inner tensors as attributes.
+        for name, value in params.items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, f"_param_{name}", value)
+
+    @classmethod
+    def from_float(
+        cls, tensor: torch.Tensor, layout_type: str | type[QuantizedLayout], **options: Any
+    ) -> "QuantizedTensor":
+        """Quantize `tensor` in a layout; options go to the layout's `quantize`.
+
+        ``QuantizedTensor.from_float(w, "TensorWiseINT8Layout", rotation=256)``
+        """
+        layout = layout_class(layout_type)
+        qdata, params = layout.quantize(tensor.detach(), **options)
+        if qdata.shape != tensor.shape and "orig_shape" not in params:
+            params = {**params, "orig_shape": tuple(tensor.shape)}
+        return cls(qdata, layout, params)
+
+    def dequantize(self) -> torch.Tensor:
+        """The float tensor, in this tensor's dtype and shape."""
+        return layout_class(self._layout_type).dequantize(self._qdata, **self._layout_params)
+
+    def requantize(self, tensor: torch.Tensor) -> "QuantizedTensor":
+        """`tensor` quantized the way this one is: same layout, granularity and rotation."""
+        layout = layout_class(self._layout_type)
+        return QuantizedTensor.from_float(
+            tensor.to(self.dtype), layout, **layout.requantize_options(self._layout_params)
+        )
+
+    def map_inner(self, fn: Any, **changes: Any) -> "QuantizedTensor":
+        """A tensor of the same layout with `fn` applied to the integers and every tensor parameter."""
+        params = {k: fn(v) if isinstance(v, torch.Tensor) else v for k, v in self._layout_params.items()}
+        return QuantizedTensor(fn(self._qdata), self._layout_type, {**params, **changes})
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple]:
+        tensors = sorted(k for k, v in self._layout_params.items() if isinstance(v, torch.Tensor))
+        plain = tuple(sorted((k, v) for k, v in self._layout_params.items() if k not in tensors))
+        return ["_qdata", *(f"_param_{k}" for k in tensors)], (self._layout_type, plain)
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict, context: tuple, outer_size: Any, outer_stride: Any
+    ) -> "QuantizedTensor":
+        layout_type, plain = context
+        tensors = {k.removeprefix("_param_"): v for k, v in inner.items() if k != "_qdata"}
+        return QuantizedTensor(inner["_qdata"], layout_type, {**dict(plain), **tensors})
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        # Autograd would take F.linear apart into t() and addmm() before a handler of
+        # aten.linear could see it.
+        if func in _LINEAR:
+            return _linear(*args, **(kwargs or {}))
+        # Not super(): it would turn plain results into this class.
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return dispatch(func, args, kwargs or {}, QuantizedTensor)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return _rebuild, (self._qdata, self._layout_type, self._layout_params)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        extra = {
+            k: v
+            for k, v in self._layout_params.items()
+            if not isinstance(v, torch.Tensor) and k != "orig_dtype"
+        }
+        more = "".join(f", {k}={v}" for k, v in extra.items())
+        return (
+            f"QuantizedTensor({tuple(self.shape)}, {self._layout_type}{more}, dtype={self.dtype}, "
+            f"device={self.device})"
+        )
+
+
+_LINEAR = (F.linear, torch.ops.aten.linear, torch.ops.aten.linear.default)
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    quantized = weight if isinstance(weight, QuantizedTensor) else input
+    layout = quantized._layout_type if isinstance(quantized, QuantizedTensor) else bias._layout_type
+    op = torch.ops.aten.linear.default
+    handler = find_handler(op, layout)
+    if handler is not None:
+        return handler(op, (input, weight, bias), {})
+    with torch._C.DisableTorchFunctionSubclass():
+        return F.linear(input, weight, bias)
+
+
+def _rebuild(qdata: torch.Tensor, layout_type: str, params: dict[str, Any]) -> QuantizedTensor:
+    return QuantizedTensor(qdata, layout_type, params)
+
+
+torch.serialization.add_safe_globals([_rebuild, QuantizedTensor])
