@@ -1,1 +1,1 @@
-"""Checkpoints in, checkpoints out."""
+"""Checkpoints in, checkpoints out: plan, read, quantize, write, check; and the command line."""

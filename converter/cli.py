@@ -1,0 +1,57 @@
+"""The command line: ``convert_to_quant`` and ``ctq``, one program.
+
+Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 a wrong command line,
+130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .arguments import ConvertParser
+from .errors import ConversionError
+from .settings import Settings
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {}
+"""Other commands by name: what each does, and its main."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name); returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv and argv[0] in COMMANDS:
+            return COMMANDS[argv[0]][1](argv[1:])
+        return _convert(argv)
+    except ConversionError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: no output was written; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _convert(argv: Sequence[str]) -> int:
+    prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "convert_to_quant"
+    parser = ConvertParser(
+        "convert_to_quant" if prog.startswith(("__main__", "-c", "pytest")) else prog, _listed()
+    )
+    if not argv:
+        parser.show(None)
+        return 2
+    settings = Settings(**vars(parser.parse_args(argv)))
+    from .convert import convert  # torch is loaded only once the command line is known to be right
+    from .progress import Bar, Silent
+    from .show import show_report
+
+    report = convert(settings, Bar() if sys.stderr.isatty() else Silent())
+    if settings.json:
+        report.save_json(settings.json)
+    show_report(report, every_layer=settings.report_quality)
+    return 0
+
+
+def _listed() -> list[tuple[str, str]]:
+    return [(name, text) for name, (text, _) in COMMANDS.items()]

@@ -1,0 +1,196 @@
+"""A conversion from start to end: plan, read, quantize, write, check, name."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import pipeline
+from .check import WARN_DB, Sample, check_layer, sample_rows
+from .checkpoint import Checkpoint, open_checkpoint
+from .errors import ConversionError
+from .memory import return_freed_buffers
+from .plan import Plan, Step
+from .planner import build_plan
+from .progress import Progress, Silent
+from .quantize import quantize_weight
+from .report import ConversionReport, KeptTensor, LayerReport
+from .settings import Settings
+from .source import read_bytes, read_weight
+from .writer import OutputFile
+
+_LEAST_IN_FLIGHT = 48 << 20
+_BYTES_IN_FLIGHT = 6
+"""Bytes in flight for each element of the largest layer: two bfloat16 layers with their integers,
+which is what reading one while the other is quantized takes."""
+
+
+def convert(settings: Settings, progress: Progress | None = None) -> ConversionReport:
+    """Convert a checkpoint as `settings` say; returns the report once the output has its name.
+
+    ConversionError for anything wrong with the input, the settings, the disk or a layer. After an
+    interruption the same call goes on where it was.
+    """
+    started = time.perf_counter()
+    return_freed_buffers()
+    with open_checkpoint(settings.input_file) as checkpoint:
+        plan = build_plan(checkpoint, settings)
+        output = output_path(checkpoint, settings)
+        file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan, settings))
+        try:
+            layers = _Run(checkpoint, plan, file, settings, progress or Silent()).execute()
+            file.finish()
+        finally:
+            file.close()
+        return _report(checkpoint, plan, settings, output, layers, time.perf_counter() - started)
+
+
+def output_path(checkpoint: Checkpoint, settings: Settings) -> Path:
+    """Where the output goes. ConversionError when that is a folder or one of the input's files."""
+    if settings.output_file is None:
+        stem = checkpoint.path.name
+        for ending in (".safetensors.index.json", ".safetensors"):
+            stem = stem.removesuffix(ending)
+        folder = checkpoint.path.parent
+        path = folder / f"{stem}-{_format_tag(settings)}.safetensors"
+    else:
+        path = Path(settings.output_file)
+    if path.is_dir():
+        raise ConversionError(f"{path}: is a folder; name the file to write")
+    if any(path.exists() and os.path.samefile(path, f) for f in (*checkpoint.files, checkpoint.path)):
+        raise ConversionError(f"{path}: the output is the input; choose another name with -o")
+    return path
+
+
+def _format_tag(settings: Settings) -> str:
+    mode = {"row": "int8_row", "tensor": "int8_tensor", "block": f"int8_block{settings.block_size}"}
+    return mode[settings.scaling_mode] + ("_convrot" if settings.rotates() else "")
+
+
+def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:
+    """What must be equal for an interrupted run to be gone on with: inputs and decisions."""
+    files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in checkpoint.files for s in (f.stat(),)]
+    steps = [(s.name, s.action, str(s.layer), s.algorithm) for s in plan]
+    return json.dumps([files, steps, settings.verify, settings.report_quality])
+
+
+class _Run:
+    """The pipeline's three parts over one plan."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, file: OutputFile, settings: Settings, progress: Progress
+    ):
+        self._checkpoint, self._plan, self._file = checkpoint, plan, file
+        self._settings, self._progress = settings, progress
+        self._layers: dict[str, LayerReport] = {}
+
+    def execute(self) -> tuple[LayerReport, ...]:
+        """Run what is not done yet; returns the reports of all layers in plan order."""
+        done = self._file.finished
+        pending = [s for s in self._plan if s.outputs and _key(s) not in done]
+        self._layers = {s.name: _restore(done[_key(s)]) for s in self._plan.quantized if _key(s) in done}
+        total = sum(s.source.nbytes for s in self._plan)
+        self._progress.start(total, total - sum(s.source.nbytes for s in pending))
+        try:
+            pipeline.run(
+                pending,
+                cost=_cost,
+                read=self._read,
+                work=self._work,
+                write=self._write,
+                limit=max(_LEAST_IN_FLIGHT, _BYTES_IN_FLIGHT * self._plan.largest_layer),
+            )
+        finally:
+            self._progress.stop()
+        return tuple(self._layers[s.name] for s in self._plan.quantized)
+
+    def _read(self, step: Step) -> torch.Tensor | None:
+        return read_weight(self._checkpoint, step) if step.action == "quantize" else None
+
+    def _work(self, step: Step, weight: torch.Tensor | None) -> Any:
+        if weight is None:
+            return None
+        assert step.layer is not None
+        q, scale = quantize_weight(weight, step)
+        sample = None
+        if self._settings.verify:
+            sample = sample_rows(weight, step.layer.block_size, self._settings.report_quality)
+        return q, scale, sample
+
+    def _write(self, step: Step, result: Any) -> None:
+        note = None
+        if step.action == "keep":
+            descriptor = self._checkpoint.descriptor(step.source.file)
+            self._file.copy(step.outputs[0].name, descriptor, step.source.offset)
+        elif step.action == "write":
+            self._file.write(step.outputs[0].name, step.data)
+        else:
+            note = self._write_layer(step, *result)
+        self._file.mark(_key(step), note)
+        self._progress.advance(step.layer_name, step.source.nbytes)
+
+    def _write_layer(self, step: Step, q: torch.Tensor, scale: torch.Tensor, sample: Sample | None) -> dict:
+        weight, scales, config = step.outputs[:3]
+        self._file.write(weight.name, memoryview(q.numpy()))
+        self._file.write(scales.name, memoryview(scale.numpy()))
+        self._file.write(config.name, step.data)
+        sqnr = check_layer(self._file, step, sample) if sample is not None else None
+        assert step.layer is not None
+        report = LayerReport(
+            step.layer_name,
+            step.layer.describe(),
+            step.algorithm,
+            (weight.shape[0], weight.shape[1]),
+            step.source.nbytes,
+            step.output_bytes,
+            sqnr,
+        )
+        self._layers[step.name] = report
+        return asdict(report)
+
+
+def _key(step: Step) -> str:
+    """A step's name in the journal: what it writes, since one source may have two steps."""
+    return step.outputs[0].name
+
+
+def _restore(note: dict) -> LayerReport:
+    return LayerReport(**{**note, "shape": tuple(note["shape"])})
+
+
+def _cost(step: Step) -> int:
+    """Bytes a step holds between its reading and its writing."""
+    if step.action != "quantize":
+        return 0
+    return read_bytes(step) + step.output_bytes
+
+
+def _report(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    settings: Settings,
+    output: Path,
+    layers: tuple[LayerReport, ...],
+    seconds: float,
+) -> ConversionReport:
+    threshold = settings.quality_threshold if settings.report_quality else WARN_DB
+    warnings = [
+        f"{r.name}: {r.sqnr_db:.1f} dB after {r.format}, below {threshold:g} dB"
+        for r in layers
+        if r.sqnr_db is not None and r.sqnr_db < threshold
+    ]
+    return ConversionReport(
+        input=str(checkpoint.path),
+        output=str(output),
+        layers=layers,
+        kept=tuple(KeptTensor(s.name, s.reason, s.output_bytes) for s in plan if s.action == "keep"),
+        bytes_before=checkpoint.nbytes,
+        bytes_after=output.stat().st_size,
+        seconds=seconds,
+        notes=plan.notes,
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,97 @@
+"""The plan: what happens to every tensor of a checkpoint, decided from its header alone."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .checkpoint import TensorInfo
+from .contract import LayerFormat
+from .dtypes import BITS, nbytes
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of the output file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
+        return nbytes(self.dtype, self.shape)
+
+    @property
+    def alignment(self) -> int:
+        """Bytes an element, at least one."""
+        return max(1, BITS[self.dtype] // 8)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one source tensor.
+
+    action: "quantize" it as `layer` with `algorithm`; "keep" its bytes (under the output's name); "write"
+    `data`, which came from the header; "drop" it. outputs: what it leaves in the file. companions: the source
+    tensors its values depend on, by role ("scale": the scale of an FP8 weight).
+    """
+
+    source: TensorInfo
+    action: Literal["quantize", "keep", "write", "drop"]
+    reason: str
+    outputs: tuple[OutputTensor, ...] = ()
+    layer: LayerFormat | None = None
+    algorithm: str = "rtn"
+    companions: Mapping[str, str] = field(default_factory=dict)
+    data: bytes = b""
+
+    @property
+    def name(self) -> str:
+        """The source tensor's name."""
+        return self.source.name
+
+    @property
+    def layer_name(self) -> str:
+        """The module's name: the weight's without ``.weight``."""
+        return self.name.removesuffix(".weight")
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes it leaves in the file."""
+        return sum(o.nbytes for o in self.outputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps, in source order, the metadata of the output, and what was recognised on the way.
+
+    notes: lines worth telling a person (the preset and why, layers that cannot rotate, ...).
+    """
+
+    steps: tuple[Step, ...]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    @property
+    def quantized(self) -> list[Step]:
+        """The steps that quantize a layer."""
+        return [s for s in self.steps if s.action == "quantize"]
+
+    @property
+    def outputs(self) -> list[OutputTensor]:
+        """Every output tensor, in source order."""
+        return [o for s in self.steps for o in s.outputs]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of tensor data in the output."""
+        return sum(s.output_bytes for s in self.steps)
+
+    @property
+    def largest_layer(self) -> int:
+        """Elements of the largest quantized weight."""
+        return max((s.source.numel for s in self.quantized), default=0)

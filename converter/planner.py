@@ -1,0 +1,172 @@
+"""From a checkpoint's header and the settings to the plan of its conversion."""
+
+import json
+from collections.abc import Iterator
+
+from ..kernels import GROUPS, largest_group
+from .checkpoint import Checkpoint, TensorInfo
+from .contract import CONFIG, METADATA_KEY, SCALE, LayerFormat, encode_config
+from .dtypes import QUANTIZABLE
+from .errors import ConversionError
+from .plan import OutputTensor, Plan, Step
+from .presets import Match, assume, detect
+from .selection import Decision, select
+from .settings import Settings
+from .stored_quant import MARKER, StoredQuant, standard_name, stored_quant
+
+
+def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
+    """Decide what happens to every tensor. Reads nothing but the header.
+
+    ConversionError when nothing would be quantized, or for a rotation group or block size that a layer
+    cannot have.
+    """
+    matches = recognise(checkpoint, settings)
+    decisions = select(checkpoint.shapes(), matches, settings.preset_strict, settings.keep_sets)
+    stored = {
+        n: q for n in checkpoint.tensors if n.endswith(".weight") and (q := stored_quant(checkpoint, n))
+    }
+    companions = {name: weight for weight, quant in stored.items() for name in quant.names()}
+    steps: list[Step] = []
+    for info in checkpoint.tensors.values():
+        if info.name in companions or info.name == MARKER:
+            continue
+        steps += _steps(checkpoint, info, decisions[info.name], stored.get(info.name), settings)
+    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), tuple(_notes(steps, matches)))
+    if not plan.quantized:
+        raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")
+    return plan
+
+
+def _steps(
+    checkpoint: Checkpoint,
+    info: TensorInfo,
+    decision: Decision,
+    quant: StoredQuant | None,
+    settings: Settings,
+) -> Iterator[Step]:
+    if decision.action == "remove":
+        yield Step(info, "drop", decision.reason)
+    elif decision.action == "quantize" and info.dtype in QUANTIZABLE:
+        yield _quantize_step(checkpoint, info, decision, quant, settings)
+    else:
+        reason = decision.reason if decision.action == "keep" else f"stored as {info.dtype}"
+        yield _keep(info, reason)
+        if quant:
+            yield from _keep_companions(checkpoint, info, quant)
+
+
+def _keep(info: TensorInfo, reason: str, name: str | None = None) -> Step:
+    return Step(info, "keep", reason, (OutputTensor(name or info.name, info.dtype, info.shape),))
+
+
+def _keep_companions(checkpoint: Checkpoint, weight: TensorInfo, quant: StoredQuant) -> Iterator[Step]:
+    """A kept quantized layer stays loadable: its companions under today's names, its format as a tensor."""
+    for name in quant.names():
+        yield _keep(checkpoint.tensors[name], f"belongs to {weight.name}", standard_name(name))
+    if quant.config_json:
+        data = quant.config_json.encode("utf-8")
+        out = OutputTensor(weight.name.removesuffix(".weight") + CONFIG, "U8", (len(data),))
+        yield Step(weight, "write", "format of a layer kept as it was", (out,), data=data)
+
+
+def _quantize_step(
+    checkpoint: Checkpoint,
+    info: TensorInfo,
+    decision: Decision,
+    quant: StoredQuant | None,
+    settings: Settings,
+) -> Step:
+    layer = LayerFormat(settings.scaling_mode, _rotation(info, settings), settings.block_size)
+    name = info.name.removesuffix(".weight")
+    shape = (info.shape[0], info.shape[1])
+    config = encode_config(layer.config())
+    companions = {}
+    if quant and quant.scale:
+        _check_scale(checkpoint.tensors[quant.scale], info)
+        companions["scale"] = quant.scale
+    outputs = (
+        OutputTensor(info.name, "I8", shape),
+        OutputTensor(name + SCALE, "F32", layer.scale_shape(shape)),
+        OutputTensor(name + CONFIG, "U8", (len(config),)),
+    )
+    return Step(info, "quantize", decision.reason, outputs, layer, companions=companions, data=config)
+
+
+def _rotation(info: TensorInfo, settings: Settings) -> int:
+    if settings.scaling_mode == "block":
+        if settings.convrot:
+            raise ConversionError(
+                "--convrot does not apply to --scaling_mode block: that format has no rotation"
+            )
+        return 0
+    if not settings.rotates():
+        return 0
+    k = info.shape[1]
+    if settings.convrot_group_size == "auto":
+        return largest_group(k)
+    group = int(settings.convrot_group_size)
+    if k % group:
+        fits = largest_group(k, GROUPS[::-1])
+        raise ConversionError(
+            f"--convrot-group-size {group} does not divide the {k} columns of {info.name} "
+            f"(the largest that does is {fits or 'none'}); use auto, which chooses for each layer"
+        )
+    return group
+
+
+def _check_scale(scale: TensorInfo, weight: TensorInfo) -> None:
+    """FP8 weights are dequantized by one scale, or one a row."""
+    if scale.numel not in (1, weight.shape[0]) or scale.dtype not in QUANTIZABLE:
+        raise ConversionError(
+            f"{weight.name}: {weight.dtype} with a scale of shape {list(scale.shape)} cannot be read; "
+            f"one scale a tensor or a row can"
+        )
+
+
+def _metadata(checkpoint: Checkpoint, steps: list[Step], settings: Settings) -> dict[str, str]:
+    """The source's metadata, less an old layer list: ComfyUI would believe it over the tensors."""
+    metadata = {k: v for k, v in checkpoint.metadata.items() if k != METADATA_KEY}
+    if settings.save_quant_metadata:
+        layers = {s.layer_name: s.layer.config() for s in steps if s.layer}
+        layers |= {s.layer_name: json.loads(s.data) for s in steps if s.action == "write"}
+        metadata[METADATA_KEY] = json.dumps({"format_version": "1.0", "layers": layers})
+    return metadata
+
+
+def recognise(checkpoint: Checkpoint, settings: Settings) -> list[Match]:
+    """The models in the file: those its header shows, the one the settings name, or none."""
+    if settings.preset == "none":
+        return []
+    if settings.preset == "auto":
+        return detect(checkpoint.shapes(), checkpoint.metadata)
+    try:
+        return [assume(settings.preset, checkpoint.shapes())]
+    except ValueError as e:
+        raise ConversionError(f"--preset: {e}") from e
+
+
+def _notes(steps: list[Step], matches: list[Match]) -> Iterator[str]:
+    for match in matches:
+        under = f" under {match.prefix!r}" if match.prefix else ""
+        yield f"recognised {match.label}{under}: {', '.join(match.evidence)}"
+    layers = [s for s in steps if s.layer]
+    rotated = [s for s in layers if s.layer and s.layer.rotation]
+    plain = [s for s in layers if s not in rotated]
+    if rotated and plain:
+        yield (
+            f"{len(plain)} layers are not rotated: no group of 256, 64 or 16 divides their columns "
+            f"({plain[0].name}, ...)"
+        )
+
+
+def _why_nothing(plan: Plan) -> str:
+    int8 = sum(s.source.dtype == "I8" for s in plan)
+    if int8:
+        return f"{int8} of its weights are INT8 already"
+    reasons: dict[str, int] = {}
+    for step in plan:
+        if step.action == "keep":
+            reasons[step.reason] = reasons.get(step.reason, 0) + 1
+    top = sorted(reasons.items(), key=lambda kv: -kv[1])[:3]
+    return ", ".join(f"{n} tensors kept ({reason})" for reason, n in top)
