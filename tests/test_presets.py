@@ -7,6 +7,9 @@ import sys
 
 import catalogs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from convert_to_quant.converter.presets import (
     KEEP_SETS,
     PRESETS,
@@ -16,8 +19,6 @@ from convert_to_quant.converter.presets import (
     detect,
     keep_set,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PREFIXES = {
     "diffusion": (

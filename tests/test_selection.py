@@ -6,10 +6,11 @@ import time
 
 import catalogs
 import pytest
-from convert_to_quant.converter.presets import detect
-from convert_to_quant.converter.selection import block_lists, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from convert_to_quant.converter.presets import detect
+from convert_to_quant.converter.selection import block_lists, select
 
 # Layers in the INT8 files published for ComfyUI: quantized, of 2-D weights.
 PUBLISHED = {

