@@ -1,0 +1,26 @@
+"""Algorithms that choose the int8 values of a layer.
+
+Each is a pure function ``(weight, stats, options, name) -> (QuantizedTensor, note)``; `quantize_layer`
+adds what surrounds the integers (smoothing, bias, static scale). A new algorithm is a row of ALGORITHMS.
+"""
+
+from collections.abc import Callable
+
+from .ldlq import ldlq
+from .rtn import rtn
+from .types import LEARNED, LayerResult, LayerStats, QuantizeOptions
+
+ALGORITHMS: dict[str, Callable] = {
+    "rtn": rtn,
+    "ldlq": ldlq,
+    "gptq": ldlq,
+    "quip": ldlq,
+    "original": ldlq,
+    "adamw": ldlq,
+    "radam": ldlq,
+}
+"""Name -> algorithm. "quip" is LDLQ whose options carry a rotation."""
+
+from .layer import quantize_layer  # noqa: E402
+
+__all__ = ["ALGORITHMS", "LEARNED", "LayerResult", "LayerStats", "QuantizeOptions", "quantize_layer"]

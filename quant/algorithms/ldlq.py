@@ -1,0 +1,116 @@
+"""LDLQ: quantize columns in order, the error of each fed to the later ones.
+
+Frantar et al., "GPTQ" (2022) and Chee et al., "QuIP" (2023), whose Theorem 6 shows that both are the same
+rounding: the best that looks ahead linearly, for the loss tr((W - Q) H (W - Q)^T). With rotation
+("quip") W and H are in the rotated space, and the integers chosen there are the ones stored.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ...kernels import ldlq_
+from .. import chunks
+from ..tensor import QuantizedTensor
+from . import grid
+from .hessian import Factor, column_order, factorize, has_hessian, layer_hessian, use_bf16
+from .rtn import rtn
+from .types import LayerStats, QuantizeOptions
+
+NOT_CALIBRATED = "no calibration samples: LDLQ equals rounding to nearest"
+
+
+def ldlq(
+    weight: torch.Tensor, stats: LayerStats | None, options: QuantizeOptions, name: str = ""
+) -> tuple[QuantizedTensor, str | None]:
+    """Quantize `weight` [N, K] against the Hessian of `stats`; without samples, round to nearest.
+
+    Rows are independent given H, so `options.row_chunk` bounds memory without changing a bit.
+    ValueError naming the layer when H cannot be factored.
+    """
+    if not has_hessian(stats, options):
+        note = "synthetic samples: LDLQ would fit noise, rounded to nearest" if _made_up(stats) else None
+        return rtn(weight, stats, options, name)[0], note or NOT_CALIBRATED
+    device = grid.compute_device(weight, options)
+    order = column_order(stats, options, device)
+    factor = factorize(lambda: layer_hessian(stats, options, device, order), options, order, name)
+    scale = grid.search_scale(weight, options) if options.scale_search else grid.absmax_scale(weight, options)
+    q = quantize_with_factor(weight, factor, scale, options, name)
+    raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
+    return grid.wrap(q, scale.to(weight.device), weight.dtype, options), raised
+
+
+def _made_up(stats: LayerStats | None) -> bool:
+    return stats is not None and stats.synthetic and stats.samples is not None
+
+
+def quantize_with_factor(
+    weight: torch.Tensor, factor: Factor, scale: torch.Tensor, options: QuantizeOptions, name: str = ""
+) -> torch.Tensor:
+    """The int8 values [N, K] of LDLQ for given scales (as `grid` shapes them), on the weight's device."""
+    n, k = weight.shape
+    q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
+    device = factor.matrix.device
+    tile = grid.tile_rows(k, device, options)
+    feedback = _Feedback.of(factor, options)
+
+    def work(start: int, stop: int) -> None:
+        rows = slice(start, stop)
+        floats = chunks.allocate(stop - start, k, device)
+        for part, values in grid.row_tiles(weight, options, rows):
+            floats[part.start - start : part.stop - start] = values
+        for first in range(start, stop, tile):
+            part = slice(first, min(first + tile, stop))
+            w = floats[first - start : part.stop - start]
+            q[part] = _quantize_tile(w, feedback, scale, part, options).to(q.device)
+
+    chunks.in_chunks(n, options.row_chunk, work, multiple=tile, name=name)
+    return q
+
+
+@dataclass(frozen=True)
+class _Feedback:
+    """A factor, and its matrix in the dtype of the GEMM."""
+
+    factor: Factor
+    operand: torch.Tensor
+
+    @classmethod
+    def of(cls, factor: Factor, options: QuantizeOptions) -> "_Feedback":
+        bf16 = use_bf16(options, factor.matrix.device)
+        return cls(factor, factor.matrix.bfloat16() if bf16 else factor.matrix)
+
+
+def _quantize_tile(
+    w: torch.Tensor, feedback: _Feedback, scale: torch.Tensor, part: slice, options: QuantizeOptions
+) -> torch.Tensor:
+    """int8 [n, K] of a tile of float32 rows; w is overwritten.
+
+    Columns already done hold their error W - Q, so what block C needs is one GEMM over them (the loop
+    looks left): w_C + (W - Q)[<C] R[<C, C] U_CC, quantized with U_CC by the kernel.
+    """
+    factor, dtype = feedback.factor, feedback.operand.dtype
+    w = w if factor.order is None else w[:, factor.order]
+    q = torch.empty(w.shape, dtype=torch.int8, device=w.device)
+    for c0, c1 in factor.blocks:
+        target = w[:, c0:c1]
+        if c0:
+            fed = w[:, :c0].to(dtype) @ feedback.operand[:c0, c0:c1]
+            target = target + fed.float()
+        s = _block_scale(scale, part, c0, factor, options)
+        ldlq_(q[:, c0:c1], target, factor.matrix[c0:c1, c0:c1], s)
+        w[:, c0:c1].addcmul_(q[:, c0:c1], s.expand(w.shape[0], c1 - c0), value=-1)
+    if factor.order is None:
+        return q
+    return torch.empty_like(q).index_copy_(1, factor.order, q)
+
+
+def _block_scale(
+    scale: torch.Tensor, part: slice, c0: int, factor: Factor, options: QuantizeOptions
+) -> torch.Tensor:
+    """The scale of rows `part` for the block of columns that starts at rank c0: [] or [n, 1]."""
+    if options.scaling != "block":
+        return scale if options.scaling == "tensor" else scale[part]
+    column = c0 if factor.order is None else int(factor.order[c0])
+    of_rows = grid.block_rows(scale, part, options.block_size)
+    return of_rows[:, column // options.block_size].unsqueeze(1)

@@ -1,0 +1,115 @@
+"""What goes into an algorithm and what comes out: statistics, options, result."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..tensor import QuantizedTensor
+
+Algorithm = Literal["rtn", "ldlq", "gptq", "quip", "original", "adamw", "radam"]
+Scaling = Literal["row", "tensor", "block"]
+
+LEARNED = ("original", "adamw", "radam")
+"""Algorithms that learn the rounding; the name is the optimiser's."""
+
+SCALINGS = ("row", "tensor", "block")
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """Calibration of one layer, in the space its weight is stored in (not rotated, not smoothed).
+
+    samples: tokens [n, K], any float dtype. channel_max: max |x| a channel [K]. channel_mean: E[x] [K].
+    input_scale: absmax of the inputs / 127, as a static activation scale for an unrotated layer.
+    extra_directions: weighted rows [r, K] that join the Hessian (`calibration.lora`).
+    synthetic: the numbers come from made-up inputs: they may set a scale, never steer a rounding.
+    """
+
+    samples: torch.Tensor | None = None
+    channel_max: torch.Tensor | None = None
+    channel_mean: torch.Tensor | None = None
+    input_scale: float | None = None
+    extra_directions: torch.Tensor | None = None
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Everything an algorithm may need to know; one object serves all layers.
+
+    algorithm: "rtn"; "ldlq" (alias "gptq"); "quip" (ldlq of a rotated weight); "original", "adamw"
+        or "radam" (learned rounding with that optimiser).
+    scaling: one scale a "row", a "tensor" or a square "block" of `block_size`.
+    rotation: ConvRot group (0 for none; block scales cannot rotate).
+    scale_search: the scale that minimises the squared weight error instead of absmax / 127.
+    actorder: quantize columns by descending diag(H). damping: share of H's mean diagonal added to it.
+    seed: draws tokens when there are more than `max_tokens`, and starts the singular vectors.
+    row_chunk: rows held as float at a time (None: all). Never changes a bit of the result.
+    in_place: factor H in its own memory; the tokens are then read again should damping have to rise.
+    bf16_compute: bf16 operands in the Hessian's and the feedback's GEMM; "auto" means on GPUs that
+        have it. The Cholesky factor is float32 always.
+    steps, learning_rate: of learned rounding (None: the optimiser's own rate).
+    bias_correction: return b + (W - Wq) E[x]. smoothquant: migration strength alpha, or None.
+    static_activations: return an `input_scale`. lora_weight: trace(D^T D) / trace(H) for the
+        extra directions D.
+    device: where to compute (None: where the weight is); results return to the weight's device.
+    """
+
+    algorithm: Algorithm = "rtn"
+    scaling: Scaling = "row"
+    rotation: int = 0
+    block_size: int = 128
+    scale_search: bool = False
+    actorder: bool = False
+    seed: int = 0
+    damping: float = 0.01
+    max_tokens: int | None = None
+    row_chunk: int | None = None
+    in_place: bool = False
+    bf16_compute: Literal["auto", "on", "off"] = "auto"
+    steps: int = 100
+    learning_rate: float | None = None
+    bias_correction: bool = False
+    smoothquant: float | None = None
+    static_activations: bool = False
+    lora_weight: float = 0.1
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError for values no layer could be quantized with."""
+        from . import ALGORITHMS
+
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {self.algorithm!r}")
+        if self.scaling not in SCALINGS:
+            raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, not {self.scaling!r}")
+        if self.scaling == "block" and self.rotation:
+            raise ValueError("block scales have no rotation: the block-wise format cannot say so")
+        if not self.damping > 0:
+            raise ValueError(f"damping must be positive, not {self.damping}")
+        if self.row_chunk is not None and self.row_chunk < 1:
+            raise ValueError(f"row_chunk must be positive, not {self.row_chunk}")
+        if self.smoothquant is not None and not 0 <= self.smoothquant <= 1:
+            raise ValueError(f"smoothquant must lie between 0 and 1, not {self.smoothquant}")
+        if self.bf16_compute not in ("auto", "on", "off"):
+            raise ValueError(f"bf16_compute must be auto, on or off, not {self.bf16_compute!r}")
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, not {self.steps}")
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """A quantized layer.
+
+    weight: stands for the float weight (times 1 / pre_quant_scale when that is given).
+    bias: the corrected bias, in the given one's dtype, when bias correction was asked for and could
+        be done; else None: keep the original. pre_quant_scale: float32 [K] that multiplies the input.
+    input_scale: float32 [] static activation scale. note: one line for the report, or None.
+    """
+
+    weight: QuantizedTensor
+    bias: torch.Tensor | None = None
+    pre_quant_scale: torch.Tensor | None = None
+    input_scale: torch.Tensor | None = None
+    note: str | None = None

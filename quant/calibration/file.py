@@ -1,0 +1,156 @@
+"""The calibration file: what was measured of each layer's inputs.
+
+Safetensors: ``<layer>.samples`` [n, K] bf16, ``<layer>.channel_max`` [K] and ``<layer>.channel_mean``
+[K] float32, ``<layer>.input_scale`` float32 []; any of them may be missing. The metadata names the
+format, the source ("recorded" or "synthetic") and, as JSON under "shared", layers that use another's
+record because one tensor feeds both. JSON: ``{layer: {"channel_max": [...], ...}}``, without samples.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..algorithms.types import LayerStats
+from .names import MatchReport, NothingMatched, match
+
+FORMAT = "convert_to_quant.calibration/1"
+FIELDS = ("samples", "channel_max", "channel_mean", "input_scale")
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """An opened calibration file. Tensors are read when `stats` asks for them, and not kept.
+
+    records: name -> the fields there are. shared: layer -> the record it uses. synthetic: whether the
+    numbers come from made-up inputs.
+    """
+
+    path: Path
+    records: Mapping[str, tuple[str, ...]]
+    shared: Mapping[str, str] = field(default_factory=dict)
+    synthetic: bool = False
+    values: Mapping[str, Mapping[str, Any]] | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "CalibrationData":
+        """Open a safetensors or JSON file. FileNotFoundError; ValueError for what is no calibration."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"calibration file {path} does not exist")
+        return _open_json(path) if path.suffix == ".json" else _open_safetensors(path)
+
+    def names(self) -> list[str]:
+        """Every layer that has a record, its own or a shared one."""
+        return [*self.records, *self.shared]
+
+    def match(self, layer_names: Iterable[str]) -> tuple[dict[str, str], MatchReport]:
+        """``({layer: record}, report)`` for a checkpoint's layers, across the usual prefixes.
+
+        NothingMatched (a ValueError) when no layer has a record.
+        """
+        found, report = match(layer_names, self.names())
+        return {layer: self.shared.get(name, name) for layer, name in found.items()}, report
+
+    def stats(self, layer: str) -> LayerStats:
+        """The statistics of a record or a layer; KeyError when it has none. Reads from the file."""
+        record = self.shared.get(layer, layer)
+        if record not in self.records:
+            try:
+                record = self.match([layer])[0][layer]
+            except NothingMatched:
+                raise KeyError(f"no calibration record for {layer}") from None
+        values = self.values[record] if self.values is not None else self._read(record)
+        scale = values.get("input_scale")
+        tensors = {
+            name: torch.as_tensor(values[name], dtype=None if name == "samples" else torch.float32)
+            for name in FIELDS[:3]
+            if name in values
+        }
+        return LayerStats(
+            **tensors, input_scale=None if scale is None else float(scale), synthetic=self.synthetic
+        )
+
+    def _read(self, record: str) -> dict[str, torch.Tensor]:
+        with safe_open(self.path, framework="pt") as f:
+            return {name: f.get_tensor(f"{record}.{name}") for name in self.records[record]}
+
+
+def _open_safetensors(path: Path) -> CalibrationData:
+    try:
+        with safe_open(path, framework="pt") as f:
+            keys, metadata = list(f.keys()), f.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"calibration file {path} is not a safetensors file: {error}") from error
+    records: dict[str, tuple[str, ...]] = {}
+    for key in keys:
+        name, _, kind = key.rpartition(".")
+        if name and kind in FIELDS:
+            records[name] = (*records.get(name, ()), kind)
+    if not records:
+        raise ValueError(
+            f"calibration file {path} holds no <layer>.{{{','.join(FIELDS)}}} tensor among its {len(keys)}"
+        )
+    shared = json.loads(metadata.get("shared", "{}"))
+    return CalibrationData(path, records, shared, metadata.get("source") == "synthetic")
+
+
+def _open_json(path: Path) -> CalibrationData:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        layers = content.get("layers", content)
+        values = {
+            name: {k: v for k, v in entry.items() if k in FIELDS}
+            for name, entry in layers.items()
+            if isinstance(entry, dict)
+        }
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"calibration file {path} is not JSON of {{layer: {{field: ...}}}}: {error}"
+        ) from error
+    records = {name: tuple(entry) for name, entry in values.items() if entry}
+    if not records:
+        raise ValueError(f"calibration file {path} holds no layer with any of {', '.join(FIELDS)}")
+    shared = content.get("shared", {}) if "layers" in content else {}
+    return CalibrationData(path, records, shared, content.get("source") == "synthetic", values)
+
+
+def save(
+    path: str | os.PathLike,
+    records: Mapping[str, LayerStats],
+    shared: Mapping[str, str] | None = None,
+    synthetic: bool = False,
+) -> Path:
+    """Write a calibration file, JSON when the name ends so (samples are then left out).
+
+    It appears under its name only when it is whole.
+    """
+    path, part = Path(path), Path(f"{path}.part")
+    source, shared = "synthetic" if synthetic else "recorded", dict(shared or {})
+    if path.suffix == ".json":
+        layers = {name: _plain(stats) for name, stats in records.items()}
+        content = {"format": FORMAT, "source": source, "shared": shared, "layers": layers}
+        part.write_text(json.dumps(content), encoding="utf-8")
+    else:
+        tensors = {f"{name}.{k}": v for name, stats in records.items() for k, v in _tensors(stats).items()}
+        save_file(tensors, part, {"format": FORMAT, "source": source, "shared": json.dumps(shared)})
+    part.replace(path)
+    return path
+
+
+def _tensors(stats: LayerStats) -> dict[str, torch.Tensor]:
+    out = {name: getattr(stats, name) for name in FIELDS[:3] if getattr(stats, name) is not None}
+    if stats.input_scale is not None:
+        out["input_scale"] = torch.tensor(stats.input_scale, dtype=torch.float32)
+    return {k: v.contiguous() for k, v in out.items()}
+
+
+def _plain(stats: LayerStats) -> dict[str, Any]:
+    out = {k: v.tolist() for k, v in _tensors(stats).items() if k != "samples"}
+    return out

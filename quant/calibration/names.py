@@ -1,0 +1,89 @@
+"""Layer names across programs: the same layer under the usual prefixes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+PREFIXES = (
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "unet.",
+    "net.",
+    "model.",
+    "module.",
+    "_orig_mod.",
+    "base_model.",
+    "text_model.",
+    "text_encoder.",
+    "0.auto_model.",
+    "auto_model.",
+    "bert.",
+)
+"""What loaders, trainers and wrappers put before a layer's name, in any order and number."""
+
+
+class NothingMatched(ValueError):
+    """No record of the calibration belongs to any layer."""
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """What `match` found: layers with a record, layers without, and records that no layer uses."""
+
+    matched: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line for a log."""
+        line = f"calibration: {len(self.matched)} layers matched"
+        if self.unmatched:
+            line += f", {len(self.unmatched)} without a record ({_some(self.unmatched)})"
+        if self.unused:
+            line += f", {len(self.unused)} records unused ({_some(self.unused)})"
+        return line
+
+
+def _some(names: tuple[str, ...], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def bare(name: str) -> str:
+    """`name` without ".weight", wrappers and PREFIXES."""
+    name = name.removesuffix(".weight").replace("._orig_mod.", ".")
+    while True:
+        prefix = next((p for p in PREFIXES if name.startswith(p) and len(name) > len(p)), None)
+        if prefix is None:
+            return name
+        name = name[len(prefix) :]
+
+
+def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str], MatchReport]:
+    """Which record belongs to which layer: by the same name, else by the same `bare` name.
+
+    A bare name that two records share is ambiguous and matches neither. NothingMatched when no layer
+    found a record, with names of both sides.
+    """
+    layers, records = list(layers), list(records)
+    known = set(records)
+    by_bare: dict[str, str | None] = {}
+    for record in records:
+        key = bare(record)
+        by_bare[key] = None if key in by_bare else record
+    found = {}
+    for layer in layers:
+        own = layer.removesuffix(".weight")
+        record = next((r for r in (layer, own) if r in known), None) or by_bare.get(bare(layer))
+        if record is not None:
+            found[layer] = record
+    if not found:
+        raise NothingMatched(
+            f"calibration: none of {len(records)} records ({_some(tuple(records))}) matches any of "
+            f"{len(layers)} layers ({_some(tuple(layers))})"
+        )
+    used = set(found.values())
+    return found, MatchReport(
+        tuple(found),
+        tuple(name for name in layers if name not in found),
+        tuple(r for r in records if r not in used),
+    )

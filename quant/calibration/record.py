@@ -1,0 +1,190 @@
+"""Recording a model's own activations while it runs.
+
+A recorder hooks every linear layer and keeps, of each distinct input, a uniform random sample of its
+tokens over all calls, the largest magnitude and the mean of each channel. Layers fed by one tensor
+share one record. Memory is bounded by tokens x in_features x 2 bytes a record, however long it runs.
+"""
+
+import os
+import weakref
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..algorithms.types import LayerStats
+from .file import CalibrationData, save
+
+TOKENS = 4096
+"""Default sample size a layer: held-out quality still rises a little beyond (docs/quality.md)."""
+
+
+class Reservoir:
+    """Statistics of one input [.., K]: n tokens drawn uniformly, channel maxima and means.
+
+    Each token gets a random key and the n smallest keys stay, which is a uniform sample without
+    replacement whatever the batching.
+    """
+
+    def __init__(self, channels: int, tokens: int, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rows = torch.empty(tokens, channels, dtype=torch.bfloat16)
+        self.keys = torch.empty(tokens, dtype=torch.float64)
+        self.filled = self.seen = self.dropped = 0
+        self.peak = torch.zeros(channels)
+        self.total = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Take in the tokens of x; those with NaN or Inf are dropped and counted."""
+        x = x.detach().reshape(-1, x.shape[-1])
+        finite = torch.isfinite(x.sum(1, dtype=torch.float32))
+        if not finite.all():
+            self.dropped += int((~finite).sum())
+            x = x[finite]
+        m = x.shape[0]
+        if m == 0:
+            return
+        self.seen += m
+        self.peak = torch.maximum(self.peak, torch.maximum(x.amax(0), x.amin(0).neg()).float().cpu())
+        self.total += x.sum(0, dtype=torch.float32).double().cpu()
+        self._sample(x, torch.rand(m, generator=self.generator, dtype=torch.float64))
+
+    def _sample(self, x: torch.Tensor, keys: torch.Tensor) -> None:
+        room, filled = self.rows.shape[0], self.filled
+        both = torch.cat((self.keys[:filled], keys))
+        kept = both.topk(min(room, both.shape[0]), largest=False).indices
+        incoming = kept[kept >= filled] - filled
+        stays = torch.zeros(room, dtype=torch.bool)
+        stays[kept[kept < filled]] = True
+        slots = (~stays).nonzero().squeeze(1)[: incoming.shape[0]]
+        self.rows[slots] = x[incoming.to(x.device)].to(device="cpu", dtype=torch.bfloat16)
+        self.keys[slots] = keys[incoming]
+        self.filled = kept.shape[0]
+
+    def stats(self) -> LayerStats:
+        """What was measured."""
+        mean = (self.total / max(self.seen, 1)).float()
+        scale = max(self.peak.amax().item(), 1e-30) / 127
+        return LayerStats(self.rows[: self.filled].clone(), self.peak.clone(), mean, scale)
+
+
+class Recorder:
+    """Hooks on the linear layers of a model, while its ``with`` block lasts::
+
+        with Recorder(model, tokens=4096) as recorder:
+            pipeline("a cat")
+        recorder.save("calibration.safetensors")
+
+    tokens: sample size a layer. max_bytes: lowers it so that all samples together stay below.
+    layers: which module names to record (None: every linear layer). Same seed, same inputs: same file.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: int = TOKENS,
+        seed: int = 0,
+        layers: Callable[[str], bool] | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.modules = {n: m for n, m in model.named_modules() if _is_linear(m) and (not layers or layers(n))}
+        if not self.modules:
+            raise ValueError("the model has no linear layer to record")
+        self.tokens = tokens if max_bytes is None else min(tokens, self._affordable(max_bytes))
+        self.seed = seed
+        self.records: dict[str, Reservoir] = {}
+        self.owner: dict[str, str] = {}
+        self._recent: dict[int, tuple[weakref.ref, int, str]] = {}
+        self._handles: list = []
+
+    def _affordable(self, max_bytes: int) -> int:
+        return max(1, max_bytes // sum(2 * m.in_features for m in self.modules.values()))
+
+    def __enter__(self) -> "Recorder":
+        for name, module in self.modules.items():
+            hook = lambda module, args, kwargs, name=name: self._see(name, args, kwargs)
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._recent.clear()
+
+    def _see(self, name: str, args: tuple, kwargs: dict) -> None:
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.numel() == 0:
+            return
+        feeder = self._same_tensor(x)
+        if feeder is not None and self.owner.setdefault(name, feeder) == feeder:
+            return
+        # A layer that shared an input until now gets a record of its own, of its inputs from here on.
+        self.owner[name] = name
+        if name not in self.records:
+            seed = (self.seed << 32) ^ zlib.crc32(name.encode())
+            self.records[name] = Reservoir(x.shape[-1], self.tokens, seed)
+        self.records[name].add(x)
+        self._recent[id(x)] = (weakref.ref(x), x._version, name)
+
+    def _same_tensor(self, x: torch.Tensor) -> str | None:
+        """The record that has just taken in this very tensor, unchanged since."""
+        self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
+        ref, version, name = self._recent.get(id(x), (None, 0, None))
+        return name if ref is not None and ref() is x and version == x._version else None
+
+    def stats(self) -> dict[str, LayerStats]:
+        """name -> statistics, one entry a record."""
+        return {name: reservoir.stats() for name, reservoir in self.records.items() if reservoir.seen}
+
+    def shared(self) -> dict[str, str]:
+        """layer -> the record it shares."""
+        return {name: owner for name, owner in self.owner.items() if name != owner}
+
+    def save(self, path: str | os.PathLike) -> CalibrationData:
+        """Write the calibration file and open it. ValueError when nothing was recorded."""
+        stats = self.stats()
+        if not stats:
+            raise ValueError("nothing was recorded: no linear layer has run")
+        return CalibrationData.load(save(path, stats, self.shared()))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and hasattr(module, "in_features")
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    output: str | os.PathLike,
+    *,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    layers: Callable[[str], bool] | None = None,
+    max_bytes: int | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> CalibrationData:
+    """Run `model` over `batches` and write what its linear layers saw to `output`; returns it opened.
+
+    batches: each a tensor (one argument), a tuple or list (positional) or a dict (keywords); `forward`
+        replaces the call, as ``forward(model, batch)``.
+    output: .safetensors (with samples) or .json. progress: called as ``progress(done, total or None)``.
+    Other arguments as in `Recorder`. The model runs as it is set (put it in eval mode first).
+    """
+    total = len(batches) if hasattr(batches, "__len__") else None
+    with Recorder(model, tokens, seed, layers, max_bytes) as recorder, torch.no_grad():
+        for done, batch in enumerate(batches, 1):
+            (forward or _call)(model, batch)
+            if progress is not None:
+                progress(done, total)
+    return recorder.save(output)
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)

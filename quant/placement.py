@@ -1,0 +1,119 @@
+"""Where a layer is quantized: whole on the device, in chunks of rows, or on the CPU.
+
+Decided from shapes alone, so that a plan can show it before a byte is read.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from .algorithms.types import LEARNED, QuantizeOptions
+
+Kind = Literal["device", "chunks", "cpu"]
+
+SHARES = {"minimal": 0.85, "balanced": 0.6, "aggressive": 0.3, "auto": 0.8}
+"""Streaming mode -> share of the free device memory that one layer may use."""
+
+CHECKPOINT_THRESHOLD = 8192
+"""in_features from which the Hessian is factored in place: four [K, K] matrices would pass 1 GiB."""
+
+CPU_ROWS = 1024
+"""Rows at a time on the CPU, where more buy no speed."""
+
+_LEAST_ROWS = 256
+_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The decision for one layer, and the memory it was made with.
+
+    row_chunk: rows at a time, or None for all. in_place: factor the Hessian in its own memory.
+    bytes: estimated peak on the device (of the CPU's memory for "cpu"). reason: one line.
+    """
+
+    kind: Kind
+    row_chunk: int | None
+    in_place: bool
+    bytes: int
+    reason: str
+
+    def options(self, options: QuantizeOptions, device: torch.device | str) -> QuantizeOptions:
+        """`options` placed: computing on `device`, or on the CPU where that was decided."""
+        where = "cpu" if self.kind == "cpu" else device
+        return replace(options, device=where, row_chunk=self.row_chunk, in_place=self.in_place)
+
+
+def device_budget(mode: str, free: int) -> int | None:
+    """Bytes of the device's `free` memory that a layer may use; None, without limit, for mode "off".
+
+    ValueError for a mode that is neither "off" nor one of SHARES.
+    """
+    if mode == "off":
+        return None
+    if mode not in SHARES:
+        raise ValueError(f"streaming mode must be off or one of {', '.join(SHARES)}, not {mode!r}")
+    return int(free * SHARES[mode])
+
+
+def estimate(shape: tuple[int, int], algorithm: str, rows: int | None = None, in_place: bool = False) -> int:
+    """Bytes that quantizing a weight [N, K] takes at its peak, `rows` (None: all) at a time.
+
+    rtn: the rows in 16 bit, two float32 work buffers and the integers. Calibrated algorithms add the
+    Hessian: one [K, K] float32 in place, else four, and 64 MiB of tokens. Learned rounding holds the
+    weight, the latent, its gradient and two moments.
+    """
+    n, k = shape
+    n = n if rows is None else min(n, rows)
+    if algorithm == "rtn":
+        return n * k * (2 + 8 + 1)
+    floats = 8 if algorithm in LEARNED else 3
+    hessian = 4 * k * k * (1 if in_place else 4) + 4 * 256 * k
+    return hessian + 2 * 4 * min(_TOKENS, 1 << 24) + n * k * (4 * floats + 1)
+
+
+def place(
+    shape: tuple[int, int],
+    algorithm: str,
+    device_memory_budget: int | None,
+    *,
+    checkpointed: bool | None = None,
+    threshold: int = CHECKPOINT_THRESHOLD,
+    segments: int | None = None,
+) -> Placement:
+    """Place a layer of `shape` [N, K] so that its peak stays within the budget.
+
+    device_memory_budget: bytes; None without limit; 0 when there is no device.
+    checkpointed: factor in place and take rows in `segments` (default 4) chunks; None decides by
+        K >= threshold, False never. The result is the same to the bit either way.
+    Tries: whole; whole with the factor in place; rows halved down to 256, in place; the CPU.
+    """
+    n, k = shape
+    calibrated = algorithm != "rtn"
+    forced = calibrated and (k >= threshold if checkpointed is None else checkpointed)
+    segment = -(-n // (segments or 4)) if forced else None
+    if device_memory_budget == 0:
+        rows = min(CPU_ROWS, segment or CPU_ROWS) if calibrated else None
+        return _placement("cpu", shape, algorithm, rows, forced, "no device")
+    tries = [(segment, forced)]
+    if calibrated and checkpointed is not False:
+        tries.append((segment, True))
+    in_place = calibrated and checkpointed is not False
+    rows = (segment or n) // 2
+    while rows >= _LEAST_ROWS:
+        tries.append((rows, in_place))
+        rows //= 2
+    for rows, inside in tries:
+        kind: Kind = "device" if rows is None else "chunks"
+        need = estimate(shape, algorithm, rows, inside)
+        if device_memory_budget is None or need <= device_memory_budget:
+            return _placement(kind, shape, algorithm, rows, inside, "fits the device")
+    reason = f"needs {need >> 20} MiB, the device budget is {device_memory_budget >> 20} MiB"
+    return _placement("cpu", shape, algorithm, CPU_ROWS if calibrated else None, forced, reason)
+
+
+def _placement(
+    kind: Kind, shape: tuple[int, int], algorithm: str, rows: int | None, in_place: bool, reason: str
+) -> Placement:
+    return Placement(kind, rows, in_place, estimate(shape, algorithm, rows, in_place), reason)
