@@ -5,15 +5,19 @@ memory, not mapped: mapped pages count as this process's memory for as long as t
 Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON, data).
 """
 
+from __future__ import annotations
+
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from .dtypes import BITS, TORCH, nbytes
+from .dtypes import BITS, nbytes, torch_dtype
 from .errors import ConversionError
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_HEADER = 100_000_000
 _READ = 1 << 26
@@ -54,7 +58,7 @@ class Checkpoint:
         self.metadata = metadata
         self._descriptors: dict[Path, int] = {}
 
-    def __enter__(self) -> "Checkpoint":
+    def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -86,14 +90,17 @@ class Checkpoint:
         ConversionError when the file became shorter since it was opened, or for a dtype that torch
         does not have.
         """
+        import torch  # a header is read without it
+
         info = self.tensors[name]
-        if info.dtype not in TORCH:
+        dtype = torch_dtype(info.dtype)
+        if dtype is None:
             raise ConversionError(
                 f"{info.file}: tensor {name!r} has dtype {info.dtype}, which cannot be computed with"
             )
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self.read_into(info, memoryview(raw.numpy()))
-        return raw.view(TORCH[info.dtype]).view(info.shape)
+        return raw.view(dtype).view(info.shape)
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the tensor's bytes from byte `start` on."""

@@ -1,13 +1,15 @@
 """What ComfyUI reads beside an INT8 weight: names, shapes and the ``comfy_quant`` JSON."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..kernels import GROUPS, dequantize
 from .errors import ConversionError
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHT = ".weight"
 SCALE = ".weight_scale"
@@ -20,6 +22,18 @@ BLOCKWISE = "int8_blockwise"
 FLOAT8_FORMATS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 
 METADATA_KEY = "_quantization_metadata"
+
+GROUPS = (4, 16, 64, 256, 1024)
+"""ConvRot group sizes that ComfyUI reads. The kernels rotate by the same ones; they are written here
+too, because ``..kernels`` loads torch (2 s) and a plan must not need it. A test compares the two."""
+
+PREFERRED_GROUPS = (256, 64, 16)
+"""What automatic choice tries, best first: larger groups spread outliers further."""
+
+
+def largest_group(in_features: int, groups: tuple[int, ...] = PREFERRED_GROUPS) -> int:
+    """The first of `groups` that divides `in_features`, or 0 when none does."""
+    return next((g for g in groups if in_features % g == 0), 0)
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,10 @@ def dequantize_rows(
     q: int8 [n, K], the layer's rows from `first_row` on (a multiple of the block size for block-wise
     layers, unless it is the last part). scale: the layer's whole scale as stored.
     """
+    import torch
+
+    from ..kernels import dequantize
+
     n = q.shape[0]
     if layer.scaling == "row":
         scale = scale.reshape(-1, 1)[first_row : first_row + n]

@@ -1,24 +1,43 @@
-"""The dtype names of the safetensors format and what they are in torch."""
+"""The dtype names of the safetensors format and what they are in torch.
 
-import torch
+torch is loaded by `torch_dtype` only: a plan needs sizes alone.
+"""
 
-TORCH = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_TORCH = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 
 BITS = {
-    **{name: dtype.itemsize * 8 for name, dtype in TORCH.items()},
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
     "U16": 16,
     "U32": 32,
     "U64": 64,
@@ -35,6 +54,13 @@ BITS = {
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 QUANTIZABLE = ("F64", "F32", "F16", "BF16", *FLOAT8)
 """Dtypes whose values a weight can be quantized from."""
+
+
+def torch_dtype(name: str) -> torch.dtype | None:
+    """torch's dtype of this name, or None where torch has none to compute with."""
+    import torch
+
+    return getattr(torch, _TORCH[name]) if name in _TORCH else None
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -3,9 +3,8 @@
 import json
 from collections.abc import Iterator
 
-from ..kernels import GROUPS, largest_group
 from .checkpoint import Checkpoint, TensorInfo
-from .contract import CONFIG, METADATA_KEY, SCALE, LayerFormat, encode_config
+from .contract import CONFIG, GROUPS, METADATA_KEY, SCALE, LayerFormat, encode_config, largest_group
 from .dtypes import QUANTIZABLE
 from .errors import ConversionError
 from .plan import OutputTensor, Plan, Step
