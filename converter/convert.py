@@ -1,7 +1,6 @@
 """A conversion from start to end: plan, read, quantize, write, check, name."""
 
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,20 +12,17 @@ from . import pipeline
 from .check import WARN_DB, Sample, check_layer, sample_rows
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import ConversionError
+from .estimate import bytes_held, in_flight_limit
 from .memory import return_freed_buffers
+from .output_path import output_path
 from .plan import Plan, Step
 from .planner import build_plan
 from .progress import Progress, Silent
-from .quantize import quantize_weight
+from .quantize import cast_weight, quantize_weight
 from .report import ConversionReport, KeptTensor, LayerReport
 from .settings import Settings
-from .source import read_bytes, read_weight
+from .source import read_weight
 from .writer import OutputFile
-
-_LEAST_IN_FLIGHT = 48 << 20
-_BYTES_IN_FLIGHT = 6
-"""Bytes in flight for each element of the largest layer: two bfloat16 layers with their integers,
-which is what reading one while the other is quantized takes."""
 
 
 def convert(settings: Settings, progress: Progress | None = None) -> ConversionReport:
@@ -39,6 +35,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     return_freed_buffers()
     with open_checkpoint(settings.input_file) as checkpoint:
         plan = build_plan(checkpoint, settings)
+        _require_known_algorithms(plan)
         output = output_path(checkpoint, settings)
         file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan, settings))
         try:
@@ -49,26 +46,11 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
         return _report(checkpoint, plan, settings, output, layers, time.perf_counter() - started)
 
 
-def output_path(checkpoint: Checkpoint, settings: Settings) -> Path:
-    """Where the output goes. ConversionError when that is a folder or one of the input's files."""
-    if settings.output_file is None:
-        stem = checkpoint.path.name
-        for ending in (".safetensors.index.json", ".safetensors"):
-            stem = stem.removesuffix(ending)
-        folder = checkpoint.path.parent
-        path = folder / f"{stem}-{_format_tag(settings)}.safetensors"
-    else:
-        path = Path(settings.output_file)
-    if path.is_dir():
-        raise ConversionError(f"{path}: is a folder; name the file to write")
-    if any(path.exists() and os.path.samefile(path, f) for f in (*checkpoint.files, checkpoint.path)):
-        raise ConversionError(f"{path}: the output is the input; choose another name with -o")
-    return path
-
-
-def _format_tag(settings: Settings) -> str:
-    mode = {"row": "int8_row", "tensor": "int8_tensor", "block": f"int8_block{settings.block_size}"}
-    return mode[settings.scaling_mode] + ("_convrot" if settings.rotates() else "")
+def _require_known_algorithms(plan: Plan) -> None:
+    """Every layer's algorithm is one that `quantize_weight` has."""
+    for step in plan.quantized:
+        if step.algorithm != "rtn":
+            raise ConversionError(f"{step.layer_name}: this version cannot quantize with {step.algorithm}")
 
 
 def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:
@@ -98,22 +80,24 @@ class _Run:
         try:
             pipeline.run(
                 pending,
-                cost=_cost,
+                cost=bytes_held,
                 read=self._read,
                 work=self._work,
                 write=self._write,
-                limit=max(_LEAST_IN_FLIGHT, _BYTES_IN_FLIGHT * self._plan.largest_layer),
+                limit=in_flight_limit(self._plan),
             )
         finally:
             self._progress.stop()
         return tuple(self._layers[s.name] for s in self._plan.quantized)
 
     def _read(self, step: Step) -> torch.Tensor | None:
-        return read_weight(self._checkpoint, step) if step.action == "quantize" else None
+        return read_weight(self._checkpoint, step) if step.action in ("quantize", "cast") else None
 
     def _work(self, step: Step, weight: torch.Tensor | None) -> Any:
         if weight is None:
             return None
+        if step.action == "cast":
+            return cast_weight(weight, step)
         assert step.layer is not None
         q, scale = quantize_weight(weight, step)
         sample = None
@@ -128,6 +112,8 @@ class _Run:
             self._file.copy(step.outputs[0].name, descriptor, step.source.offset)
         elif step.action == "write":
             self._file.write(step.outputs[0].name, step.data)
+        elif step.action == "cast":
+            self._file.write(step.outputs[0].name, memoryview(result.numpy()))
         else:
             note = self._write_layer(step, *result)
         self._file.mark(_key(step), note)
@@ -162,11 +148,8 @@ def _restore(note: dict) -> LayerReport:
     return LayerReport(**{**note, "shape": tuple(note["shape"])})
 
 
-def _cost(step: Step) -> int:
-    """Bytes a step holds between its reading and its writing."""
-    if step.action != "quantize":
-        return 0
-    return read_bytes(step) + step.output_bytes
+def _kept(step: Step) -> KeptTensor:
+    return KeptTensor(step.name, step.reason, step.output_bytes, step.source.nbytes)
 
 
 def _report(
@@ -187,7 +170,7 @@ def _report(
         input=str(checkpoint.path),
         output=str(output),
         layers=layers,
-        kept=tuple(KeptTensor(s.name, s.reason, s.output_bytes) for s in plan if s.action == "keep"),
+        kept=tuple(_kept(s) for s in plan if s.action in ("keep", "cast")),
         bytes_before=checkpoint.nbytes,
         bytes_after=output.stat().st_size,
         seconds=seconds,

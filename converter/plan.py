@@ -32,13 +32,13 @@ class OutputTensor:
 class Step:
     """What happens to one source tensor.
 
-    action: "quantize" it as `layer` with `algorithm`; "keep" its bytes (under the output's name); "write"
-    `data`, which came from the header; "drop" it. outputs: what it leaves in the file. companions: the source
-    tensors its values depend on, by role ("scale": the scale of an FP8 weight).
+    action: "quantize" it as `layer` with `algorithm`; "cast" it to float16; "keep" its bytes (under the
+    output's name); "write" `data`, which came from the header; "drop" it. outputs: what it leaves in the
+    file. companions: the source tensors its values depend on, by role ("scale": the scale of an FP8 weight).
     """
 
     source: TensorInfo
-    action: Literal["quantize", "keep", "write", "drop"]
+    action: Literal["quantize", "cast", "keep", "write", "drop"]
     reason: str
     outputs: tuple[OutputTensor, ...] = ()
     layer: LayerFormat | None = None

@@ -1,15 +1,18 @@
 """From a checkpoint's header and the settings to the plan of its conversion."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from .checkpoint import Checkpoint, TensorInfo
-from .contract import CONFIG, GROUPS, METADATA_KEY, SCALE, LayerFormat, encode_config, largest_group
+from .contract import CONFIG, METADATA_KEY, SCALE, encode_config
 from .dtypes import QUANTIZABLE
 from .errors import ConversionError
+from .layer_choice import LayerChoice, choose
+from .layer_rules import LayerRules, layer_rules
 from .plan import OutputTensor, Plan, Step
 from .presets import Match, assume, detect
-from .selection import Decision, select
+from .selection import NEVER, Decision, could_be_linear, select
 from .settings import Settings
 from .stored_quant import MARKER, StoredQuant, standard_name, stored_quant
 
@@ -22,6 +25,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     """
     matches = recognise(checkpoint, settings)
     decisions = select(checkpoint.shapes(), matches, settings.preset_strict, settings.keep_sets)
+    rules = layer_rules(settings, layer_names(checkpoint))
     stored = {
         n: q for n in checkpoint.tensors if n.endswith(".weight") and (q := stored_quant(checkpoint, n))
     }
@@ -30,29 +34,48 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     for info in checkpoint.tensors.values():
         if info.name in companions or info.name == MARKER:
             continue
-        steps += _steps(checkpoint, info, decisions[info.name], stored.get(info.name), settings)
-    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), tuple(_notes(steps, matches)))
+        choice = _choice(info, decisions[info.name], rules, settings)
+        if choice is None:
+            steps.append(Step(info, "drop", decisions[info.name].reason))
+        else:
+            steps += _steps(checkpoint, info, choice, stored.get(info.name))
+    notes = (*_notes(steps, matches), *rules.notes, *_overruled(steps, decisions))
+    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), notes)
     if not plan.quantized:
         raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")
     return plan
 
 
-def _steps(
-    checkpoint: Checkpoint,
-    info: TensorInfo,
-    decision: Decision,
-    quant: StoredQuant | None,
-    settings: Settings,
-) -> Iterator[Step]:
+def layer_names(checkpoint: Checkpoint) -> list[str]:
+    """The layers that a user's pattern can name: weights that may be a Linear's, without ``.weight``."""
+    shapes = checkpoint.shapes()
+    return [name.removesuffix(".weight") for name in shapes if could_be_linear(name, shapes[name])]
+
+
+def _choice(
+    info: TensorInfo, decision: Decision, rules: LayerRules, settings: Settings
+) -> LayerChoice | None:
+    """What becomes of a tensor; None for one that is removed."""
     if decision.action == "remove":
-        yield Step(info, "drop", decision.reason)
-    elif decision.action == "quantize" and info.dtype in QUANTIZABLE:
-        yield _quantize_step(checkpoint, info, decision, quant, settings)
-    else:
-        reason = decision.reason if decision.action == "keep" else f"stored as {info.dtype}"
-        yield _keep(info, reason)
+        return None
+    if not could_be_linear(info.name, info.shape):
+        return LayerChoice("keep", decision.reason)
+    return choose(info, decision, rules.by_layer.get(info.name.removesuffix(".weight")), settings)
+
+
+def _steps(
+    checkpoint: Checkpoint, info: TensorInfo, choice: LayerChoice, quant: StoredQuant | None
+) -> Iterator[Step]:
+    if choice.action == "keep":
+        yield _keep(info, choice.reason)
         if quant:
             yield from _keep_companions(checkpoint, info, quant)
+    elif choice.action == "cast":
+        companions = _scale_of(checkpoint, info, quant)
+        output = OutputTensor(info.name, "F16", info.shape)
+        yield Step(info, "cast", choice.reason, (output,), companions=companions)
+    else:
+        yield _quantize_step(info, choice, _scale_of(checkpoint, info, quant))
 
 
 def _keep(info: TensorInfo, reason: str, name: str | None = None) -> Step:
@@ -69,49 +92,26 @@ def _keep_companions(checkpoint: Checkpoint, weight: TensorInfo, quant: StoredQu
         yield Step(weight, "write", "format of a layer kept as it was", (out,), data=data)
 
 
-def _quantize_step(
-    checkpoint: Checkpoint,
-    info: TensorInfo,
-    decision: Decision,
-    quant: StoredQuant | None,
-    settings: Settings,
-) -> Step:
-    layer = LayerFormat(settings.scaling_mode, _rotation(info, settings), settings.block_size)
+def _quantize_step(info: TensorInfo, choice: LayerChoice, companions: Mapping[str, str]) -> Step:
+    layer = choice.format
+    assert layer is not None
     name = info.name.removesuffix(".weight")
     shape = (info.shape[0], info.shape[1])
     config = encode_config(layer.config())
-    companions = {}
-    if quant and quant.scale:
-        _check_scale(checkpoint.tensors[quant.scale], info)
-        companions["scale"] = quant.scale
     outputs = (
         OutputTensor(info.name, "I8", shape),
         OutputTensor(name + SCALE, "F32", layer.scale_shape(shape)),
         OutputTensor(name + CONFIG, "U8", (len(config),)),
     )
-    return Step(info, "quantize", decision.reason, outputs, layer, companions=companions, data=config)
+    return Step(info, "quantize", choice.reason, outputs, layer, choice.algorithm, companions, config)
 
 
-def _rotation(info: TensorInfo, settings: Settings) -> int:
-    if settings.scaling_mode == "block":
-        if settings.convrot:
-            raise ConversionError(
-                "--convrot does not apply to --scaling_mode block: that format has no rotation"
-            )
-        return 0
-    if not settings.rotates():
-        return 0
-    k = info.shape[1]
-    if settings.convrot_group_size == "auto":
-        return largest_group(k)
-    group = int(settings.convrot_group_size)
-    if k % group:
-        fits = largest_group(k, GROUPS[::-1])
-        raise ConversionError(
-            f"--convrot-group-size {group} does not divide the {k} columns of {info.name} "
-            f"(the largest that does is {fits or 'none'}); use auto, which chooses for each layer"
-        )
-    return group
+def _scale_of(checkpoint: Checkpoint, info: TensorInfo, quant: StoredQuant | None) -> dict[str, str]:
+    """The scale that a stored FP8 weight is read with, by role."""
+    if not (quant and quant.scale):
+        return {}
+    _check_scale(checkpoint.tensors[quant.scale], info)
+    return {"scale": quant.scale}
 
 
 def _check_scale(scale: TensorInfo, weight: TensorInfo) -> None:
@@ -149,6 +149,9 @@ def _notes(steps: list[Step], matches: list[Match]) -> Iterator[str]:
     for match in matches:
         under = f" under {match.prefix!r}" if match.prefix else ""
         yield f"recognised {match.label}{under}: {', '.join(match.evidence)}"
+    parts = Counter(part.group(1) for s in steps if (part := NEVER.match(s.name)))
+    for part, count in parts.items():
+        yield f"{part}: {count} tensors stay as they are"
     layers = [s for s in steps if s.layer]
     rotated = [s for s in layers if s.layer and s.layer.rotation]
     plain = [s for s in layers if s not in rotated]
@@ -156,6 +159,16 @@ def _notes(steps: list[Step], matches: list[Match]) -> Iterator[str]:
         yield (
             f"{len(plain)} layers are not rotated: no group of 256, 64 or 16 divides their columns "
             f"({plain[0].name}, ...)"
+        )
+
+
+def _overruled(steps: list[Step], decisions: Mapping[str, Decision]) -> Iterator[str]:
+    """Layers that the preset or the general rule would have kept, and why it would."""
+    kept = [s for s in steps if s.action in ("quantize", "cast") and decisions[s.name].action == "keep"]
+    if kept:
+        yield (
+            f"{len(kept)} layers change that would be kept without your patterns "
+            f"({kept[0].layer_name}: {decisions[kept[0].name].reason}, ...)"
         )
 
 

@@ -29,6 +29,19 @@ def _quantize(weight: torch.Tensor, layer: LayerFormat) -> tuple[torch.Tensor, t
     return quantize_blockwise(weight, layer.block_size, layer.block_size)
 
 
+def cast_weight(weight: torch.Tensor, step: Step) -> torch.Tensor:
+    """The weight as float16. ConversionError names the layer when a value does not fit."""
+    out = weight.to(torch.float16)
+    if not bool(torch.isfinite(out).all()):
+        if not bool(torch.isfinite(weight).all()):
+            raise ConversionError(_not_finite(weight, step.name))
+        raise ConversionError(
+            f"{step.name}: holds {float(weight.abs().max()):g}, beyond float16's 65504; leave this layer out "
+            f"of --fallback fp16 and --custom-type fp16"
+        )
+    return out
+
+
 def _not_finite(weight: torch.Tensor, name: str) -> str:
     """NaN or Inf in a weight always reaches a scale, through the absmax or the rotation."""
     bad = ~torch.isfinite(weight)

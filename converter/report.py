@@ -24,11 +24,12 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class KeptTensor:
-    """One tensor that was not quantized, and why."""
+    """One tensor that was not quantized, and why. nbytes: in the output; bytes_in: in the input."""
 
     name: str
     reason: str
     nbytes: int
+    bytes_in: int
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ class ConversionReport:
         checked = [r for r in self.layers if r.sqnr_db is not None]
         return sorted(checked, key=lambda r: r.sqnr_db or 0.0)[:count]
 
-    def kept_reasons(self) -> list[tuple[str, int, int]]:
-        """(reason, tensors, bytes) of what was kept, most bytes first."""
+    def kept_reasons(self) -> list[tuple[str, int, int, int]]:
+        """(reason, tensors, bytes in, bytes out) of what was not quantized, most bytes first."""
         count: Counter[str] = Counter()
+        before: Counter[str] = Counter()
         size: Counter[str] = Counter()
         for t in self.kept:
             count[t.reason] += 1
+            before[t.reason] += t.bytes_in
             size[t.reason] += t.nbytes
-        return [(reason, count[reason], n) for reason, n in size.most_common()]
+        return [(reason, count[reason], before[reason], n) for reason, n in size.most_common()]
 
     def formats(self) -> list[tuple[str, int, int, int]]:
         """(format, layers, bytes in, bytes out), most layers first."""

@@ -84,6 +84,16 @@ def select(
     return decisions
 
 
+def could_be_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor may be the weight of a Linear: 2-D, no table, norm or part that stays as it is.
+
+    These are the layers that a user's pattern can name, whether or not the model's preset keeps them.
+    """
+    last = name.removesuffix(".weight").rpartition(".")[2]
+    named_otherwise = _EMBEDDING.search(last) or _NORM.search(last)
+    return _not_a_linear(name, shape) is None and not named_otherwise
+
+
 def block_lists(shapes: Shapes) -> list[str]:
     """The numbered lists that the general rule takes for the model's blocks, main list first.
 

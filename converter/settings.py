@@ -3,9 +3,10 @@
 The command line and the Python API are both made from these fields, so they cannot differ.
 """
 
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from dataclasses import MISSING, dataclass, fields
 
+from .layer_options import LayerOptions
+from .options import block_edge, option, rotation_group, scaling_name
 from .presets import KEEP_SETS
 
 KEEP_SET_NAMES = tuple(k.name for k in KEEP_SETS)
@@ -14,51 +15,15 @@ GROUPS = {
     "main": "Main options",
     "format": "Format",
     "model": "Which model, which layers",
+    "layers": "Layer by layer",
+    "run": "Dry run and batch",
     "checks": "Checks and reports",
 }
 """Help topics, in the order they are shown."""
 
 
-def option(default: Any, *flags: str, help: str, group: str, **argparse: Any) -> Any:
-    """A field of Settings: its default, its flags (the first is shown first), its help and topic."""
-    return field(
-        default=default, metadata={"flags": flags, "help": help, "group": group, "argparse": argparse}
-    )
-
-
-def scaling_name(text: str) -> str:
-    """The granularity a user named: row (or axis), tensor, block."""
-    name = {
-        "axis": "row",
-        "channel": "row",
-        "rowwise": "row",
-        "tensorwise": "tensor",
-        "blockwise": "block",
-    }.get(text, text)
-    if name not in ("row", "tensor", "block"):
-        raise ValueError(f"scaling mode must be row, tensor or block, not {text!r}")
-    return name
-
-
-def rotation_group(text: str | int) -> str | int:
-    """A ConvRot group: "auto" or a power of four from 4 to 1024."""
-    if text == "auto":
-        return "auto"
-    if str(text) not in ("4", "16", "64", "256", "1024"):
-        raise ValueError(f"the ConvRot group size must be auto, 4, 16, 64, 256 or 1024, not {text!r}")
-    return int(text)
-
-
-def block_edge(value: str | int) -> int:
-    """The edge of a block: a power of two from 16 to 1024."""
-    edge = int(value)
-    if not 16 <= edge <= 1024 or edge & (edge - 1):
-        raise ValueError(f"the block size must be a power of two from 16 to 1024, not {value}")
-    return edge
-
-
 @dataclass(frozen=True)
-class Settings:
+class Settings(LayerOptions):
     """One conversion, as asked for. See the field's help for what each means."""
 
     input_file: str = option(

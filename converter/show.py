@@ -35,8 +35,8 @@ def _what(report: ConversionReport) -> Table:
     table.add_column("MiB after", justify="right")
     for name, count, before, after in report.formats():
         table.add_row(f"INT8 {name}", str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
-    for reason, count, size in report.kept_reasons():
-        table.add_row(f"kept: {reason}", str(count), f"{size / _MIB:,.1f}", f"{size / _MIB:,.1f}")
+    for reason, count, before, after in report.kept_reasons():
+        table.add_row(f"kept: {reason}", str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
     table.add_section()
     table.add_row("file", "", f"{report.bytes_before / _MIB:,.1f}", f"{report.bytes_after / _MIB:,.1f}")
     return table

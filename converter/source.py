@@ -19,9 +19,3 @@ def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
             return weight.to(torch.bfloat16)
         return weight.float().mul_(checkpoint.read(scale).float().reshape(-1, 1))
     return weight.float() if weight.dtype == torch.float64 else weight
-
-
-def read_bytes(step: Step) -> int:
-    """Bytes in memory that `read_weight` returns for a step."""
-    width = {"F8_E4M3": 4, "F8_E5M2": 4, "F64": 8, "F32": 4}.get(step.source.dtype, 2)
-    return width * step.source.numel

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import catalogs
-from convert_to_quant.converter import contract, dtypes
 
 from convert_to_quant import kernels
+from convert_to_quant.converter import contract, dtypes
 
 
 def test_the_planning_path_does_not_import_torch():

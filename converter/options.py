@@ -1,0 +1,93 @@
+"""How an option is declared, and the values that several options share."""
+
+from collections.abc import Iterable
+from dataclasses import field
+from difflib import SequenceMatcher
+from typing import Any
+
+ALGORITHM_NAMES = ("rtn", "ldlq", "quip", "original", "adamw", "radam")
+"""What can choose the integers of a layer. "gptq" is another name of ldlq, "simple" of rtn."""
+
+_ALGORITHM_ALIASES = {"gptq": "ldlq", "simple": "rtn"}
+
+
+def option(default: Any, *flags: str, help: str, group: str, **argparse: Any) -> Any:
+    """A field of Settings: its default, its flags (the first is shown first), its help and topic."""
+    return field(
+        default=default, metadata={"flags": flags, "help": help, "group": group, "argparse": argparse}
+    )
+
+
+def closest(word: str, words: Iterable[str], least: float = 0.0) -> str:
+    """The most similar of `words`, the first among equals; "" if none is similar by `least` (0 to 1)."""
+    matcher = SequenceMatcher(None, "", word)
+
+    def similarity(other: str) -> float:
+        matcher.set_seq1(other)
+        return matcher.ratio()
+
+    near = max(words, key=similarity, default="")
+    return near if similarity(near) >= least else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?``, or the names there are, for the end of a message."""
+    names = list(known)
+    near = closest(name, names, 0.5)
+    return f"did you mean {near!r}?" if near else f"the names are: {', '.join(names)}"
+
+
+def scaling_name(text: str) -> str:
+    """The granularity a user named: row (or axis), tensor, block."""
+    name = {
+        "axis": "row",
+        "channel": "row",
+        "rowwise": "row",
+        "tensorwise": "tensor",
+        "blockwise": "block",
+    }.get(text, text)
+    if name not in ("row", "tensor", "block"):
+        raise ValueError(f"scaling mode must be row, tensor or block, not {text!r}")
+    return name
+
+
+def rotation_group(text: str | int) -> str | int:
+    """A ConvRot group: "auto" or a power of four from 4 to 1024."""
+    if text == "auto":
+        return "auto"
+    if str(text) not in ("4", "16", "64", "256", "1024"):
+        raise ValueError(f"the ConvRot group size must be auto, 4, 16, 64, 256 or 1024, not {text!r}")
+    return int(text)
+
+
+def block_edge(value: str | int) -> int:
+    """The edge of a block: a power of two from 16 to 1024."""
+    edge = int(value)
+    if not 16 <= edge <= 1024 or edge & (edge - 1):
+        raise ValueError(f"the block size must be a power of two from 16 to 1024, not {value}")
+    return edge
+
+
+def algorithm_name(text: str) -> str:
+    """One of ALGORITHM_NAMES, or one of their aliases; ValueError names the nearest."""
+    name = _ALGORITHM_ALIASES.get(text, text)
+    if name not in ALGORITHM_NAMES:
+        raise ValueError(f"there is no algorithm {text!r}; {nearest(text, ALGORITHM_NAMES)}")
+    return name
+
+
+def stored_format(text: str) -> str:
+    """What a layer is stored as: int8, int8_tensorwise, int8_blockwise or fp16 (also float16)."""
+    name = {"float16": "fp16", "f16": "fp16"}.get(text, text)
+    formats = ("int8", "int8_tensorwise", "int8_blockwise", "fp16")
+    if name not in formats:
+        raise ValueError(f"there is no format {text!r}; {nearest(text, formats)}")
+    return name
+
+
+def plain_format(text: str) -> str:
+    """int8 or fp16, for options whose granularity is set apart."""
+    name = stored_format(text)
+    if name not in ("int8", "fp16"):
+        raise ValueError(f"must be int8 or fp16, not {text!r}; the scaling mode is an option of its own")
+    return name
