@@ -86,10 +86,13 @@ class Checkpoint:
         ConversionError when the file became shorter since it was opened, or for a dtype that torch
         does not have.
         """
-        info = self.tensors[name]
+        return self.read_tensor(self.tensors[name])
+
+    def read_tensor(self, info: TensorInfo) -> torch.Tensor:
+        """`read` for a tensor of any safetensors file; the file stays open until `close`."""
         if info.dtype not in TORCH:
             raise ConversionError(
-                f"{info.file}: tensor {name!r} has dtype {info.dtype}, which cannot be computed with"
+                f"{info.file}: tensor {info.name!r} has dtype {info.dtype}, which cannot be computed with"
             )
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self.read_into(info, memoryview(raw.numpy()))

@@ -8,6 +8,8 @@ from .checkpoint import Checkpoint, TensorInfo
 from .contract import CONFIG, METADATA_KEY, SCALE, LayerFormat, encode_config
 from .dtypes import QUANTIZABLE
 from .errors import ConversionError
+from .lora.merge import merge_notes, settings_merges
+from .lora.steps import attach_merges
 from .plan import OutputTensor, Plan, Step
 from .presets import Match, assume, detect
 from .selection import Decision, select
@@ -18,10 +20,11 @@ from .stored_quant import MARKER, StoredQuant, standard_name, stored_quant
 def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     """Decide what happens to every tensor. Reads nothing but the header.
 
-    ConversionError when nothing would be quantized, or for a rotation group or block size that a layer
-    cannot have.
+    ConversionError when nothing would be quantized, for a rotation group or block size that a layer cannot
+    have, and for a LoRA that does not fit.
     """
     matches = recognise(checkpoint, settings)
+    merges = settings_merges(settings, checkpoint.shapes())
     decisions = select(checkpoint.shapes(), matches, settings.preset_strict, settings.keep_sets)
     stored = {
         n: q for n in checkpoint.tensors if n.endswith(".weight") and (q := stored_quant(checkpoint, n))
@@ -32,7 +35,9 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
         if info.name in companions or info.name == MARKER:
             continue
         steps += _steps(checkpoint, info, decisions[info.name], stored.get(info.name), settings)
-    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), tuple(_notes(steps, matches)))
+    steps = list(attach_merges(steps, merges, [n for n, q in stored.items() if q.scale]))
+    notes = (*_notes(steps, matches), *merge_notes(merges.loras))
+    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), notes, merges.loras)
     if not plan.quantized:
         raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")
     return plan

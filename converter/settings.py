@@ -4,6 +4,8 @@ The command line and the Python API are both made from these fields, so they can
 """
 
 from dataclasses import MISSING, dataclass, field, fields
+from math import isfinite
+from os import PathLike
 from typing import Any
 
 from .presets import KEEP_SETS
@@ -14,6 +16,7 @@ GROUPS = {
     "main": "Main options",
     "format": "Format",
     "model": "Which model, which layers",
+    "lora": "LoRA merge",
     "checks": "Checks and reports",
 }
 """Help topics, in the order they are shown."""
@@ -47,6 +50,22 @@ def rotation_group(text: str | int) -> str | int:
     if str(text) not in ("4", "16", "64", "256", "1024"):
         raise ValueError(f"the ConvRot group size must be auto, 4, 16, 64, 256 or 1024, not {text!r}")
     return int(text)
+
+
+def switch(value: str | bool) -> bool:
+    """On or off, as people write it: true, 1, yes, on; false, 0, no, off."""
+    text = str(value).lower()
+    if text not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
+        raise ValueError(f"true or false is expected, not {value!r}")
+    return text in ("true", "1", "yes", "on")
+
+
+def finite(value: str | float) -> float:
+    """A number that is not NaN or infinite."""
+    number = float(value)
+    if not isfinite(number):
+        raise ValueError(f"a finite number is expected, not {value!r}")
+    return number
 
 
 def block_edge(value: str | int) -> int:
@@ -150,6 +169,43 @@ class Settings:
         action="store_true",
         help="also list the layers in the header's _quantization_metadata",
     )
+    merge_lora_path: str | None = option(
+        None,
+        "--merge-lora",
+        "--merge_lora",
+        group="lora",
+        metavar="FILE",
+        help="merge this LoRA into the weights before they are quantized",
+    )
+    merge_lora_paths: tuple[str, ...] = option(
+        (),
+        "--merge-loras",
+        "--merge_loras",
+        group="lora",
+        metavar="FILE",
+        nargs="+",
+        help="merge these LoRAs, in this order",
+    )
+    merge_lora_scale: float = option(
+        1.0,
+        "--merge-lora-scale",
+        "--merge_lora_scale",
+        group="lora",
+        metavar="S",
+        type=finite,
+        help="strength of the LoRAs (default 1)",
+    )
+    merge_lora_dampen: bool = option(
+        True,
+        "--merge-lora-dampen",
+        "--merge_lora_dampen",
+        group="lora",
+        metavar="BOOL",
+        type=switch,
+        nargs="?",
+        const=True,
+        help="each further LoRA counts 0.9 of the one before: 1, 0.9, 0.81, ... (default true)",
+    )
     verify: bool = option(
         True,
         "--no-verify",
@@ -185,6 +241,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Bring values to their standard form. ValueError for one that an option cannot have."""
         object.__setattr__(self, "keep_sets", tuple(self.keep_sets or ()))
+        _paths_as_text(self)
         for f in fields(self):
             convert = f.metadata["argparse"].get("type")
             value = getattr(self, f.name)
@@ -194,6 +251,14 @@ class Settings:
     def rotates(self) -> bool:
         """Whether layers are rotated where a group divides."""
         return self.scaling_mode != "block" if self.convrot is None else self.convrot
+
+
+def _paths_as_text(settings: Settings) -> None:
+    """LoRA files may be given as Path objects, and a single one without a tuple around it."""
+    one, several = settings.merge_lora_path, settings.merge_lora_paths
+    several = (several,) if isinstance(several, str | PathLike) else several or ()
+    object.__setattr__(settings, "merge_lora_path", None if one is None else str(one))
+    object.__setattr__(settings, "merge_lora_paths", tuple(str(path) for path in several))
 
 
 def keywords() -> list[str]:
