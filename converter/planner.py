@@ -9,7 +9,7 @@ from .contract import CONFIG, METADATA_KEY, SCALE, LayerFormat, encode_config
 from .dtypes import QUANTIZABLE
 from .errors import ConversionError
 from .lora.merge import merge_notes, settings_merges
-from .lora.steps import attach_merges
+from .lora.steps import attach_merges, left_out
 from .plan import OutputTensor, Plan, Step
 from .presets import Match, assume, detect
 from .selection import Decision, select
@@ -36,7 +36,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
             continue
         steps += _steps(checkpoint, info, decisions[info.name], stored.get(info.name), settings)
     steps = list(attach_merges(steps, merges, [n for n, q in stored.items() if q.scale]))
-    notes = (*_notes(steps, matches), *merge_notes(merges.loras))
+    notes = (*_notes(steps, matches), *merge_notes(merges.loras), *left_out(steps, merges))
     plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), notes, merges.loras)
     if not plan.quantized:
         raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")

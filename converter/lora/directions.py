@@ -20,11 +20,11 @@ def lora_directions(
     """The input directions that LoRAs use, by layer: float32 [sum of ranks, K].
 
     paths: one LoRA file or several. shapes: the checkpoint's tensor names and shapes; names are matched as a
-    merge matches them. scale, dampen: as for a merge. A direction is a row of the down projection times the
-    norm of its column of the up projection and the LoRA's scale: D^T D is the metric in which the LoRA's own
-    output is measured, as far as the columns of the up projection do not overlap. LoHa, LoKr and whole
-    differences have no down projection and are passed over. ConversionError as for a merge, and when
-    no layer is left.
+    merge matches them. scale, dampen: as for a merge.
+
+    For a change B A, D = scale (B^T B)^(1/2) A: each direction with the strength with which it moves the
+    output, so that D^T D = A^T B^T B A. LoHa, LoKr and whole differences have no down projection and are
+    passed over. ConversionError as for a merge, and when no layer is left.
     """
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     merges = plan_merges([str(f) for f in files], shapes, scale, dampen).by_tensor
@@ -49,5 +49,7 @@ def _directions(merge: Merge, opened: dict[str, Checkpoint]) -> torch.Tensor:
         opened[adapter.file] = open_checkpoint(adapter.file)
     tensors = read_finite(adapter, opened[adapter.file].read_tensor)
     factor = adapter.factor(float(tensors["alpha"]) if "alpha" in tensors else None)
-    strength = tensors["up"].flatten(1).norm(dim=0) * abs(factor * merge.scale)
-    return tensors["down"].flatten(1) * strength.view(-1, 1)
+    up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
+    values, vectors = torch.linalg.eigh(up.T @ up)
+    root = (vectors * values.clamp_min(0).sqrt()).T
+    return (root @ down).mul_(factor * merge.scale)

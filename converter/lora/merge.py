@@ -92,7 +92,7 @@ def plan_merges(
 def merge_notes(loras: Iterable[MergedLora]) -> Iterator[str]:
     """Lines for a person: each LoRA's scale and layers, and the keys that match no layer."""
     for lora in loras:
-        yield f"LoRA {lora.path}: merged into {lora.tensors} tensors at scale {lora.scale:.4g}"
+        yield f"LoRA {lora.path}: changes {lora.tensors} tensors, scale {lora.scale:.4g}"
         if lora.unmatched:
             shown = ", ".join(lora.unmatched[:_SHOWN])
             rest = len(lora.unmatched) - _SHOWN

@@ -29,6 +29,14 @@ def attach_merges(steps: Iterable[Step], merges: Merges, scaled: Collection[str]
         yield replace(step, reason=reason, merges=found)
 
 
+def left_out(steps: Iterable[Step], merges: Merges) -> Iterator[str]:
+    """A line where LoRAs change tensors that no step of the plan keeps."""
+    lost = sorted(merges.by_tensor.keys() - {s.name for s in steps if s.merges})
+    if lost:
+        shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        yield f"LoRA changes of {len(lost)} removed tensors are left out ({shown})"
+
+
 def merged_note(merges: Collection[Merge]) -> str:
     """``merged 2 LoRAs``: how many LoRA files change a tensor; "" for none."""
     count = len({m.number for m in merges})
