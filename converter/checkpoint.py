@@ -90,13 +90,16 @@ class Checkpoint:
         ConversionError when the file became shorter since it was opened, or for a dtype that torch
         does not have.
         """
+        return self.read_tensor(self.tensors[name])
+
+    def read_tensor(self, info: TensorInfo) -> torch.Tensor:
+        """`read` for a tensor of any safetensors file; the file stays open until `close`."""
         import torch  # a header is read without it
 
-        info = self.tensors[name]
         dtype = torch_dtype(info.dtype)
         if dtype is None:
             raise ConversionError(
-                f"{info.file}: tensor {name!r} has dtype {info.dtype}, which cannot be computed with"
+                f"{info.file}: tensor {info.name!r} has dtype {info.dtype}, which cannot be computed with"
             )
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self.read_into(info, memoryview(raw.numpy()))

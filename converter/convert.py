@@ -13,6 +13,7 @@ from .check import WARN_DB, Sample, check_layer, sample_rows
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import ConversionError
 from .estimate import bytes_held, in_flight_limit
+from .lora.steps import merged_note
 from .memory import return_freed_buffers
 from .output_path import output_path
 from .plan import Plan, Step
@@ -21,7 +22,7 @@ from .progress import Progress, Silent
 from .quantize import cast_weight, quantize_weight
 from .report import ConversionReport, KeptTensor, LayerReport
 from .settings import Settings
-from .source import read_weight
+from .source import read_merged, read_weight
 from .writer import OutputFile
 
 
@@ -54,10 +55,11 @@ def _require_known_algorithms(plan: Plan) -> None:
 
 
 def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:
-    """What must be equal for an interrupted run to be gone on with: inputs and decisions."""
+    """What must be equal for an interrupted run to be gone on with: inputs, LoRAs and decisions."""
     files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in checkpoint.files for s in (f.stat(),)]
     steps = [(s.name, s.action, str(s.layer), s.algorithm) for s in plan]
-    return json.dumps([files, steps, settings.verify, settings.report_quality])
+    loras = [(lora.stamp, lora.scale) for lora in plan.loras]
+    return json.dumps([files, steps, settings.verify, settings.report_quality, loras])
 
 
 class _Run:
@@ -91,11 +93,13 @@ class _Run:
         return tuple(self._layers[s.name] for s in self._plan.quantized)
 
     def _read(self, step: Step) -> torch.Tensor | None:
-        return read_weight(self._checkpoint, step) if step.action in ("quantize", "cast") else None
+        if step.action in ("quantize", "cast"):
+            return read_weight(self._checkpoint, step)
+        return read_merged(self._checkpoint, step) if step.merges else None
 
     def _work(self, step: Step, weight: torch.Tensor | None) -> Any:
-        if weight is None:
-            return None
+        if weight is None or step.action == "keep":
+            return weight
         if step.action == "cast":
             return cast_weight(weight, step)
         assert step.layer is not None
@@ -107,7 +111,9 @@ class _Run:
 
     def _write(self, step: Step, result: Any) -> None:
         note = None
-        if step.action == "keep":
+        if step.action == "keep" and result is not None:
+            self._file.write(step.outputs[0].name, memoryview(result.reshape(-1).view(torch.uint8).numpy()))
+        elif step.action == "keep":
             descriptor = self._checkpoint.descriptor(step.source.file)
             self._file.copy(step.outputs[0].name, descriptor, step.source.offset)
         elif step.action == "write":
@@ -134,6 +140,7 @@ class _Run:
             step.source.nbytes,
             step.output_bytes,
             sqnr,
+            merged_note(step.merges) or None,
         )
         self._layers[step.name] = report
         return asdict(report)
@@ -175,5 +182,6 @@ def _report(
         bytes_after=output.stat().st_size,
         seconds=seconds,
         notes=plan.notes,
+        loras=plan.loras,
         warnings=tuple(warnings),
     )

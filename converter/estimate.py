@@ -45,13 +45,15 @@ def estimate(plan: Plan) -> Estimate:
 
 def read_bytes(step: Step) -> int:
     """Bytes in memory of the float weight that `source.read_weight` returns for a step."""
+    if step.merges:
+        return 4 * step.source.numel
     width = {"F8_E4M3": 4, "F8_E5M2": 4, "F64": 8, "F32": 4}.get(step.source.dtype, 2)
     return width * step.source.numel
 
 
 def bytes_held(step: Step) -> int:
     """Bytes a step holds between its reading and its writing. Kept tensors go from file to file."""
-    if step.action not in ("quantize", "cast"):
+    if step.action not in ("quantize", "cast") and not step.merges:
         return 0
     return read_bytes(step) + step.output_bytes
 

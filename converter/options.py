@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import field
 from difflib import SequenceMatcher
+from math import isfinite
 from typing import Any
 
 ALGORITHM_NAMES = ("rtn", "ldlq", "quip", "original", "adamw", "radam")
@@ -58,6 +59,22 @@ def rotation_group(text: str | int) -> str | int:
     if str(text) not in ("4", "16", "64", "256", "1024"):
         raise ValueError(f"the ConvRot group size must be auto, 4, 16, 64, 256 or 1024, not {text!r}")
     return int(text)
+
+
+def switch(value: str | bool) -> bool:
+    """On or off, as people write it: true, 1, yes, on; false, 0, no, off."""
+    text = str(value).lower()
+    if text not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
+        raise ValueError(f"true or false is expected, not {value!r}")
+    return text in ("true", "1", "yes", "on")
+
+
+def finite(value: str | float) -> float:
+    """A number that is not NaN or infinite."""
+    number = float(value)
+    if not isfinite(number):
+        raise ValueError(f"a finite number is expected, not {value!r}")
+    return number
 
 
 def block_edge(value: str | int) -> int:

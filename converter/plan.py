@@ -7,6 +7,7 @@ from typing import Literal
 from .checkpoint import TensorInfo
 from .contract import LayerFormat
 from .dtypes import BITS, nbytes
+from .lora.merge import Merge, MergedLora
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Step:
     action: "quantize" it as `layer` with `algorithm`; "cast" it to float16; "keep" its bytes (under the
     output's name); "write" `data`, which came from the header; "drop" it. outputs: what it leaves in the
     file. companions: the source tensors its values depend on, by role ("scale": the scale of an FP8 weight).
+    merges: LoRA changes added to it first; a kept tensor with any is written anew in its dtype, not copied.
     """
 
     source: TensorInfo
@@ -45,6 +47,7 @@ class Step:
     algorithm: str = "rtn"
     companions: Mapping[str, str] = field(default_factory=dict)
     data: bytes = b""
+    merges: tuple[Merge, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,11 +70,13 @@ class Plan:
     """All steps, in source order, the metadata of the output, and what was recognised on the way.
 
     notes: lines worth telling a person (the preset and why, layers that cannot rotate, ...).
+    loras: what became of each LoRA file that is merged.
     """
 
     steps: tuple[Step, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    loras: tuple[MergedLora, ...] = ()
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)

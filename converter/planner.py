@@ -10,6 +10,8 @@ from .dtypes import QUANTIZABLE
 from .errors import ConversionError
 from .layer_choice import LayerChoice, choose
 from .layer_rules import LayerRules, layer_rules
+from .lora.merge import merge_notes, settings_merges
+from .lora.steps import attach_merges, left_out
 from .plan import OutputTensor, Plan, Step
 from .presets import Match, assume, detect
 from .selection import NEVER, Decision, could_be_linear, select
@@ -20,10 +22,11 @@ from .stored_quant import MARKER, StoredQuant, standard_name, stored_quant
 def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     """Decide what happens to every tensor. Reads nothing but the header.
 
-    ConversionError when nothing would be quantized, or for a rotation group or block size that a layer
-    cannot have.
+    ConversionError when nothing would be quantized, for a rotation group or block size that a layer cannot
+    have, and for a LoRA that does not fit.
     """
     matches = recognise(checkpoint, settings)
+    merges = settings_merges(settings, checkpoint.shapes())
     decisions = select(checkpoint.shapes(), matches, settings.preset_strict, settings.keep_sets)
     rules = layer_rules(settings, layer_names(checkpoint))
     stored = {
@@ -39,8 +42,15 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
             steps.append(Step(info, "drop", decisions[info.name].reason))
         else:
             steps += _steps(checkpoint, info, choice, stored.get(info.name))
-    notes = (*_notes(steps, matches), *rules.notes, *_overruled(steps, decisions))
-    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), notes)
+    steps = list(attach_merges(steps, merges, [n for n, q in stored.items() if q.scale]))
+    notes = (
+        *_notes(steps, matches),
+        *rules.notes,
+        *_overruled(steps, decisions),
+        *merge_notes(merges.loras),
+        *left_out(steps, merges),
+    )
+    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), notes, merges.loras)
     if not plan.quantized:
         raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")
     return plan

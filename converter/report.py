@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .lora.merge import MergedLora
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -45,6 +47,7 @@ class ConversionReport:
     seconds: float
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    loras: tuple[MergedLora, ...] = ()
 
     def worst(self, count: int = 5) -> list[LayerReport]:
         """The checked layers with the lowest SQNR, worst first."""
@@ -76,8 +79,12 @@ class ConversionReport:
         """One line: what became of how much, and how well."""
         worst = self.worst(1)
         quality = f", worst layer {worst[0].sqnr_db:.1f} dB" if worst else ""
+        loras = ""
+        if self.loras:
+            unmatched = sum(len(lora.unmatched) for lora in self.loras)
+            loras = f"LoRAs merged: {len(self.loras)} ({unmatched} keys unmatched), "
         return (
-            f"{self.output}: {len(self.layers)} layers in INT8, {len(self.kept)} tensors kept, "
+            f"{self.output}: {loras}{len(self.layers)} layers in INT8, {len(self.kept)} tensors kept, "
             f"{self.bytes_before / 2**20:,.1f} -> {self.bytes_after / 2**20:,.1f} MiB "
             f"in {self.seconds:.1f} s{quality}"
         )

@@ -6,6 +6,7 @@ The command line and the Python API are both made from these fields, so they can
 from dataclasses import MISSING, dataclass, fields
 
 from .layer_options import LayerOptions
+from .lora.options import LoraOptions, paths_as_text
 from .options import block_edge, option, rotation_group, scaling_name
 from .presets import KEEP_SETS
 
@@ -16,6 +17,7 @@ GROUPS = {
     "format": "Format",
     "model": "Which model, which layers",
     "layers": "Layer by layer",
+    "lora": "LoRA merge",
     "run": "Dry run and batch",
     "checks": "Checks and reports",
 }
@@ -23,7 +25,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class Settings(LayerOptions):
+class Settings(LayerOptions, LoraOptions):
     """One conversion, as asked for. See the field's help for what each means."""
 
     input_file: str = option(
@@ -150,6 +152,7 @@ class Settings(LayerOptions):
     def __post_init__(self) -> None:
         """Bring values to their standard form. ValueError for one that an option cannot have."""
         object.__setattr__(self, "keep_sets", tuple(self.keep_sets or ()))
+        paths_as_text(self)
         for f in fields(self):
             convert = f.metadata["argparse"].get("type")
             value = getattr(self, f.name)

@@ -48,6 +48,10 @@ def _layers(rows: list[LayerReport], title: str) -> Table:
     table.add_column("shape", justify="right")
     table.add_column("format")
     table.add_column("SQNR dB", justify="right")
+    noted = any(r.note for r in rows)
+    if noted:
+        table.add_column("note")
     for r in rows:
-        table.add_row(r.name, f"{r.shape[0]} x {r.shape[1]}", r.format, f"{r.sqnr_db:.1f}")
+        cells = [r.name, f"{r.shape[0]} x {r.shape[1]}", r.format, f"{r.sqnr_db:.1f}"]
+        table.add_row(*cells, *([r.note or ""] if noted else []))
     return table

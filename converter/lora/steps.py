@@ -1,0 +1,43 @@
+"""The plan's steps with their LoRA merges."""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+
+from ..dtypes import QUANTIZABLE
+from ..errors import ConversionError
+from ..plan import Step
+from .merge import Merge, Merges
+
+
+def attach_merges(steps: Iterable[Step], merges: Merges, scaled: Collection[str]) -> Iterator[Step]:
+    """The steps, each with the merges that change its tensor.
+
+    scaled: names of weights whose stored values mean nothing without a scale. ConversionError for a kept one
+    of those, or one that holds no floats: its values cannot be changed and written as they were.
+    """
+    for step in steps:
+        found = merges.by_tensor.get(step.name, ())
+        if not found or step.action in ("drop", "write"):
+            yield step
+            continue
+        if step.source.dtype not in QUANTIZABLE or (step.action == "keep" and step.name in scaled):
+            raise ConversionError(
+                f"{found[0].adapter.file}: cannot be merged into {step.name}, which is stored as "
+                f"{step.source.dtype} and kept so; merge into the unquantized checkpoint"
+            )
+        reason = f"{step.reason}, {merged_note(found)}" if step.action == "keep" else step.reason
+        yield replace(step, reason=reason, merges=found)
+
+
+def left_out(steps: Iterable[Step], merges: Merges) -> Iterator[str]:
+    """A line where LoRAs change tensors that no step of the plan keeps."""
+    lost = sorted(merges.by_tensor.keys() - {s.name for s in steps if s.merges})
+    if lost:
+        shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        yield f"LoRA changes of {len(lost)} removed tensors are left out ({shown})"
+
+
+def merged_note(merges: Collection[Merge]) -> str:
+    """``merged 2 LoRAs``: how many LoRA files change a tensor; "" for none."""
+    count = len({m.number for m in merges})
+    return f"merged {count} LoRA{'s' if count > 1 else ''}" if count else ""
