@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .contract import SCALE, decode_config, dequantize_rows, parse_format
+from .contract import PRE_QUANT_SCALE, SCALE, decode_config, dequantize_rows, parse_format
 from .errors import ConversionError
 from .plan import Step
 from .writer import OutputFile
@@ -61,6 +61,7 @@ def check_layer(file: OutputFile, step: Step, sample: Sample) -> float:
     lost. ConversionError below REFUSE_DB.
     """
     weight, scale, config = step.outputs[:3]
+    smoothing = _smoothing(file, step)
     raw = file.read(scale.name, 0, scale.nbytes)
     scales = torch.frombuffer(bytearray(raw), dtype=torch.float32).view(scale.shape)
     text = file.read(config.name, 0, config.nbytes)
@@ -71,6 +72,8 @@ def check_layer(file: OutputFile, step: Step, sample: Sample) -> float:
         raw = file.read(weight.name, run.start * columns, (run.stop - run.start) * columns)
         q = torch.frombuffer(bytearray(raw), dtype=torch.int8).view(-1, columns)
         rows = dequantize_rows(q, scales, layer, run.start)
+        if smoothing is not None:
+            rows.mul_(smoothing)
         flat = source.float().reshape(-1)
         error = rows.view(-1).sub_(flat)
         signal += float(torch.dot(flat, flat))
@@ -82,6 +85,15 @@ def check_layer(file: OutputFile, step: Step, sample: Sample) -> float:
             f"({SCALE} or the weight does not fit this format); leave it out or give it another scaling mode"
         )
     return sqnr
+
+
+def _smoothing(file: OutputFile, step: Step) -> torch.Tensor | None:
+    """What the layer's input is multiplied by, so that its weight stands for the source divided by it."""
+    for output in step.outputs[3:]:
+        if output.name.endswith(PRE_QUANT_SCALE):
+            raw = file.read(output.name, 0, output.nbytes)
+            return torch.frombuffer(bytearray(raw), dtype=torch.float32)
+    return None
 
 
 def decibels(signal: float, noise: float) -> float:

@@ -41,7 +41,11 @@ def _convert(argv: Sequence[str]) -> int:
     if not argv:
         parser.show(None)
         return 2
-    settings = Settings(**vars(parser.parse_args(argv)))
+    arguments = vars(parser.parse_args(argv))
+    try:
+        settings = Settings(**arguments)
+    except ValueError as e:
+        parser.error(str(e))
     from .convert import convert  # torch is loaded only once the command line is known to be right
     from .progress import Bar, Silent
     from .show import show_report

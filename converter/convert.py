@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from . import pipeline
 from .check import WARN_DB, Sample, check_layer, sample_rows
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import ConversionError
 from .estimate import bytes_held, in_flight_limit
 from .lora.steps import merged_note
 from .memory import return_freed_buffers
@@ -19,7 +18,7 @@ from .output_path import output_path
 from .plan import Plan, Step
 from .planner import build_plan
 from .progress import Progress, Silent
-from .quantize import cast_weight, quantize_weight
+from .quantize import cast_weight, device_for, layer_options, memory_budget, placement, quantize_step
 from .report import ConversionReport, KeptTensor, LayerReport
 from .settings import Settings
 from .source import read_merged, read_weight
@@ -36,7 +35,6 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     return_freed_buffers()
     with open_checkpoint(settings.input_file) as checkpoint:
         plan = build_plan(checkpoint, settings)
-        _require_known_algorithms(plan)
         output = output_path(checkpoint, settings)
         file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan, settings))
         try:
@@ -47,19 +45,34 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
         return _report(checkpoint, plan, settings, output, layers, time.perf_counter() - started)
 
 
-def _require_known_algorithms(plan: Plan) -> None:
-    """Every layer's algorithm is one that `quantize_weight` has."""
-    for step in plan.quantized:
-        if step.algorithm != "rtn":
-            raise ConversionError(f"{step.layer_name}: this version cannot quantize with {step.algorithm}")
-
-
 def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:
-    """What must be equal for an interrupted run to be gone on with: inputs, LoRAs and decisions."""
-    files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in checkpoint.files for s in (f.stat(),)]
+    """What must be equal for an interrupted run to be gone on with: inputs, LoRAs, calibration, settings."""
+    used = [
+        *checkpoint.files,
+        *(Path(f) for f in (settings.calibration_data, settings.calibration_lora) if f),
+    ]
+    files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in used for s in (f.stat(),)]
     steps = [(s.name, s.action, str(s.layer), s.algorithm) for s in plan]
     loras = [(lora.stamp, lora.scale) for lora in plan.loras]
-    return json.dumps([files, steps, settings.verify, settings.report_quality, loras])
+    asked = {k: v for k, v in asdict(settings).items() if k not in ("input_file", "output_file", "json")}
+    return json.dumps([files, steps, loras, asked], default=str)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A step's inputs: its weight, and the bias where that is corrected."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A quantized layer: its tensors by output name, the rows to check them against, a note."""
+
+    tensors: dict[str, torch.Tensor]
+    sample: Sample | None
+    note: str | None
 
 
 class _Run:
@@ -71,6 +84,7 @@ class _Run:
         self._checkpoint, self._plan, self._file = checkpoint, plan, file
         self._settings, self._progress = settings, progress
         self._layers: dict[str, LayerReport] = {}
+        self._device = device_for(settings)
 
     def execute(self) -> tuple[LayerReport, ...]:
         """Run what is not done yet; returns the reports of all layers in plan order."""
@@ -86,64 +100,77 @@ class _Run:
                 read=self._read,
                 work=self._work,
                 write=self._write,
-                limit=in_flight_limit(self._plan),
+                limit=1 if self._settings.low_memory else in_flight_limit(self._plan),
             )
         finally:
             self._progress.stop()
         return tuple(self._layers[s.name] for s in self._plan.quantized)
 
-    def _read(self, step: Step) -> torch.Tensor | None:
+    def _read(self, step: Step) -> _Read | None:
         if step.action in ("quantize", "cast"):
-            return read_weight(self._checkpoint, step)
-        return read_merged(self._checkpoint, step) if step.merges else None
+            bias = step.companions.get("bias")
+            return _Read(read_weight(self._checkpoint, step), self._checkpoint.read(bias) if bias else None)
+        return _Read(read_merged(self._checkpoint, step)) if step.merges else None
 
-    def _work(self, step: Step, weight: torch.Tensor | None) -> Any:
-        if weight is None or step.action == "keep":
-            return weight
+    def _work(self, step: Step, read: _Read | None) -> Any:
+        if read is None or step.action == "keep":
+            return read and read.weight
         if step.action == "cast":
-            return cast_weight(weight, step)
+            return cast_weight(read.weight, step)
         assert step.layer is not None
-        q, scale = quantize_weight(weight, step)
+        tensors, note = self._quantize(step, read)
         sample = None
         if self._settings.verify:
-            sample = sample_rows(weight, step.layer.block_size, self._settings.report_quality)
-        return q, scale, sample
+            sample = sample_rows(read.weight, step.layer.block_size, self._settings.report_quality)
+        return _Done(tensors, sample, note)
+
+    def _quantize(self, step: Step, read: _Read) -> tuple[dict[str, torch.Tensor], str | None]:
+        options = layer_options(step, self._settings)
+        if step.algorithm != "rtn":
+            where = placement(step, self._settings, memory_budget(self._settings, self._device))
+            options = where.options(options, self._device)
+        stats = self._plan.calibration.stats(step.layer_name)
+        return quantize_step(step, read.weight, read.bias, stats, options)
 
     def _write(self, step: Step, result: Any) -> None:
         note = None
         if step.action == "keep" and result is not None:
-            self._file.write(step.outputs[0].name, memoryview(result.reshape(-1).view(torch.uint8).numpy()))
+            self._file.write(step.outputs[0].name, _bytes(result))
         elif step.action == "keep":
             descriptor = self._checkpoint.descriptor(step.source.file)
             self._file.copy(step.outputs[0].name, descriptor, step.source.offset)
         elif step.action == "write":
             self._file.write(step.outputs[0].name, step.data)
         elif step.action == "cast":
-            self._file.write(step.outputs[0].name, memoryview(result.numpy()))
+            self._file.write(step.outputs[0].name, _bytes(result))
         else:
-            note = self._write_layer(step, *result)
+            note = self._write_layer(step, result)
         self._file.mark(_key(step), note)
         self._progress.advance(step.layer_name, step.source.nbytes)
 
-    def _write_layer(self, step: Step, q: torch.Tensor, scale: torch.Tensor, sample: Sample | None) -> dict:
-        weight, scales, config = step.outputs[:3]
-        self._file.write(weight.name, memoryview(q.numpy()))
-        self._file.write(scales.name, memoryview(scale.numpy()))
-        self._file.write(config.name, step.data)
-        sqnr = check_layer(self._file, step, sample) if sample is not None else None
+    def _write_layer(self, step: Step, done: _Done) -> dict:
+        for output in step.outputs:
+            made = done.tensors.get(output.name)
+            self._file.write(output.name, step.data if made is None else _bytes(made))
+        sqnr = check_layer(self._file, step, done.sample) if done.sample is not None else None
         assert step.layer is not None
         report = LayerReport(
             step.layer_name,
             step.layer.describe(),
             step.algorithm,
-            (weight.shape[0], weight.shape[1]),
+            (step.source.shape[0], step.source.shape[1]),
             step.source.nbytes,
             step.output_bytes,
             sqnr,
-            merged_note(step.merges) or None,
+            "; ".join(filter(None, (merged_note(step.merges), done.note))) or None,
         )
         self._layers[step.name] = report
         return asdict(report)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """A contiguous tensor's memory, of any dtype."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def _key(step: Step) -> str:

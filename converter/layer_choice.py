@@ -15,8 +15,6 @@ from .layer_rules import Rule
 from .selection import Decision
 from .settings import Settings
 
-DEFAULT_ALGORITHM = "rtn"
-
 _NOTHING = LayerOverride()
 
 
@@ -25,12 +23,13 @@ class LayerChoice:
     """How one layer is stored, and why.
 
     action: "quantize" it as `format` with `algorithm`, "cast" it to float16, or "keep" its bytes.
+    algorithm: the layer's own, "" where the one for all layers counts.
     """
 
     action: Literal["quantize", "cast", "keep"]
     reason: str
     format: LayerFormat | None = None
-    algorithm: str = DEFAULT_ALGORITHM
+    algorithm: str = ""
 
 
 def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: Settings) -> LayerChoice:
@@ -58,7 +57,7 @@ def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: 
             return LayerChoice("keep", f"float16 already, as asked by {why}")
         return LayerChoice("cast", f"stored as float16: {why}")
     layer = _format(weight, asked, stored, rule.where if rule else "", settings)
-    return LayerChoice("quantize", reason, layer, asked.optimizer or DEFAULT_ALGORITHM)
+    return LayerChoice("quantize", reason, layer, asked.optimizer or "")
 
 
 def _format(weight: TensorInfo, asked: LayerOverride, stored: str, where: str, s: Settings) -> LayerFormat:
@@ -90,7 +89,9 @@ def _rotation(weight: TensorInfo, asked: LayerOverride, scaling: str, where: str
             )
         return 0
     if wanted is None:
-        wanted = s.convrot is not False
+        wanted = s.convrot
+    if wanted is None:
+        wanted = (asked.optimizer or s.optimizer) != "ldlq"  # by that name it is the unrotated one
     if not wanted:
         return 0
     group = asked.convrot_group_size or s.convrot_group_size

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from .checkpoint import TensorInfo
 from .contract import LayerFormat
@@ -44,7 +44,7 @@ class Step:
     reason: str
     outputs: tuple[OutputTensor, ...] = ()
     layer: LayerFormat | None = None
-    algorithm: str = "rtn"
+    algorithm: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
     data: bytes = b""
     merges: tuple[Merge, ...] = ()
@@ -70,13 +70,14 @@ class Plan:
     """All steps, in source order, the metadata of the output, and what was recognised on the way.
 
     notes: lines worth telling a person (the preset and why, layers that cannot rotate, ...).
-    loras: what became of each LoRA file that is merged.
+    loras: what became of each LoRA file that is merged. calibration: what is known of the layers' inputs.
     """
 
     steps: tuple[Step, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
     loras: tuple[MergedLora, ...] = ()
+    calibration: Any = None
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)

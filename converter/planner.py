@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from .algorithms import algorithm_notes, attach_algorithms, open_calibration
 from .checkpoint import Checkpoint, TensorInfo
 from .contract import CONFIG, METADATA_KEY, SCALE, encode_config
 from .dtypes import QUANTIZABLE
@@ -43,14 +44,18 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
         else:
             steps += _steps(checkpoint, info, choice, stored.get(info.name))
     steps = list(attach_merges(steps, merges, [n for n, q in stored.items() if q.scale]))
+    quantized = [s for s in steps if s.action == "quantize"]
+    calibration = open_calibration(settings, [s.layer_name for s in quantized], checkpoint.shapes())
+    steps = list(attach_algorithms(steps, calibration, settings))
     notes = (
         *_notes(steps, matches),
         *rules.notes,
         *_overruled(steps, decisions),
         *merge_notes(merges.loras),
         *left_out(steps, merges),
+        *algorithm_notes(quantized, calibration, settings),
     )
-    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), notes, merges.loras)
+    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), notes, merges.loras, calibration)
     if not plan.quantized:
         raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")
     return plan

@@ -1,32 +1,109 @@
 """One layer of the plan: from its float weight to the tensors of the output."""
 
+from __future__ import annotations
+
 import torch
 
-from ..kernels import quantize_blockwise, quantize_rowwise, quantize_tensorwise
-from .contract import LayerFormat
+from ..quant.algorithms import LayerResult, LayerStats, QuantizeOptions, quantize_layer
+from ..quant.placement import Placement, device_budget, place
+from .contract import INPUT_SCALE, PRE_QUANT_SCALE, SCALE
 from .errors import ConversionError
 from .plan import Step
+from .settings import Settings
 
 
-def quantize_weight(weight: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-    """The integers and the scale of a step, as they are stored.
+def device_for(settings: Settings) -> torch.device:
+    """Where calibrated algorithms compute. ConversionError for a device this machine does not have."""
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(settings.device)
+    if device.type != "cpu" and not getattr(torch, device.type).is_available():
+        raise ConversionError(
+            f"--device {settings.device}: this machine has no such device, or torch cannot use it"
+        )
+    return device
 
-    ConversionError names the layer when the weight holds NaN or Inf.
-    """
+
+def memory_budget(settings: Settings, device: torch.device) -> int | None:
+    """Bytes of the device that a layer may take: None without limit, 0 on the CPU."""
+    if device.type == "cpu":
+        return 0
+    mode = "aggressive" if settings.low_memory else settings.streaming_mode
+    return device_budget(mode, getattr(torch, device.type).mem_get_info(device)[0])
+
+
+def placement(step: Step, settings: Settings, budget: int | None) -> Placement:
+    """Where and in how many pieces a layer is quantized."""
+    return place(
+        (step.source.shape[0], step.source.shape[1]),
+        step.algorithm,
+        budget,
+        checkpointed=settings.quip_checkpointed,
+        threshold=settings.quip_checkpoint_threshold,
+        segments=settings.quip_checkpoint_segments,
+    )
+
+
+def layer_options(step: Step, settings: Settings) -> QuantizeOptions:
+    """The options of one layer's quantization, before it is placed."""
     assert step.layer is not None
-    q, scale = _quantize(weight, step.layer)
-    if not bool(torch.isfinite(scale).all()):
-        raise ConversionError(_not_finite(weight, step.name))
-    shape = step.layer.scale_shape((weight.shape[0], weight.shape[1]))
-    return q, scale.view(shape)
+    names = {o.name.removeprefix(step.layer_name) for o in step.outputs}
+    return QuantizeOptions(
+        algorithm=step.algorithm,  # type: ignore[arg-type]
+        scaling=step.layer.scaling,  # type: ignore[arg-type]
+        rotation=step.layer.rotation,
+        block_size=step.layer.block_size,
+        scale_search=settings.scale_search,
+        actorder=settings.quip_actorder,
+        seed=settings.quip_seed,
+        damping=settings.quip_damping,
+        max_tokens=settings.calib_samples,
+        bf16_compute=settings.bf16_compute,  # type: ignore[arg-type]
+        steps=settings.num_iter,
+        learning_rate=settings.lr,
+        bias_correction="bias" in step.companions,
+        smoothquant=settings.smoothquant_alpha if PRE_QUANT_SCALE in names else None,
+        static_activations=INPUT_SCALE in names,
+    )
 
 
-def _quantize(weight: torch.Tensor, layer: LayerFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    if layer.scaling == "row":
-        return quantize_rowwise(weight, layer.rotation)
-    if layer.scaling == "tensor":
-        return quantize_tensorwise(weight, None, layer.rotation)
-    return quantize_blockwise(weight, layer.block_size, layer.block_size)
+def quantize_step(
+    step: Step,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stats: LayerStats | None,
+    options: QuantizeOptions,
+) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The tensors that a step writes beside its ``comfy_quant``, by output name, and a note for the report.
+
+    ConversionError names the layer for NaN or Inf, and for what its algorithm cannot do.
+    """
+    try:
+        result = quantize_layer(weight, stats, options, bias, step.layer_name)
+    except ValueError as e:
+        if not bool(torch.isfinite(weight).all()):
+            raise ConversionError(_not_finite(weight, step.name)) from e
+        raise ConversionError(str(e)) from e
+    return _tensors(step, result, bias), result.note
+
+
+def _tensors(step: Step, result: LayerResult, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    layer = step.layer_name
+    scale = result.weight._layout_params["scale"].float()
+    values = {
+        step.name: result.weight._qdata,
+        layer + SCALE: scale,
+        layer + INPUT_SCALE: result.input_scale,
+        layer + PRE_QUANT_SCALE: result.pre_quant_scale,
+        layer + ".bias": bias if result.bias is None else result.bias,
+    }
+    out = {}
+    for planned in step.outputs:
+        value = values.get(planned.name)
+        if planned.name in values:
+            assert value is not None, f"{planned.name} was planned and not made"
+            out[planned.name] = value.reshape(planned.shape).contiguous()
+    return out
 
 
 def cast_weight(weight: torch.Tensor, step: Step) -> torch.Tensor:

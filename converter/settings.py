@@ -9,6 +9,7 @@ from .layer_options import LayerOptions
 from .lora.options import LoraOptions, paths_as_text
 from .options import block_edge, option, rotation_group, scaling_name
 from .presets import KEEP_SETS
+from .quality_options import QualityOptions
 
 KEEP_SET_NAMES = tuple(k.name for k in KEEP_SETS)
 
@@ -18,6 +19,8 @@ GROUPS = {
     "model": "Which model, which layers",
     "layers": "Layer by layer",
     "lora": "LoRA merge",
+    "quality": "Algorithm and calibration",
+    "memory": "Devices and memory",
     "run": "Dry run and batch",
     "checks": "Checks and reports",
 }
@@ -25,7 +28,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class Settings(LayerOptions, LoraOptions):
+class Settings(LayerOptions, LoraOptions, QualityOptions):
     """One conversion, as asked for. See the field's help for what each means."""
 
     input_file: str = option(
@@ -158,10 +161,14 @@ class Settings(LayerOptions, LoraOptions):
             value = getattr(self, f.name)
             if convert is not None and value is not None:
                 object.__setattr__(self, f.name, convert(value))
+        if self.optimizer == "quip" and not self.simple and self.convrot is False:
+            raise ValueError("quip is LDLQ of rotated weights; with --no-convrot ask for --optimizer ldlq")
 
     def rotates(self) -> bool:
         """Whether layers are rotated where a group divides."""
-        return self.scaling_mode != "block" if self.convrot is None else self.convrot
+        if self.convrot is None:
+            return self.scaling_mode != "block" and (self.simple or self.optimizer != "ldlq")
+        return self.convrot
 
 
 def keywords() -> list[str]:
