@@ -18,7 +18,8 @@ def short(value: object) -> str:
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, tuple):
-        return "x".join(map(str, value)) or "scalar"
+        whole_numbers = all(isinstance(v, int) for v in value)
+        return ("x" if whole_numbers else " ").join(map(short, value)) or "scalar"
     return str(value)
 
 

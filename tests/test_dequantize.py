@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs import GROUPS, SHAPES, heavy, int8, short, strided
+from inputs import GROUPS, heavy, int8, short, strided
 
 from convert_to_quant import kernels
 from convert_to_quant.kernels.scales import granularity
