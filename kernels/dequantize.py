@@ -17,8 +17,7 @@ def _dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotati
     k = q.shape[-1]
     rows = q.reshape(-1, k)
     m = rows.shape[0]
-    scales = scale.float()
-    scales = scales.reshape(1, 1) if scales.numel() == 1 else scales.reshape(-1, scales.shape[-1])
+    scales = _matrix_of_scales(q, scale)
     edge_m, edge_k = granularity(m, k, scales) if m else (1, k)
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
     out_rows = out.view(-1, k)
@@ -41,6 +40,21 @@ def _dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotati
             rotate_rows(y, rotation, y, spare[: stop - start])
         out_rows[start:stop] = y
     return out
+
+
+def _matrix_of_scales(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`scale` as float32 [1, 1], [rows, 1] or [row blocks, column blocks].
+
+    A scale with fewer axes than q is refused: [N] for q [N, N] would scale columns instead of rows.
+    """
+    if scale.numel() == 1:
+        return scale.float().reshape(1, 1)
+    if scale.dim() != q.dim() or (q.dim() != 2 and scale.shape[:-1] != q.shape[:-1]):
+        raise ValueError(
+            f"scale of shape {tuple(scale.shape)} does not fit integers {list(q.shape)}: expected one "
+            f"element or {list(q.shape[:-1])} and one entry a row or block of columns"
+        )
+    return scale.float().reshape(-1, scale.shape[-1])
 
 
 def _fake(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0) -> torch.Tensor:

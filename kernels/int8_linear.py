@@ -17,6 +17,8 @@ def check_weight(x, qweight, weight_scale, bias, rotation) -> None:
     _checks.linear_weight(x, qweight, bias)
     granularity(qweight.shape[0], qweight.shape[1], weight_scale)
     check_rotation(qweight.shape[1], rotation)
+    if rotation and is_blockwise(qweight, weight_scale):
+        raise ValueError("block-wise weights have no rotation: the block-wise format cannot say so")
 
 
 def _int8_linear(
@@ -34,19 +36,13 @@ def _int8_linear(
     out_dtype = out_dtype or x.dtype
     x = activations.apply(input_activation, x)
     if is_blockwise(qweight, weight_scale):
-        _check_blockwise(rotation, input_scale)
+        if input_scale is not None:
+            raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
         edge_k = granularity(qweight.shape[0], qweight.shape[1], weight_scale)[1]
         q, scale = _quantize_blockwise(x, 1, 1 << (edge_k - 1).bit_length())
     else:
         q, scale = _quantize_rowwise(x, rotation, input_scale)
     return _int8_mm(q, qweight, scale, weight_scale, bias, out_dtype, output_activation)
-
-
-def _check_blockwise(rotation, input_scale) -> None:
-    if rotation:
-        raise ValueError("block-wise weights have no rotation: the block-wise format cannot say so")
-    if input_scale is not None:
-        raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
 
 
 def _fake(

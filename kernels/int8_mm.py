@@ -66,7 +66,7 @@ def _int8_mm(a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output
     _check(a, b, a_scale, b_scale, bias)
     rows = a.reshape(-1, a.shape[-1])
     if is_blockwise(b, b_scale):
-        acc = _blockwise_product(rows, b, a_scale.reshape(rows.shape[0], -1), b_scale)
+        acc = _blockwise_product(rows, b, a_scale.reshape(-1, b_scale.shape[1]), b_scale)
     else:
         row_scale = a_scale.float().reshape(-1, 1)
         acc = int32_mm(rows, b).float().mul_(row_scale).mul_(b_scale.float().reshape(1, -1))

@@ -38,11 +38,15 @@ def hadamard(group: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
     """
     if group != 1 and group not in GROUPS:
         raise ValueError(f"rotation group must be one of {GROUPS}, not {group}")
-    h4 = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float64)
-    h = torch.ones(1, 1, dtype=torch.float64)
-    while h.shape[0] < group:
-        h = torch.kron(h, h4)
-    return (h / group**0.5).to(device=device, dtype=dtype)
+    # The cache outlives the caller's modes: an inference tensor or one on a default device of
+    # "meta" would be handed to later callers that cannot use it.
+    with torch.inference_mode(False):
+        rows = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]
+        h4 = torch.tensor(rows, dtype=torch.float64, device="cpu")
+        h = torch.ones(1, 1, dtype=torch.float64, device="cpu")
+        while h.shape[0] < group:
+            h = torch.kron(h, h4)
+        return (h / group**0.5).to(device=device, dtype=dtype)
 
 
 def largest_group(in_features: int, groups: tuple[int, ...] = PREFERRED_GROUPS) -> int:

@@ -24,7 +24,7 @@ def _quantize_rowwise(x: torch.Tensor, rotation: int = 0, scale: torch.Tensor | 
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     if scale is not None:
-        scales.copy_(scale)
+        scales.copy_(scale.reshape(()) if scale.numel() == 1 else scale)
     rows, q_rows, s_rows = x.reshape(-1, k), q.view(-1, k), scales.view(-1, 1)
     for part, work in float_chunks(rows, rotation):
         if scale is None:

@@ -1,5 +1,6 @@
 """Which code runs for a torch op on a QuantizedTensor: the layout-op registry."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -57,18 +58,22 @@ def find_handler(func: Any, layout: str) -> Handler | None:
 
 def dispatch(func: Any, args: tuple, kwargs: dict, quantized: type) -> Any:
     """Run `func` on arguments that hold at least one QuantizedTensor."""
-    layout = first_layout(args, kwargs, quantized)
+    layout = first_quantized(args, kwargs, quantized)._layout_type
     handler = find_handler(func, layout)
-    return handler(func, args, kwargs) if handler else fall_back(func, args, kwargs, quantized, layout)
+    if handler is not None:
+        return handler(func, args, kwargs)
+    # Under inference_mode composite ops (matmul, .T) arrive whole; their parts may have handlers.
+    parts = func.decompose(*args, **kwargs)
+    return fall_back(func, args, kwargs, quantized, layout) if parts is NotImplemented else parts
 
 
-def first_layout(args: tuple, kwargs: dict, quantized: type) -> str:
-    """The layout of the first QuantizedTensor among the arguments."""
+def first_quantized(args: tuple, kwargs: dict, quantized: type) -> Any:
+    """The first QuantizedTensor among the arguments: its layout decides."""
     for a in args:
         if isinstance(a, quantized):
-            return a._layout_type
+            return a
     leaves = tree_flatten((args, kwargs))[0]
-    return next(a._layout_type for a in leaves if isinstance(a, quantized))
+    return next(a for a in leaves if isinstance(a, quantized))
 
 
 def dequantize_args(tree: Any, quantized: type) -> Any:
@@ -76,12 +81,12 @@ def dequantize_args(tree: Any, quantized: type) -> Any:
     return tree_map(lambda a: a.dequantize() if isinstance(a, quantized) else a, tree)
 
 
-def fall_back(func: Any, args: tuple, kwargs: dict, quantized: type, layout: str, log: bool = True) -> Any:
+def fall_back(func: Any, args: tuple, kwargs: dict, quantized: type, layout: str) -> Any:
     """Run `func` on dequantized arguments; what it changed in place is quantized again.
 
     Said once for each (op, layout) in the log: a silent fallback hides lost speed.
     """
-    if log and (str(func), layout) not in _REPORTED:
+    if (str(func), layout) not in _REPORTED:
         _REPORTED.add((str(func), layout))
         logger.warning("%s has no handler for %s: dequantizing (said once)", func, layout)
     flat, dense = {}, {}
@@ -93,7 +98,8 @@ def fall_back(func: Any, args: tuple, kwargs: dict, quantized: type, layout: str
             flat[id(a)], dense[id(a)] = a, a.dequantize()
         return dense[id(a)]
 
-    out = func(*tree_map(open_up, args), **tree_map(open_up, kwargs))
+    with _mode_of_views(func, first_quantized(args, kwargs, quantized)):
+        out = func(*tree_map(open_up, args), **tree_map(open_up, kwargs))
     if not func._schema.is_mutable:
         return out
     changed = _mutated(func, args, kwargs, quantized)
@@ -101,6 +107,12 @@ def fall_back(func: Any, args: tuple, kwargs: dict, quantized: type, layout: str
         q.copy_(dense[id(q)])
     back = {id(dense[key]): q for key, q in flat.items()}
     return tree_map(lambda a: back.get(id(a), a), out)
+
+
+def _mode_of_views(func: Any, q: Any) -> Any:
+    """Autograd wants a view to be an inference tensor exactly where its base is one."""
+    is_view = not func._schema.is_mutable and any(r.alias_info is not None for r in func._schema.returns)
+    return torch.inference_mode(q.is_inference()) if is_view else contextlib.nullcontext()
 
 
 def _mutated(func: Any, args: tuple, kwargs: dict, quantized: type) -> list:

@@ -13,7 +13,7 @@ aten = torch.ops.aten
 @register_generic_util(aten.detach.default)
 @register_generic_util(aten.alias.default)
 def _same(func: Any, args: tuple, kwargs: dict) -> QuantizedTensor:
-    return args[0].map_inner(lambda a: func(a))
+    return args[0].alias(lambda a: func(a))
 
 
 @register_generic_util(aten.clone.default)
@@ -50,14 +50,14 @@ def _copy_(func: Any, args: tuple, kwargs: dict) -> Any:
         pairs = [(target._qdata, source._qdata)]
         pairs += [(v, source._layout_params[k]) for k, v in _tensors(target).items()]
         for mine, theirs in pairs:
-            mine.copy_(theirs, *args[2:], **kwargs)
+            mine.copy_(theirs.reshape(mine.shape), *args[2:], **kwargs)
         return target
     dense = source.dequantize() if isinstance(source, QuantizedTensor) else source
     transposed = target._layout_params.get("transposed", False)
     made = target.requantize((dense.t() if transposed else dense).to(target.device))
     target._qdata.copy_(made._qdata)
     for name, mine in _tensors(target).items():
-        mine.copy_(made._layout_params[name])
+        mine.copy_(made._layout_params[name].reshape(mine.shape))
     return target
 
 
@@ -66,10 +66,11 @@ def _tensors(q: QuantizedTensor) -> dict[str, torch.Tensor]:
 
 
 def _same_kind(a: QuantizedTensor, b: QuantizedTensor) -> bool:
-    """Same layout, same storage shapes and the same plain parameters (dtype aside)."""
+    """Same layout, same storage shapes (one element is one element) and plain parameters (dtype aside)."""
 
     def describe(q: QuantizedTensor) -> dict:
-        params = {k: v.shape if isinstance(v, torch.Tensor) else v for k, v in q._layout_params.items()}
+        shapes = {k: () if v.numel() == 1 else tuple(v.shape) for k, v in _tensors(q).items()}
+        params = {**q._layout_params, **shapes}
         return {**params, "orig_dtype": None, "": (q._layout_type, q._qdata.shape, q._qdata.dtype)}
 
     return describe(a) == describe(b)
@@ -100,6 +101,8 @@ def _equal(func: Any, args: tuple, kwargs: dict) -> bool:
     a, b = args
     if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor) and _same_kind(a, b):
         mine, theirs = _tensors(a), _tensors(b)
-        return torch.equal(a._qdata, b._qdata) and all(torch.equal(v, theirs[k]) for k, v in mine.items())
+        return torch.equal(a._qdata, b._qdata) and all(
+            torch.equal(v, theirs[k].reshape(v.shape)) for k, v in mine.items()
+        )
     dense = [v.dequantize() if isinstance(v, QuantizedTensor) else v for v in (a, b)]
     return torch.equal(*dense)

@@ -9,6 +9,12 @@ from ..kernels import quantize_blockwise, quantize_rowwise, quantize_tensorwise
 from .layout import QuantizedLayout
 
 
+def _float(qdata: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0) -> torch.Tensor:
+    """The op, in float32 first for a dtype that it does not give (float64, after ``.double()``)."""
+    direct = dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return dequantize_int8(qdata, scale, dtype if direct else torch.float32, rotation).to(dtype)
+
+
 class TensorWiseINT8Layout(QuantizedLayout):
     """ComfyUI's ``int8_tensorwise``: one scale [] or one a row [N, 1], optionally rotated (ConvRot).
 
@@ -47,12 +53,12 @@ class TensorWiseINT8Layout(QuantizedLayout):
         transposed: bool = False,
     ) -> torch.Tensor:
         """q * scale, un-rotated, as `orig_dtype`."""
-        out = dequantize_int8(qdata, scale, orig_dtype, rotation)
+        out = _float(qdata, scale, orig_dtype, rotation)
         return out.t() if transposed else out
 
     @classmethod
     def requantize_options(cls, params: dict[str, Any]) -> dict[str, Any]:
-        scaling = "tensor" if params["scale"].dim() == 0 else "row"
+        scaling = "tensor" if params["scale"].numel() == 1 else "row"
         return {"scaling": scaling, "rotation": params.get("rotation", 0)}
 
 
@@ -72,7 +78,7 @@ class AxisWiseINT8Layout(QuantizedLayout):
         qdata: torch.Tensor, scale: torch.Tensor, orig_dtype: torch.dtype, transposed: bool = False
     ) -> torch.Tensor:
         """q * scale as `orig_dtype`."""
-        out = dequantize_int8(qdata, scale.unsqueeze(-1), orig_dtype)
+        out = _float(qdata, scale.unsqueeze(-1), orig_dtype)
         return out.t() if transposed else out
 
 
@@ -99,7 +105,7 @@ class BlockWiseINT8Layout(QuantizedLayout):
         transposed: bool = False,
     ) -> torch.Tensor:
         """q * scale as `orig_dtype`."""
-        out = dequantize_int8(qdata, scale, orig_dtype)
+        out = _float(qdata, scale, orig_dtype)
         return out.t() if transposed else out
 
     @classmethod

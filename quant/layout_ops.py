@@ -44,7 +44,7 @@ def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None
         dense = kernels.dequantize(
             weight._qdata, weight_scale(weight), x.dtype, weight._layout_params.get("rotation", 0)
         )
-        return F.linear(x, dense, bias)
+        return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
     return ops.int8_linear(
         x, weight._qdata, weight_scale(weight), bias, weight._layout_params.get("rotation", 0)
     )
@@ -80,7 +80,27 @@ def _t(func: Any, args: tuple, kwargs: dict) -> Any:
     q = args[0]
     if q.dim() != 2:
         return _plain(q).t()
-    return q.map_inner(lambda a: a, transposed=not q._layout_params.get("transposed", False))
+    return q.alias(transposed=not q._layout_params.get("transposed", False))
+
+
+@_for_int8(aten.transpose.int)
+@_for_int8(aten.permute.default)
+def _swap(func: Any, args: tuple, kwargs: dict) -> Any:
+    """``.T`` and ``.mT`` of a matrix are ``t()``; a permutation that moves nothing is an alias."""
+    q = args[0]
+    axes = args[1] if func is aten.permute.default else _swapped(q.dim(), *args[1:3])
+    axes = [a % q.dim() for a in axes] if q.dim() else []
+    if axes == list(range(q.dim())):
+        return q.alias()
+    if axes == [1, 0]:
+        return aten.t.default(q)
+    return fall_back(func, args, kwargs, QuantizedTensor, q._layout_type)
+
+
+def _swapped(dim: int, a: int, b: int) -> list[int]:
+    axes = list(range(dim))
+    axes[a], axes[b] = axes[b], axes[a]
+    return axes
 
 
 @_for_int8(aten.view.default)
@@ -88,14 +108,15 @@ def _view(func: Any, args: tuple, kwargs: dict) -> Any:
     """Views that keep the last axis keep rows, hence row scales and rotation groups."""
     q, shape = args[0], torch.empty(args[0].shape, device="meta").view(args[1]).shape
     if shape == q.shape:
-        return q.map_inner(lambda a: a)
+        return q.alias()
     scale, params = q._layout_params["scale"], q._layout_params
     keeps_rows = shape[-1:] == q.shape[-1:] and q._layout_type == "TensorWiseINT8Layout"
     free = scale.numel() == 1 and not params.get("rotation")
     if params.get("transposed") or not (free or keeps_rows):
         return fall_back(func, args, kwargs, QuantizedTensor, q._layout_type)
     rows = scale if scale.numel() == 1 else scale.view(*shape[:-1], 1)
-    return QuantizedTensor(q._qdata.view(shape), q._layout_type, {**params, "scale": rows})
+    with torch.inference_mode(q.is_inference()):
+        return QuantizedTensor(q._qdata.view(shape), q._layout_type, {**params, "scale": rows})
 
 
 @_for_int8(aten.gelu.default)
@@ -109,4 +130,6 @@ def _add_(func: Any, args: tuple, kwargs: dict) -> Any:
     q = args[0]
     if not isinstance(q, QuantizedTensor):
         return func(q, *dequantize_args(args[1:], QuantizedTensor), **kwargs)
-    return fall_back(func, args, kwargs, QuantizedTensor, q._layout_type, log=False)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    other = args[1].dequantize(wide) if isinstance(args[1], QuantizedTensor) else args[1]
+    return q.copy_(func(q.dequantize(wide), other, **kwargs))

@@ -64,21 +64,44 @@ class QuantizedTensor(torch.Tensor):
             params = {**params, "orig_shape": tuple(tensor.shape)}
         return cls(qdata, layout, params)
 
-    def dequantize(self) -> torch.Tensor:
-        """The float tensor, in this tensor's dtype and shape."""
-        return layout_class(self._layout_type).dequantize(self._qdata, **self._layout_params)
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The float tensor in this tensor's shape, as `dtype` (None: this tensor's own)."""
+        params = self._layout_params if dtype is None else {**self._layout_params, "orig_dtype": dtype}
+        return layout_class(self._layout_type).dequantize(self._qdata, **params)
 
     def requantize(self, tensor: torch.Tensor) -> "QuantizedTensor":
-        """`tensor` quantized the way this one is: same layout, granularity and rotation."""
+        """`tensor` quantized the way this one is: same layout, granularity, rotation and logical dtype."""
         layout = layout_class(self._layout_type)
-        return QuantizedTensor.from_float(
-            tensor.to(self.dtype), layout, **layout.requantize_options(self._layout_params)
-        )
+        if tensor.dtype not in (torch.float16, torch.bfloat16):
+            tensor = tensor.float()
+        made = QuantizedTensor.from_float(tensor, layout, **layout.requantize_options(self._layout_params))
+        return made if made.dtype == self.dtype else made.map_inner(lambda a: a, orig_dtype=self.dtype)
 
     def map_inner(self, fn: Any, **changes: Any) -> "QuantizedTensor":
         """A tensor of the same layout with `fn` applied to the integers and every tensor parameter."""
         params = {k: fn(v) if isinstance(v, torch.Tensor) else v for k, v in self._layout_params.items()}
         return QuantizedTensor(fn(self._qdata), self._layout_type, {**params, **changes})
+
+    def alias(self, fn: Any = None, **changes: Any) -> "QuantizedTensor":
+        """As `map_inner`, for views: same storage, and an inference tensor only if this one is.
+
+        Autograd lets a view share its base's version counter, which inference tensors do not have.
+        """
+        with torch.inference_mode(self.is_inference()):
+            return self.map_inner(fn or (lambda a: a), **changes)
+
+    def share_memory_(self) -> "QuantizedTensor":
+        """Move the integers and parameters to shared memory; torch's own crashes for want of a storage."""
+        for a in self._inner():
+            a.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether the integers and every tensor parameter are in shared memory."""
+        return all(a.is_shared() for a in self._inner())
+
+    def _inner(self) -> list[torch.Tensor]:
+        return [self._qdata, *(v for v in self._layout_params.values() if isinstance(v, torch.Tensor))]
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple]:
         tensors = sorted(k for k, v in self._layout_params.items() if isinstance(v, torch.Tensor))
