@@ -5,8 +5,19 @@ report = convert_to_int8("model.safetensors", "model-int8.safetensors")
 print(report.summary())
 """
 
-from .converter.api import convert_to_int8
+from .converter.api import convert_many_to_int8, convert_to_int8, plan_int8
+from .converter.batch import BatchReport
+from .converter.dry_run import PlanReport
 from .converter.errors import ConversionError
 from .converter.report import ConversionReport, LayerReport
 
-__all__ = ["ConversionError", "ConversionReport", "LayerReport", "convert_to_int8"]
+__all__ = [
+    "BatchReport",
+    "ConversionError",
+    "ConversionReport",
+    "LayerReport",
+    "PlanReport",
+    "convert_many_to_int8",
+    "convert_to_int8",
+    "plan_int8",
+]

@@ -1,11 +1,17 @@
 """The Python face of the converter."""
 
-import difflib
-from typing import Any
+from __future__ import annotations
 
-from .convert import convert
-from .report import ConversionReport
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .options import nearest
 from .settings import Settings, keywords
+
+if TYPE_CHECKING:
+    from .batch import BatchReport
+    from .dry_run import PlanReport
+    from .report import ConversionReport
 
 
 def convert_to_int8(input_file: str, output_file: str | None = None, **options: Any) -> ConversionReport:
@@ -15,7 +21,7 @@ def convert_to_int8(input_file: str, output_file: str | None = None, **options: 
     output_file: the file to write; by default beside the input, named after the format.
     options: the command line's options as keywords (see `converter.settings.Settings`), among them
         comfy_quant, scaling_mode="row"|"tensor"|"block", block_size=128, convrot=True|False,
-        convrot_group_size="auto"|int, verify=True, report_quality=False.
+        convrot_group_size="auto"|int, layer_config="layers.json", verify=True, report_quality=False.
 
     Returns a ConversionReport: for each layer its format, SQNR and bytes. Raises ConversionError with a
     message for people when anything is wrong, TypeError for an unknown keyword (naming the nearest),
@@ -24,13 +30,63 @@ def convert_to_int8(input_file: str, output_file: str | None = None, **options: 
         report = convert_to_int8("model.safetensors", comfy_quant=True)
         print(report.summary())
     """
+    from .convert import convert
+
+    return convert(_settings("convert_to_int8", input_file, output_file, options))
+
+
+def plan_int8(input_file: str, output_file: str | None = None, **options: Any) -> PlanReport:
+    """What `convert_to_int8` with the same arguments would do, from the header alone.
+
+    Reads no weight and does not load torch. Returns a PlanReport: every tensor's fate and reason, sizes,
+    and the estimated time and memory. Raises what the conversion would raise before it starts.
+
+        print(plan_int8("model.safetensors").summary())
+    """
+    from .dry_run import plan_conversion
+
+    return plan_conversion(_settings("plan_int8", input_file, output_file, options))
+
+
+def convert_many_to_int8(
+    inputs: Sequence[str],
+    output_folder: str | None = None,
+    *,
+    pattern: str | None = None,
+    lora_map: str | None = None,
+    **options: Any,
+) -> BatchReport:
+    """Convert several models, going on after one that fails.
+
+    inputs: models as `convert_to_int8` takes them, or with `pattern` (a glob) the folders whose matching
+        files are the models.
+    output_folder: made when missing; by default each output stands beside its input.
+    lora_map: a JSON file with the LoRAs of each model (see `converter.lora_map`).
+    options: as for `convert_to_int8`.
+
+    Returns a BatchReport; its `failed` are the models that did not come through, each with its error. Raises
+    ConversionError when no model can be started: nothing matches, or two would have one output.
+
+        report = convert_many_to_int8(["models"], "int8", pattern="*.safetensors")
+        print(report.summary())
+    """
+    from .batch import plan_batch, run_batch
+    from .convert import convert
+
+    if not inputs:
+        raise ValueError("convert_many_to_int8() needs at least one input")
+    shared = _settings("convert_many_to_int8", str(inputs[0]), output_folder, options)
+    batch = plan_batch([str(i) for i in inputs], shared, pattern, lora_map)
+    return run_batch(batch, convert, lambda line: None)
+
+
+def _settings(function: str, input_file: Any, output_file: Any, options: dict[str, Any]) -> Settings:
     known = keywords()
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            raise TypeError(f"convert_to_int8() got an unexpected keyword argument {name!r}{hint}")
-    return convert(Settings(input_file=str(input_file), output_file=_text(output_file), **options))
+            hint = nearest(name, known)
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}; {hint}")
+    return Settings(input_file=str(input_file), output_file=_text(output_file), **options)
 
 
 def _text(path: Any) -> str | None:

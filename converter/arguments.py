@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from .command_options import CommandOptions
 from .presets import keep_set
 from .settings import GROUPS, Settings
 
@@ -50,7 +51,7 @@ class ConvertParser(argparse.ArgumentParser):
         self._hidden: dict[str, list[tuple[argparse.Action, str]]] = {}
         for key, title in GROUPS.items():
             group = self.add_argument_group(title)
-            for f in fields(Settings):
+            for f in (*fields(Settings), *fields(CommandOptions)):
                 if f.metadata["group"] == key:
                     self._add(group, key, f)
         general = self.add_argument_group("General")

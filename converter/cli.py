@@ -6,10 +6,13 @@ Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 a wrong
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from .arguments import ConvertParser
+from .command_options import CommandOptions
 from .errors import ConversionError
+from .run import run_many, run_one
 from .settings import Settings
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {}
@@ -41,20 +44,16 @@ def _convert(argv: Sequence[str]) -> int:
     if not argv:
         parser.show(None)
         return 2
-    arguments = vars(parser.parse_args(argv))
+    values = vars(parser.parse_args(argv))
+    command = CommandOptions(**{f.name: values.pop(f.name) for f in fields(CommandOptions)})
+    inputs = values.pop("input_file")
     try:
-        settings = Settings(**arguments)
+        settings = Settings(input_file=inputs[0], **values)
     except ValueError as e:
         parser.error(str(e))
-    from .convert import convert  # torch is loaded only once the command line is known to be right
-    from .progress import Bar, Silent
-    from .show import show_report
-
-    report = convert(settings, Bar() if sys.stderr.isatty() else Silent())
-    if settings.json:
-        report.save_json(settings.json)
-    show_report(report, every_layer=settings.report_quality)
-    return 0
+    if len(inputs) > 1 or command.pattern or command.lora_map:
+        return run_many(inputs, settings, command)
+    return run_one(settings, command)
 
 
 def _listed() -> list[tuple[str, str]]:

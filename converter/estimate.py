@@ -69,6 +69,11 @@ def peak_in_flight(plan: Plan) -> int:
     return min(sum(held), max(in_flight_limit(plan), max(held, default=0)))
 
 
+def placement(step: Step) -> str:
+    """Where a layer is quantized."""
+    return "cpu"
+
+
 def format_kind(layer: LayerFormat) -> str:
     """The part of a format that decides how fast it is made: its scaling, and whether it rotates."""
     return f"{layer.scaling} + convrot" if layer.rotation else layer.scaling

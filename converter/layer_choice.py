@@ -70,7 +70,7 @@ def _format(weight: TensorInfo, asked: LayerOverride, stored: str, where: str, s
     return LayerFormat(
         scaling,
         _rotation(weight, asked, scaling, where, s),
-        asked.block_size or s.block_size,
+        (asked.block_size or s.block_size) if scaling == "block" else LayerFormat.block_size,
         s.full_precision_matrix_mult if full is None else full,
     )
 

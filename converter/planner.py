@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from .algorithms import algorithm_notes, attach_algorithms, open_calibration
 from .checkpoint import Checkpoint, TensorInfo
-from .contract import CONFIG, METADATA_KEY, SCALE, encode_config
+from .contract import CONFIG, METADATA_KEY, SCALE, encode_config, largest_group
 from .dtypes import QUANTIZABLE
 from .errors import ConversionError
 from .layer_choice import LayerChoice, choose
@@ -165,11 +165,11 @@ def _notes(steps: list[Step], matches: list[Match]) -> Iterator[str]:
         under = f" under {match.prefix!r}" if match.prefix else ""
         yield f"recognised {match.label}{under}: {', '.join(match.evidence)}"
     parts = Counter(part.group(1) for s in steps if (part := NEVER.match(s.name)))
-    for part, count in parts.items():
-        yield f"{part}: {count} tensors stay as they are"
+    for name, count in parts.items():
+        yield f"{name}: {count} tensors stay as they are"
     layers = [s for s in steps if s.layer]
     rotated = [s for s in layers if s.layer and s.layer.rotation]
-    plain = [s for s in layers if s not in rotated]
+    plain = [s for s in layers if not largest_group(s.source.shape[1])]
     if rotated and plain:
         yield (
             f"{len(plain)} layers are not rotated: no group of 256, 64 or 16 divides their columns "

@@ -38,7 +38,9 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         group="main",
         metavar="PATH",
         required=True,
-        help="a .safetensors file, a *.safetensors.index.json, or a folder of shards",
+        nargs="+",
+        action="extend",
+        help="a .safetensors file, a *.safetensors.index.json, or a folder of shards; or several",
     )
     output_file: str | None = option(
         None,
@@ -46,7 +48,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         "--output",
         group="main",
         metavar="FILE",
-        help="the file to write; by default beside the input, named after the format",
+        help="the file (for several inputs: folder) to write; by default beside the input",
     )
     comfy_quant: bool = option(
         True,

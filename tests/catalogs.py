@@ -6,6 +6,7 @@ else ``../shared/catalogs`` beside the repository.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def load(folder: Path, name: str) -> tuple[dict, dict[str, tuple[int, ...]]]:
                 for suffix, entry in repeat["tensors"].items():
                     shapes[f"{repeat['prefix']}{index}.{suffix}"] = _shape(entry)
     return catalog, shapes
+
+
+def write_hollow(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
+    """A checkpoint with this header whose data is a hole: gigabytes by its size, a header on the disk."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape) * {"BF16": 2, "F32": 4}[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + at)
+    return path
 
 
 def _shape(entry: list) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from convert_to_quant.converter import contract, dtypes
 
 
 def test_the_planning_path_does_not_import_torch():
-    modules = "planner, cli, show"
+    modules = "cli, dry_run, planner, show, show_plan"
     code = f"import sys; from convert_to_quant.converter import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=catalogs.REPOSITORY).returncode == 0
 

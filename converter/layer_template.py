@@ -1,0 +1,67 @@
+"""A plan as a layer configuration that, fed back with --layer-config, gives the same plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .layer_config import LayerOverride
+from .plan import Plan, Step
+from .selection import could_be_linear
+
+_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
+
+
+def layer_steps(plan: Plan) -> list[Step]:
+    """The steps of layers: weights that could be quantized, whether they are or not."""
+    return [s for s in plan if s.action not in ("write", "drop") and could_be_linear(s.name, s.source.shape)]
+
+
+def layer_template(plan: Plan) -> dict[str, LayerOverride]:
+    r"""An entry for every layer of a plan, in the plan's order.
+
+    Layers that differ in their numbers only and are stored alike share an entry (``blocks\.[0-9]+\.qkv``).
+    What is not about layers (removed tensors, merged LoRAs, the header's metadata) is not in it: those
+    options are given again.
+    """
+    steps = layer_steps(plan)
+    full = any(s.layer.full_precision_matrix_mult for s in steps if s.layer)
+    entries = {s.layer_name: _entry(s, full) for s in steps}
+    forms: dict[str, list[str]] = {}
+    for name in entries:
+        forms.setdefault(_form(name), []).append(name)
+    template: dict[str, LayerOverride] = {}
+    for form, names in forms.items():
+        if _alike(entries[name] for name in names):
+            template[form] = entries[names[0]]
+        else:
+            template |= {re.escape(name): entries[name] for name in names}
+    return template
+
+
+def _form(name: str) -> str:
+    """A pattern for the name with its numbers left open. No other name's form matches it."""
+    return r"[0-9]+".join(re.escape(part) for part in _NUMBER.split(name))
+
+
+def _alike(entries: Iterable[LayerOverride]) -> bool:
+    return len(set(entries)) == 1
+
+
+def _entry(step: Step, full_precision: bool) -> LayerOverride:
+    if step.action == "keep":
+        return LayerOverride(skip=True)
+    if step.action == "cast":
+        return LayerOverride(format="fp16")
+    layer = step.layer
+    assert layer is not None
+    blockwise = layer.scaling == "block"
+    return LayerOverride(
+        format=layer.name,
+        scaling_mode=layer.scaling,
+        block_size=layer.block_size if blockwise else None,
+        convrot=None if blockwise else layer.rotation > 0,
+        convrot_group_size=layer.rotation or None,
+        optimizer=step.algorithm,
+        full_precision_matrix_mult=layer.full_precision_matrix_mult if full_precision else None,
+    )
