@@ -146,7 +146,7 @@ class _Run:
         else:
             note = self._write_layer(step, result)
         self._file.mark(_key(step), note)
-        self._progress.advance(step.layer_name, step.source.nbytes)
+        self._progress.advance(step.layer_name if step.layer else "", step.source.nbytes)
 
     def _write_layer(self, step: Step, done: _Done) -> dict:
         for output in step.outputs:

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+_LABEL = 40
+
 
 class Progress(Protocol):
     """Called from the pipeline's writer as layers are finished."""
@@ -10,7 +12,7 @@ class Progress(Protocol):
         """The bytes of input there are, and those an interrupted run had done."""
 
     def advance(self, name: str, nbytes: int) -> None:
-        """A tensor is written."""
+        """A tensor is written: a layer by its name, or "" for one that is only carried over."""
 
     def stop(self) -> None:
         """No more will come."""
@@ -46,7 +48,7 @@ class Bar:
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task("", layer="", total=None)
+        self._task = self._bar.add_task("", layer=" " * _LABEL, total=None)
 
     def start(self, total_bytes: int, done_bytes: int) -> None:
         """Show the bar."""
@@ -55,7 +57,8 @@ class Bar:
 
     def advance(self, name: str, nbytes: int) -> None:
         """Move it."""
-        self._bar.update(self._task, advance=nbytes, layer=name[-44:])
+        label = {"layer": f"{name[-_LABEL:]:{_LABEL}}"} if name else {}
+        self._bar.update(self._task, advance=nbytes, **label)
 
     def stop(self) -> None:
         """Take it away."""

@@ -1,6 +1,8 @@
 """The two doors of the converter: Python keywords and command-line flags."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 
@@ -159,3 +161,31 @@ def test_as_a_process(tmp_path, model, command):
     assert "blocks.0.attn.qkv.weight_scale" in load_file(str(tmp_path / "q.safetensors"))
     version = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True)
     assert version.stdout.startswith("convert_to_quant 0.")
+
+
+def test_a_bar_where_there_is_a_terminal(tmp_path, model):
+    pty = pytest.importorskip("pty")
+    command = [
+        sys.executable,
+        "-m",
+        "convert_to_quant",
+        "-i",
+        str(model),
+        "-o",
+        str(tmp_path / "q.safetensors"),
+    ]
+    lead, follow = pty.openpty()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=follow, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(follow)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal closes with its process
+        while data := os.read(lead, 4096):
+            shown += data
+    process.communicate()
+    os.close(lead)
+    assert process.returncode == 0
+    assert b"blocks.1.mlp.fc2" in shown
+    assert b"%" in shown
+    assert b"MB/s" in shown
