@@ -141,9 +141,8 @@ def test_json_tells_of_every_model(folder):
 
 def test_a_dry_run_of_a_batch_writes_nothing(folder, capsys):
     before = names(folder)
-    assert (
-        main(["-i", str(folder), "--pattern", "[ac].safetensors", "-o", str(folder / "o"), "--dry-run"]) == 0
-    )
+    command = ["-i", str(folder), "--pattern", "[ac].safetensors", "--dry-run"]
+    assert main([*command, "-o", str(folder / "o")]) == 0
     assert names(folder) == before
     assert capsys.readouterr().out.count("6 layers to INT8") == 2
     assert main([*command, "create-template"]) == 1
