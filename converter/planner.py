@@ -164,9 +164,10 @@ def _notes(steps: list[Step], matches: list[Match]) -> Iterator[str]:
     for match in matches:
         under = f" under {match.prefix!r}" if match.prefix else ""
         yield f"recognised {match.label}{under}: {', '.join(match.evidence)}"
-    parts = Counter(part.group(1) for s in steps if (part := NEVER.match(s.name)))
-    for name, count in parts.items():
-        yield f"{name}: {count} tensors stay as they are"
+    prefixes = tuple(match.prefix for match in matches)
+    apart = (s for s in steps if NEVER.match(s.name) or (matches and not s.name.startswith(prefixes)))
+    for part, count in Counter(s.name.partition(".")[0] for s in apart).items():
+        yield f"{part}: {count} tensors outside the recognised models stay as they are"
     layers = [s for s in steps if s.layer]
     rotated = [s for s in layers if s.layer and s.layer.rotation]
     plain = [s for s in layers if not largest_group(s.source.shape[1])]
