@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from . import _checks
 from ._library import define
-from .rotation import CHUNK
+from .rotation import float_chunks
 from .scales import quantize_with, scale_from_absmax
 
 
@@ -29,22 +29,20 @@ def _quantize_blockwise(x: torch.Tensor, block_m: int, block_k: int):
     _check(x, block_m, block_k)
     k = x.shape[-1]
     rows = x.reshape(-1, k)
-    m = rows.shape[0]
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(_scale_shape(x, block_m, block_k), dtype=torch.float32, device=x.device)
     q_rows, s_rows = q.view(-1, k), scale.view(-1, scale.shape[-1])
-    step = max(1, CHUNK // (k * block_m)) * block_m if x.device.type == "cpu" else max(m, 1)
-    for start in range(0, m, step):
-        work = rows[start : start + step].float()
+    for part, work in float_chunks(rows, multiple=block_m):
         n = work.shape[0]
-        # Ragged edges are padded with zeros, which never raise a block's absmax.
-        work = F.pad(work, (0, -k % block_k, 0, -n % block_m))
+        if k % block_k or n % block_m:
+            # Ragged edges are padded with zeros, which never raise a block's absmax.
+            work = F.pad(work, (0, -k % block_k, 0, -n % block_m))
         blocks = work.view(work.shape[0] // block_m, block_m, -1, block_k)
         absmax = torch.maximum(blocks.amax((1, 3)), blocks.amin((1, 3)).neg_())
         s = scale_from_absmax(absmax)
         quantize_with(blocks, s[:, None, :, None], saturate=False)
-        q_rows[start : start + n] = work[:n, :k]
-        first = start // block_m
+        q_rows[part] = work[:n, :k]
+        first = part.start // block_m
         s_rows[first : first + s.shape[0]] = s
     return q, scale
 

@@ -33,13 +33,21 @@ def _dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotati
             if edge_m > 1:
                 index = torch.arange(start, stop, device=q.device) // edge_m - start // edge_m
                 part = part[index]
-        if part.shape[1] != 1:
-            part = part.repeat_interleave(edge_k, 1)[:, :k]
-        y.mul_(part)
+        _scale_columns(y, part, edge_k)
         if rotation:
             rotate_rows(y, rotation, y, spare[: stop - start])
         out_rows[start:stop] = y
     return out
+
+
+def _scale_columns(y: torch.Tensor, scales: torch.Tensor, edge: int) -> None:
+    """Multiply each block of `edge` columns of y [n, K] by its column of `scales`, in place."""
+    if scales.shape[1] == 1:
+        y.mul_(scales)
+        return
+    whole = y.shape[1] // edge
+    y[:, : whole * edge].unflatten(1, (whole, edge)).mul_(scales[:, :whole, None])
+    y[:, whole * edge :].mul_(scales[:, whole:])
 
 
 def _matrix_of_scales(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -96,13 +96,14 @@ def _rotate(x: torch.Tensor, group: int) -> torch.Tensor:
     return out
 
 
-def float_chunks(rows: torch.Tensor, rotation: int = 0):
+def float_chunks(rows: torch.Tensor, rotation: int = 0, multiple: int = 1):
     """Yield ``(slice, float32 rows)`` over [M, K], rotated when asked, a cache-sized part at a time.
 
     The yielded tensor is a buffer that the caller may overwrite and that the next step reuses.
+    multiple: every part but the last has a multiple of this many rows.
     """
     m, k = rows.shape
-    step = max(1, CHUNK // k) if rows.device.type == "cpu" else m
+    step = max(1, CHUNK // (k * multiple)) * multiple if rows.device.type == "cpu" else m
     step = min(step, max(m, 1))
     work = torch.empty(step, k, dtype=torch.float32, device=rows.device)
     spare = torch.empty_like(work) if rotation else work

@@ -15,8 +15,8 @@ def _int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0):
     # The rotation is orthogonal and symmetric: (R x) . q is x . (R q), and x is the smaller one.
     rows = _rotate(x.reshape(-1, k).float(), rotation)
     out = torch.empty(rows.shape[0], n, dtype=torch.float32, device=x.device)
-    edge = granularity(n, k, weight_scale)[0]
-    step = -(-max(1, CHUNK // k) // edge) * edge if x.device.type == "cpu" and edge < n else n
+    edge = 1 if weight_scale.numel() == 1 else granularity(n, k, weight_scale)[0]
+    step = -(-max(1, CHUNK // k) // edge) * edge if x.device.type == "cpu" else n
     for n0 in range(0, n, step):
         scale = (
             weight_scale if weight_scale.numel() == 1 else weight_scale[n0 // edge : -(-(n0 + step) // edge)]
