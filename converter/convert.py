@@ -18,7 +18,7 @@ from .output_path import output_path
 from .plan import Plan, Step
 from .planner import build_plan
 from .progress import Progress, Silent
-from .quantize import cast_weight, device_for, layer_options, memory_budget, placement, quantize_step
+from .quantize import cast_weight, layer_options, quantize_step
 from .report import ConversionReport, KeptTensor, LayerReport
 from .settings import Settings
 from .source import read_merged, read_weight
@@ -84,7 +84,6 @@ class _Run:
         self._checkpoint, self._plan, self._file = checkpoint, plan, file
         self._settings, self._progress = settings, progress
         self._layers: dict[str, LayerReport] = {}
-        self._device = device_for(settings)
 
     def execute(self) -> tuple[LayerReport, ...]:
         """Run what is not done yet; returns the reports of all layers in plan order."""
@@ -126,9 +125,6 @@ class _Run:
 
     def _quantize(self, step: Step, read: _Read) -> tuple[dict[str, torch.Tensor], str | None]:
         options = layer_options(step, self._settings)
-        if step.algorithm != "rtn":
-            where = placement(step, self._settings, memory_budget(self._settings, self._device))
-            options = where.options(options, self._device)
         stats = self._plan.calibration.stats(step.layer_name)
         return quantize_step(step, read.weight, read.bias, stats, options)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import open_checkpoint
+from .devices import describe_placement
 from .errors import ConversionError
-from .estimate import estimate, placement
+from .estimate import estimate
 from .layer_config import write_layer_config
 from .layer_template import layer_steps, layer_template
 from .output_path import model_stem, output_path
@@ -141,7 +142,7 @@ def _planned(step: Step, layer: bool) -> PlannedTensor:
         stored=step.layer.describe() if step.layer else step.outputs[0].dtype if step.outputs else "",
         rotation=step.layer.rotation if step.layer else 0,
         algorithm=step.algorithm if quantized else "",
-        placement=placement(step) if quantized else "",
+        placement=describe_placement(step) if quantized else "",
         bytes_in=0 if step.action == "write" else step.source.nbytes,
         bytes_out=step.output_bytes,
         reason=step.reason,

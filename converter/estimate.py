@@ -40,7 +40,8 @@ class Estimate:
 
 def estimate(plan: Plan) -> Estimate:
     """Time and peak memory of a plan, before it runs."""
-    return Estimate(_seconds(plan), PROCESS_BYTES + peak_in_flight(plan))
+    computing = max((s.placement.bytes for s in plan.quantized if s.placement is not None), default=0)
+    return Estimate(_seconds(plan), PROCESS_BYTES + peak_in_flight(plan) + computing)
 
 
 def read_bytes(step: Step) -> int:
@@ -67,11 +68,6 @@ def peak_in_flight(plan: Plan) -> int:
     """What the steps will hold at most: no more than the limit, or than there is."""
     held = [bytes_held(step) for step in plan]
     return min(sum(held), max(in_flight_limit(plan), max(held, default=0)))
-
-
-def placement(step: Step) -> str:
-    """Where a layer is quantized."""
-    return "cpu"
 
 
 def format_kind(layer: LayerFormat) -> str:

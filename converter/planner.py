@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from .algorithms import algorithm_notes, attach_algorithms, open_calibration
 from .checkpoint import Checkpoint, TensorInfo
 from .contract import CONFIG, METADATA_KEY, SCALE, encode_config, largest_group
+from .devices import place_layers
 from .dtypes import QUANTIZABLE
 from .errors import ConversionError
 from .layer_choice import LayerChoice, choose
@@ -46,7 +47,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     steps = list(attach_merges(steps, merges, [n for n, q in stored.items() if q.scale]))
     quantized = [s for s in steps if s.action == "quantize"]
     calibration = open_calibration(settings, [s.layer_name for s in quantized], checkpoint.shapes())
-    steps = list(attach_algorithms(steps, calibration, settings))
+    steps = list(place_layers(attach_algorithms(steps, calibration, settings), settings))
     notes = (
         *_notes(steps, matches),
         *rules.notes,

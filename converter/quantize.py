@@ -5,50 +5,17 @@ from __future__ import annotations
 import torch
 
 from ..quant.algorithms import LayerResult, LayerStats, QuantizeOptions, quantize_layer
-from ..quant.placement import Placement, device_budget, place
 from .contract import INPUT_SCALE, PRE_QUANT_SCALE, SCALE
 from .errors import ConversionError
 from .plan import Step
 from .settings import Settings
 
 
-def device_for(settings: Settings) -> torch.device:
-    """Where calibrated algorithms compute. ConversionError for a device this machine does not have."""
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(settings.device)
-    if device.type != "cpu" and not getattr(torch, device.type).is_available():
-        raise ConversionError(
-            f"--device {settings.device}: this machine has no such device, or torch cannot use it"
-        )
-    return device
-
-
-def memory_budget(settings: Settings, device: torch.device) -> int | None:
-    """Bytes of the device that a layer may take: None without limit, 0 on the CPU."""
-    if device.type == "cpu":
-        return 0
-    mode = "aggressive" if settings.low_memory else settings.streaming_mode
-    return device_budget(mode, getattr(torch, device.type).mem_get_info(device)[0])
-
-
-def placement(step: Step, settings: Settings, budget: int | None) -> Placement:
-    """Where and in how many pieces a layer is quantized."""
-    return place(
-        (step.source.shape[0], step.source.shape[1]),
-        step.algorithm,
-        budget,
-        checkpointed=settings.quip_checkpointed,
-        threshold=settings.quip_checkpoint_threshold,
-        segments=settings.quip_checkpoint_segments,
-    )
-
-
 def layer_options(step: Step, settings: Settings) -> QuantizeOptions:
-    """The options of one layer's quantization, before it is placed."""
+    """The options of one layer's quantization, placed where the plan says."""
     assert step.layer is not None
     names = {o.name.removeprefix(step.layer_name) for o in step.outputs}
-    return QuantizeOptions(
+    options = QuantizeOptions(
         algorithm=step.algorithm,  # type: ignore[arg-type]
         scaling=step.layer.scaling,  # type: ignore[arg-type]
         rotation=step.layer.rotation,
@@ -65,6 +32,7 @@ def layer_options(step: Step, settings: Settings) -> QuantizeOptions:
         smoothquant=settings.smoothquant_alpha if PRE_QUANT_SCALE in names else None,
         static_activations=INPUT_SCALE in names,
     )
+    return step.placement.options(options, step.device) if step.placement is not None else options
 
 
 def quantize_step(

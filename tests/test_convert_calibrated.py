@@ -283,3 +283,17 @@ def test_the_seed_draws_the_tokens_when_there_are_more_than_asked_for(tmp_path, 
     assert made[0, None] == made[1, None], "all tokens are used: none is drawn"
     assert len(made[0, 64]) == 1
     assert len({*made[0, 64], *made[1, 64], *made[0, None]}) == 3
+
+
+def test_dry_run_shows_algorithm_and_placement_and_reads_no_weight(tmp_path, model, capsys):
+    calibration = record(tmp_path / "c.safetensors", layers()[:4])
+    argv = ["-i", str(model), "--dry-run", "--calibration-data", str(calibration)]
+    assert main([*argv, "--quip-checkpointed", "--quip-checkpoint-segments", "4"]) == 0
+    rows = {
+        line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("blocks.")
+    }
+    assert "quip" in rows["blocks.0.attn.qkv"]
+    assert "in 4 parts" in rows["blocks.0.attn.qkv"]
+    assert "rtn" in rows["blocks.1.mlp.fc2"]
+    assert "parts" not in rows["blocks.1.mlp.fc2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.safetensors", "m.safetensors"]
