@@ -6,7 +6,12 @@ from .checkpoint import Checkpoint
 from .dtypes import FLOAT8, torch_dtype
 from .errors import ConversionError
 from .lora.delta import merge_into
+from .memory import empty_float32
 from .plan import Step
+
+_PART = 1 << 17
+"""Elements converted at once: they stay in the cache between reading and converting, in memory that the
+allocator keeps."""
 
 
 def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
@@ -15,8 +20,15 @@ def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     FP8 is dequantized to bfloat16 where it has no scale (exact), else to float32; float64 to float32. The
     step's LoRAs are merged into it; then it is float32.
     """
-    weight = _stored(checkpoint, step)
-    return merge_into(weight, step.merges, checkpoint.read_tensor) if step.merges else weight
+    if step.merges:
+        return merge_into(_read_float32(checkpoint, step), step.merges, checkpoint.read_tensor)
+    weight = checkpoint.read(step.name)
+    if step.source.dtype in FLOAT8:
+        scale = step.companions.get("scale")
+        if scale is None:
+            return weight.to(torch.bfloat16)
+        return weight.float().mul_(_scale(checkpoint, scale))
+    return weight.float() if weight.dtype == torch.float64 else weight
 
 
 def read_merged(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
@@ -30,11 +42,18 @@ def read_merged(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     return merged
 
 
-def _stored(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
-    weight = checkpoint.read(step.name)
-    if step.source.dtype in FLOAT8:
-        scale = step.companions.get("scale")
-        if scale is None:
-            return weight.to(torch.bfloat16)
-        return weight.float().mul_(checkpoint.read(scale).float().reshape(-1, 1))
-    return weight.float() if weight.dtype == torch.float64 else weight
+def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
+    """The weight in float32, converted part by part: it is never held in two dtypes."""
+    info = step.source
+    weight = empty_float32(info.shape)
+    flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
+    for start in range(0, info.numel, _PART):
+        piece = part[: info.numel - start]
+        checkpoint.read_into(info, memoryview(piece.view(torch.uint8).numpy()), start * piece.itemsize)
+        flat[start : start + len(piece)] = piece
+    scale = step.companions.get("scale")
+    return weight if scale is None else weight.mul_(_scale(checkpoint, scale))
+
+
+def _scale(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    return checkpoint.read(name).float().reshape(-1, 1)
