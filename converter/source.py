@@ -2,10 +2,11 @@
 
 import torch
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, TensorInfo
 from .dtypes import FLOAT8, torch_dtype
 from .errors import ConversionError
 from .lora.delta import merge_into
+from .lora.merge import Merge
 from .memory import empty_float32
 from .plan import Step
 
@@ -33,13 +34,28 @@ def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
 
 def read_merged(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     """A kept tensor with its LoRAs merged, in its own dtype. ConversionError where the sum overflows it."""
-    merged = read_weight(checkpoint, step).to(torch_dtype(step.source.dtype))
-    if not bool(torch.isfinite(merged.float()).all()):
+    return _narrowed(read_weight(checkpoint, step), step.source, step.merges)
+
+
+def read_bias(checkpoint: Checkpoint, step: Step) -> torch.Tensor | None:
+    """The bias among a step's companions with its LoRAs merged, in its own dtype; None without one."""
+    name = step.companions.get("bias")
+    if name is None:
+        return None
+    bias = checkpoint.read(name)
+    if not step.bias_merges:
+        return bias
+    merged = merge_into(bias, step.bias_merges, checkpoint.read_tensor)
+    return _narrowed(merged, checkpoint.tensors[name], step.bias_merges)
+
+
+def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...]) -> torch.Tensor:
+    narrow = merged.to(torch_dtype(info.dtype))
+    if not bool(torch.isfinite(narrow.float()).all()):
         raise ConversionError(
-            f"{step.name}: with {step.merges[0].adapter.file} merged it holds values that "
-            f"{step.source.dtype} cannot"
+            f"{info.name}: with {merges[0].adapter.file} merged it holds values that {info.dtype} cannot"
         )
-    return merged
+    return narrow
 
 
 def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
