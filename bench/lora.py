@@ -82,11 +82,11 @@ def paired(model: Path, output: Path, loras: list[Path], pairs: int) -> dict[str
 
 
 def peak_mib(model: Path, output: Path, loras: list[Path]) -> float:
-    """Peak resident memory of a process that does one conversion, in MiB."""
+    """Peak resident memory of a process that does one conversion, in MiB (Linux)."""
     code = (
-        "import resource, sys; from convert_to_quant import convert_to_int8; "
+        "import re, sys; from convert_to_quant import convert_to_int8; "
         "convert_to_int8(sys.argv[1], sys.argv[2], merge_lora_paths=sys.argv[3:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
     )
     command = [sys.executable, "-c", code, str(model), str(output), *map(str, loras)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -131,15 +131,16 @@ def _calibrated(step: Step, kept: dict[str, Step], calibration: Calibration, set
         outputs.append(OutputTensor(layer + INPUT_SCALE, "F32", ()))
     if settings.smoothquant and calibration.measured and calibration.has(layer, "samples", "channel_max"):
         outputs.append(OutputTensor(layer + PRE_QUANT_SCALE, "F32", (step.source.shape[1],)))
-    bias = kept.get(layer + ".bias")
+    bias, bias_merges = kept.get(layer + ".bias"), step.bias_merges
     if settings.bias_correction and bias is not None and calibration.has(layer, "samples", "channel_mean"):
         outputs.append(bias.outputs[0])
-        companions["bias"] = bias.name
+        companions["bias"], bias_merges = bias.name, bias.merges
     return replace(
         step,
         algorithm=_algorithm(step, calibration, settings),
         outputs=tuple(outputs),
         companions=companions,
+        bias_merges=bias_merges,
     )
 
 

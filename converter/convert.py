@@ -21,7 +21,7 @@ from .progress import Progress, Silent
 from .quantize import cast_weight, layer_options, quantize_step
 from .report import ConversionReport, KeptTensor, LayerReport
 from .settings import Settings
-from .source import read_merged, read_weight
+from .source import read_bias, read_merged, read_weight
 from .writer import OutputFile
 
 
@@ -107,8 +107,7 @@ class _Run:
 
     def _read(self, step: Step) -> _Read | None:
         if step.action in ("quantize", "cast"):
-            bias = step.companions.get("bias")
-            return _Read(read_weight(self._checkpoint, step), self._checkpoint.read(bias) if bias else None)
+            return _Read(read_weight(self._checkpoint, step), read_bias(self._checkpoint, step))
         return _Read(read_merged(self._checkpoint, step)) if step.merges else None
 
     def _work(self, step: Step, read: _Read | None) -> Any:

@@ -37,6 +37,7 @@ class Step:
     output's name); "write" `data`, which came from the header; "drop" it. outputs: what it leaves in the
     file. companions: the source tensors its values depend on, by role ("scale": the scale of an FP8 weight).
     merges: LoRA changes added to it first; a kept tensor with any is written anew in its dtype, not copied.
+    bias_merges: the same for the bias among the companions.
     placement: in what parts its algorithm computes on `device` (`quant.placement`), None for rounding.
     """
 
@@ -49,6 +50,7 @@ class Step:
     companions: Mapping[str, str] = field(default_factory=dict)
     data: bytes = b""
     merges: tuple[Merge, ...] = ()
+    bias_merges: tuple[Merge, ...] = ()
     placement: Any = None
     device: str = "cpu"
 

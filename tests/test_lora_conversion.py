@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from convert_to_quant.converter.cli import main
 from convert_to_quant.converter.settings import Settings
+from convert_to_quant.quant.algorithms import LayerStats
+from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import ConversionError, convert_to_int8
 
 FC1 = "blocks.0.mlp.fc1"
@@ -239,3 +241,32 @@ def test_a_flux_lora_with_diffusers_names_reaches_a_flux_checkpoint(tmp_path):
     )
     assert report.loras[0].tensors == 3
     assert report.loras[0].unmatched == ()
+
+
+def test_a_bias_that_is_merged_and_corrected_has_both(tmp_path):
+    layer = "blocks.0.attn.qkv"
+    model = save(tmp_path / "model.safetensors", block_weights(dtype=torch.float32))
+    inputs = rand(256, K, size=1.0) + 1.0
+    stats = LayerStats(inputs.bfloat16(), inputs.abs().amax(0), inputs.mean(0), 0.05)
+    calibration = save_calibration(tmp_path / "calibration.safetensors", {layer: stats})
+    options = {"calibration_data": str(calibration), "bias_correction": True}
+    bias = rand(3 * K, seed=5)
+    lora = save_lora(tmp_path / "lora.safetensors", {f"{layer}.diff_b": bias})
+    convert_to_int8(model, tmp_path / "plain.safetensors", **options)
+    report = convert_to_int8(model, tmp_path / "merged.safetensors", merge_lora_path=lora, **options)
+    found = [load_file(tmp_path / f"{name}.safetensors")[f"{layer}.bias"] for name in ("merged", "plain")]
+    assert not torch.equal(found[1], load_file(model)[f"{layer}.bias"])
+    torch.testing.assert_close(found[0] - found[1], bias, rtol=0, atol=1e-6)
+    assert not any("left out" in note for note in report.notes)
+
+
+def test_layers_stored_as_float16_are_merged_too(tmp_path, model):
+    tensors, change = low_rank(FC1, N, K)
+    lora = save_lora(tmp_path / "lora.safetensors", tensors)
+    options = {"custom_layers": "fc1", "custom_type": "fp16"}
+    report = convert_to_int8(model, tmp_path / "q.safetensors", merge_lora_path=lora, **options)
+    found = load_file(tmp_path / "q.safetensors")[f"{FC1}.weight"]
+    want = load_file(model)[f"{FC1}.weight"].double() + change
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.double(), want, rtol=2**-11 * 1.01, atol=1e-7)
+    assert any(t.name == f"{FC1}.weight" and t.reason.endswith("merged 1 LoRA") for t in report.kept)

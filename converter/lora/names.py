@@ -40,6 +40,8 @@ _LORA_PREFIXES: tuple[tuple[str, frozenset[str]], ...] = (
     ("net.", frozenset()),
 )
 
+_FLATTENED = tuple(prefix for prefix, _ in _LORA_PREFIXES if prefix.endswith("_"))
+
 # Prefixes of layers in checkpoints, and which part they are; "" where the prefix does not tell.
 _CHECKPOINT_PREFIXES: tuple[tuple[str, str], ...] = (
     (r"model\.diffusion_model\.", "model"),
@@ -106,7 +108,9 @@ class LayerIndex:
         """
         for form, parts in _readings(module):
             plain = normal(form)
-            for places in (self._exact.get(form), self._normal.get(plain), self._aliased.get(plain)):
+            # Below a kohya prefix an underscore may have been a dot: no spelling is the exact one.
+            exact = None if module.startswith(_FLATTENED) and "." not in form else self._exact.get(form)
+            for places in (exact, self._normal.get(plain), self._aliased.get(plain)):
                 found = [p for p in places or () if not parts or not p.part or p.part in parts]
                 if len(found) > 1:
                     layers = " and ".join(sorted(repr(p.layer) for p in found))

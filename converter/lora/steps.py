@@ -1,6 +1,6 @@
 """The plan's steps with their LoRA merges."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ..dtypes import QUANTIZABLE
@@ -25,13 +25,14 @@ def attach_merges(steps: Iterable[Step], merges: Merges, scaled: Collection[str]
                 f"{found[0].adapter.file}: cannot be merged into {step.name}, which is stored as "
                 f"{step.source.dtype} and kept so; merge into the unquantized checkpoint"
             )
-        reason = f"{step.reason}, {merged_note(found)}" if step.action == "keep" else step.reason
+        reason = step.reason if step.action == "quantize" else f"{step.reason}, {merged_note(found)}"
         yield replace(step, reason=reason, merges=found)
 
 
-def left_out(steps: Iterable[Step], merges: Merges) -> Iterator[str]:
+def left_out(steps: Sequence[Step], merges: Merges) -> Iterator[str]:
     """A line where LoRAs change tensors that no step of the plan keeps."""
-    lost = sorted(merges.by_tensor.keys() - {s.name for s in steps if s.merges})
+    reached = {s.name for s in steps if s.merges} | {s.companions["bias"] for s in steps if s.bias_merges}
+    lost = sorted(merges.by_tensor.keys() - reached)
     if lost:
         shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
         yield f"LoRA changes of {len(lost)} removed tensors are left out ({shown})"
