@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 a wrong
 130 interrupted.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -15,7 +16,21 @@ from .errors import ConversionError
 from .run import run_many, run_one
 from .settings import Settings
 
-COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {}
+
+def _lazy(module: str) -> Callable[[Sequence[str]], int]:
+    """The `main` of a module that is imported when it is called."""
+
+    def run(argv: Sequence[str]) -> int:
+        return importlib.import_module(f".{module}", __package__).main(argv)
+
+    return run
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "edit": ("remove, set and repair what a quantized file says of itself", _lazy("edit_cli")),
+    "verify": ("compare a quantized file with its original, layer by layer", _lazy("verify_cli")),
+    "inspect": ("show a file's architecture, formats and problems", _lazy("inspect_file")),
+}
 """Other commands by name: what each does, and its main."""
 
 
@@ -25,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             return COMMANDS[argv[0]][1](argv[1:])
+        if "--edit-quant" in argv or "--edit_quant" in argv:
+            return COMMANDS["edit"][1](argv)
         return _convert(argv)
     except ConversionError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -13,6 +13,11 @@ from .settings import Settings
 def output_path(checkpoint: Checkpoint, settings: Settings) -> Path:
     """The output's path. ConversionError when that is a folder or one of the input's files."""
     path = Path(settings.output_file) if settings.output_file else default_output(checkpoint.path, settings)
+    return usable_output(path, checkpoint)
+
+
+def usable_output(path: Path, checkpoint: Checkpoint) -> Path:
+    """`path`. ConversionError when it is a folder or one of the input's files."""
     if path.is_dir():
         raise ConversionError(f"{path}: is a folder; name the file to write")
     if any(path.exists() and os.path.samefile(path, f) for f in (*checkpoint.files, checkpoint.path)):

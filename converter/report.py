@@ -91,16 +91,17 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite SQNR becomes the text "inf"."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {k: plain(v) for k, v in value.items()}
-            if isinstance(value, list | tuple):
-                return [plain(v) for v in value]
-            return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-        return plain(asdict(self))
+        return plain_json(asdict(self))
 
     def save_json(self, path: str | Path) -> None:
         """Write `to_dict` as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def plain_json(value: Any) -> Any:
+    """`value` with lists for tuples and texts for infinities and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
