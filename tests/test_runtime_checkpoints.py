@@ -353,7 +353,8 @@ def test_loading_a_big_file_stays_within_its_size(tmp_path):
         from convert_to_quant.comfy.quant_ops import QuantizedTensor
         path = sys.argv[1]
         def build():
-            return nn.Sequential(*[nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16) for _ in range(48)])
+            layers = (nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16) for _ in range(48))
+            return nn.Sequential(*layers)
         if sys.argv[2] == "write":
             with empty_weights():
                 model = build()

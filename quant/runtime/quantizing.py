@@ -165,7 +165,10 @@ def _quantize(name, module, record, settings: _Settings) -> tuple[QuantizedTenso
     weight = module.weight.detach()
     group = settings.group(weight.shape[1])
     if record is None and settings.options is None:
-        return _nearest(name, weight, group, settings), None
+        try:
+            return _nearest(weight, group, settings), None
+        except ValueError as e:
+            raise ValueError(f"{name}: {e}") from e
     from ..algorithms import QuantizeOptions, quantize_layer
 
     base = settings.options or QuantizeOptions(algorithm="ldlq")
@@ -182,7 +185,7 @@ def _quantize(name, module, record, settings: _Settings) -> tuple[QuantizedTenso
     return _with(result.weight, result.pre_quant_scale, result.input_scale), result.note
 
 
-def _nearest(name: str, weight: torch.Tensor, group: int, settings: _Settings) -> QuantizedTensor:
+def _nearest(weight: torch.Tensor, group: int, settings: _Settings) -> QuantizedTensor:
     if settings.layout == "TensorWiseINT8Layout":
         made = QuantizedTensor.from_float(weight, settings.layout, scaling=settings.scaling, rotation=group)
     elif settings.layout == "BlockWiseINT8Layout":
@@ -190,7 +193,7 @@ def _nearest(name: str, weight: torch.Tensor, group: int, settings: _Settings) -
     else:
         return QuantizedTensor.from_float(weight, settings.layout)
     if not torch.isfinite(made._layout_params["scale"]).all():
-        raise ValueError(f"{name}: the weight holds NaN or Inf")
+        raise ValueError("the weight holds NaN or Inf")
     return made
 
 
