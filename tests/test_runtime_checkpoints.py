@@ -283,6 +283,16 @@ def test_tied_weights_are_written_once_and_loaded_under_both_names(tmp_path):
     assert not model.b.weight.is_meta
 
 
+def test_a_model_that_is_one_layer(tmp_path):
+    """Its tensors have no layer before their names."""
+    model = nn.Linear(64, 48)
+    quantize_model(model)
+    path = save_quantized(model, tmp_path / "a.safetensors")
+    other = nn.Linear(64, 48)
+    load_quantized(other, path)
+    assert torch.equal(other.weight, model.weight)
+
+
 def test_shards_and_index_load(net, tmp_path):
     quantize_model(net)
     path = save_quantized(net, tmp_path / "whole.safetensors")

@@ -28,6 +28,11 @@ class LayerConfig:
     full_precision: bool = False
 
 
+def tensor_name(layer: str, leaf: str) -> str:
+    """The name of a layer's tensor; the layer "" is the model itself."""
+    return f"{layer}.{leaf}" if layer else leaf
+
+
 def parse_config(raw: torch.Tensor | dict, layer: str) -> LayerConfig:
     """Read ``comfy_quant`` of `layer`: uint8 JSON, or already a dict.
 

@@ -15,7 +15,15 @@ from torch import nn
 
 from .errors import CheckpointError
 from .keymap import IDENTITY, KeyMap, Mapped, map_for
-from .layerformat import EXTRAS, FLOAT8_FORMATS, LayerConfig, as_parameter, build_weight, parse_config
+from .layerformat import (
+    EXTRAS,
+    FLOAT8_FORMATS,
+    LayerConfig,
+    as_parameter,
+    build_weight,
+    parse_config,
+    tensor_name,
+)
 from .rows import swap_halves, take_rows
 from .tensorfile import TensorFile
 
@@ -161,12 +169,12 @@ def _sources(file, prefix, mapper, configs) -> tuple[list[_Source], int]:
     found = []
     for name in inside:
         layer, _, leaf = name.rpartition(".")
-        weight = f"{layer}.weight"
+        weight = tensor_name(layer, "weight")
         if leaf in EXTRAS and weight in present:
             continue
         extras, config = {}, None
         if leaf == "weight":
-            extras = {e: f"{layer}.{e}" for e in EXTRAS if f"{layer}.{e}" in present}
+            extras = {e: tensor_name(layer, e) for e in EXTRAS if tensor_name(layer, e) in present}
             config = _config(file, layer, prefix, extras, configs)
         found.append(_Source(name, mapper(name[len(prefix) :]), extras, config))
     return found, len(file.entries) - len(inside)
@@ -186,7 +194,7 @@ def _config(file, layer, prefix, extras, configs) -> LayerConfig | None:
                 stored,
             )
         return config
-    storage = file.entries[f"{layer}.weight"].dtype
+    storage = file.entries[tensor_name(layer, "weight")].dtype
     if stored is None and (storage == torch.int8 or (storage in _FLOAT8 and "weight_scale" in extras)):
         raise CheckpointError(
             f"layer {layer} is stored as {storage} but neither {layer}.comfy_quant nor the header says how; "
@@ -256,7 +264,7 @@ def _read(file, source, logical, dtype, configs, report) -> torch.Tensor:
         report.plain += 1
         floating = tensor.is_floating_point() and tensor.dtype not in _FLOAT8
         return tensor.to(dtype) if dtype is not None and floating else tensor
-    layer = source.name.removesuffix(".weight")
+    layer = source.name.rpartition(".")[0]
     extras = {leaf: file.read(name) for leaf, name in source.extras.items() if leaf != "comfy_quant"}
     report.bytes_read += sum(e.nbytes for e in extras.values())
     if source.config.format in FLOAT8_FORMATS:

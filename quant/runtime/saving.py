@@ -11,7 +11,7 @@ from torch import nn
 from ..tensor import QuantizedTensor
 from .errors import CheckpointError
 from .keymap import KeyMap, map_for
-from .layerformat import config_of, tensors_of
+from .layerformat import config_of, tensor_name, tensors_of
 from .rows import join_rows, swap_halves
 from .tensorfile import NAMES
 
@@ -110,7 +110,7 @@ def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Te
     if leaf != "weight":
         raise CheckpointError(f"{name} is quantized, but only tensors named .weight have a checkpoint form")
     layers[layer] = config_of(tensor)
-    return {f"{layer}.{k}": v for k, v in tensors_of(tensor).items()}
+    return {tensor_name(layer, k): v for k, v in tensors_of(tensor).items()}
 
 
 def _metadata(given: dict[str, str], layers: dict, listed: bool) -> dict[str, str]:
