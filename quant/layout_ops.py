@@ -53,7 +53,7 @@ def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None
 @_for_int8(aten.linear.default)
 def _linear(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     x, weight, bias = args[0], args[1], (args[2] if len(args) > 2 else kwargs.get("bias"))
-    if not _is_weight(weight, transposed=False) or weight.dim() != 2:
+    if not _is_weight(weight, transposed=False) or weight._qdata.dim() != 2:
         return F.linear(_plain(x), _plain(weight), _plain(bias))
     return _product(_plain(x), weight, _plain(bias))
 
