@@ -40,20 +40,20 @@ def _plain(value: Any) -> Any:
 
 def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x W^T + bias; differentiable in x, through the dequantized weight, where a gradient is wanted."""
+    params = weight._layout_params
+    rotation, smooth = params.get("rotation", 0), params.get("pre_quant_scale")
+    if smooth is not None:
+        x = x * smooth.to(x.dtype)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        dense = kernels.dequantize(
-            weight._qdata, weight_scale(weight), x.dtype, weight._layout_params.get("rotation", 0)
-        )
+        dense = kernels.dequantize(weight._qdata, weight_scale(weight), x.dtype, rotation)
         return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
-    return ops.int8_linear(
-        x, weight._qdata, weight_scale(weight), bias, weight._layout_params.get("rotation", 0)
-    )
+    return ops.int8_linear(x, weight._qdata, weight_scale(weight), bias, rotation, params.get("input_scale"))
 
 
 @_for_int8(aten.linear.default)
 def _linear(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     x, weight, bias = args[0], args[1], (args[2] if len(args) > 2 else kwargs.get("bias"))
-    if not _is_weight(weight, transposed=False) or weight.dim() != 2:
+    if not _is_weight(weight, transposed=False) or weight._qdata.dim() != 2:
         return F.linear(_plain(x), _plain(weight), _plain(bias))
     return _product(_plain(x), weight, _plain(bias))
 
@@ -111,7 +111,7 @@ def _view(func: Any, args: tuple, kwargs: dict) -> Any:
         return q.alias()
     scale, params = q._layout_params["scale"], q._layout_params
     keeps_rows = shape[-1:] == q.shape[-1:] and q._layout_type == "TensorWiseINT8Layout"
-    free = scale.numel() == 1 and not params.get("rotation")
+    free = scale.numel() == 1 and not params.get("rotation") and "pre_quant_scale" not in params
     if params.get("transposed") or not (free or keeps_rows):
         return fall_back(func, args, kwargs, QuantizedTensor, q._layout_type)
     rows = scale if scale.numel() == 1 else scale.view(*shape[:-1], 1)
@@ -133,3 +133,18 @@ def _add_(func: Any, args: tuple, kwargs: dict) -> Any:
     wide = torch.promote_types(q.dtype, torch.float32)
     other = args[1].dequantize(wide) if isinstance(args[1], QuantizedTensor) else args[1]
     return q.copy_(func(q.dequantize(wide), other, **kwargs))
+
+
+@_for_int8(aten.embedding.default)
+def _embedding(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
+    """Look up rows of integers and dequantize only those: a row scale and a rotation belong to a row."""
+    table, index = args[0], args[1]
+    scale = weight_scale(table) if isinstance(table, QuantizedTensor) else None
+    if not _is_weight(table, transposed=False) or (scale.numel() != 1 and scale.shape[1] != 1):
+        return func(*dequantize_args(args, QuantizedTensor), **kwargs)
+    params = table._layout_params
+    rows = func(table._qdata, index)
+    scales = scale if scale.numel() == 1 else scale[index]
+    out = kernels.dequantize(rows, scales, table.dtype, params.get("rotation", 0))
+    smooth = params.get("pre_quant_scale")
+    return out if smooth is None else out.mul_(smooth.to(out.dtype))

@@ -108,6 +108,12 @@ class QuantizedTensor(torch.Tensor):
         plain = tuple(sorted((k, v) for k, v in self._layout_params.items() if k not in tensors))
         return ["_qdata", *(f"_param_{k}" for k in tensors)], (self._layout_type, plain)
 
+    def _stable_hash_for_caching(self) -> str:
+        """What compiled code depends on, for PyTorch's compilation caches."""
+        names, (layout, plain) = self.__tensor_flatten__()
+        inner = [(n, getattr(self, n).dtype, tuple(getattr(self, n).shape)) for n in names]
+        return repr((layout, plain, inner))
+
     @staticmethod
     def __tensor_unflatten__(
         inner: dict, context: tuple, outer_size: Any, outer_stride: Any

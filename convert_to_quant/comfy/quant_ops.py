@@ -16,6 +16,7 @@ from ..quant import (
     register_generic_util,
     register_layout_op,
 )
+from ..quant.runtime import mixed_precision_ops
 
 __all__ = [
     "LAYOUTS",
@@ -25,6 +26,7 @@ __all__ = [
     "QuantizedLayout",
     "QuantizedTensor",
     "TensorWiseINT8Layout",
+    "mixed_precision_ops",
     "register_generic_util",
     "register_layout_op",
 ]

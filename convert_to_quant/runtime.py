@@ -1,0 +1,41 @@
+"""Running quantized models in any torch program::
+
+from convert_to_quant.runtime import empty_weights, load_quantized
+with empty_weights():
+    model = MyTransformer(config)
+print(load_quantized(model, "model-int8.safetensors", device="cuda").summary())
+"""
+
+from .quant.runtime import (
+    CheckpointError,
+    Int8Linear,
+    KeyMap,
+    LoadReport,
+    LoraHandle,
+    LowRank,
+    QuantizeReport,
+    apply_lora,
+    empty_weights,
+    load_quantized,
+    map_for,
+    mixed_precision_ops,
+    quantize_model,
+    save_quantized,
+)
+
+__all__ = [
+    "CheckpointError",
+    "Int8Linear",
+    "KeyMap",
+    "LoadReport",
+    "LoraHandle",
+    "LowRank",
+    "QuantizeReport",
+    "apply_lora",
+    "empty_weights",
+    "load_quantized",
+    "map_for",
+    "mixed_precision_ops",
+    "quantize_model",
+    "save_quantized",
+]

@@ -1,0 +1,29 @@
+"""Running quantized models: load, quantize and save any torch model; operations; LoRA; name tables."""
+
+from .empty import empty_weights
+from .errors import CheckpointError
+from .int8_linear import Int8Linear
+from .keymap import KeyMap, map_for
+from .loading import LoadReport, load_quantized
+from .lora import LoraHandle, LowRank, apply_lora
+from .operations import mixed_precision_ops
+from .quantizing import QuantizeReport, quantize_model
+from .saving import save_quantized, write_tensors
+
+__all__ = [
+    "CheckpointError",
+    "Int8Linear",
+    "KeyMap",
+    "LoadReport",
+    "LoraHandle",
+    "LowRank",
+    "QuantizeReport",
+    "apply_lora",
+    "empty_weights",
+    "load_quantized",
+    "map_for",
+    "mixed_precision_ops",
+    "quantize_model",
+    "save_quantized",
+    "write_tensors",
+]

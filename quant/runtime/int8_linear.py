@@ -1,0 +1,123 @@
+"""Int8Linear: the fused linear as a module of plain tensors, for those who want no tensor subclass."""
+
+import torch
+from torch import nn
+
+from ... import kernels
+from ..tensor import QuantizedTensor
+from .errors import CheckpointError
+from .layerformat import EXTRAS, build_weight, parse_config, tensors_of
+
+
+class Int8Linear(nn.Module):
+    """y = x W^T + b with W as int8 buffers: what to export, trace or capture when subclasses are in the way.
+
+    Its state dict holds the checkpoint contract's names (weight, weight_scale, comfy_quant, input_scale,
+    pre_quant_scale, bias), so ``load_state_dict`` takes a checkpoint's layer.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
+        """An empty layer to be filled by ``load_state_dict``; see `from_float` and `from_linear`."""
+        super().__init__()
+        self.in_features, self.out_features, self.rotation = in_features, out_features, 0
+        self.register_buffer(
+            "weight", torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
+        )
+        self.register_buffer("weight_scale", torch.ones(out_features, 1, device=device))
+        self.register_buffer("input_scale", None)
+        self.register_buffer("pre_quant_scale", None)
+        dtype = dtype or torch.get_default_dtype()
+        self.logical_dtype = dtype
+        self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
+        self.block_size = 0
+
+    @classmethod
+    def from_quantized(cls, weight: QuantizedTensor, bias: torch.Tensor | None = None) -> "Int8Linear":
+        """Around an existing quantized weight [N, K], sharing its storage."""
+        self = cls(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
+        self._take(weight)
+        self.bias = None if bias is None else bias.detach()
+        return self
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, layout: str = "TensorWiseINT8Layout", **options) -> "Int8Linear":
+        """Quantize `linear` to nearest; options go to the layout (``rotation=256``, ``block_size=128``)."""
+        weight = linear.weight
+        if not isinstance(weight, QuantizedTensor):
+            weight = QuantizedTensor.from_float(weight, layout, **options)
+        return cls.from_quantized(weight, linear.bias)
+
+    def _take(self, weight: QuantizedTensor) -> None:
+        params = weight._layout_params
+        self.weight, self.weight_scale = weight._qdata, params["scale"]
+        if weight._layout_type == "AxisWiseINT8Layout":
+            self.weight_scale = self.weight_scale.unsqueeze(-1)
+        self.rotation, self.block_size = params.get("rotation", 0), params.get("block_size", 0)
+        self.input_scale, self.pre_quant_scale = params.get("input_scale"), params.get("pre_quant_scale")
+
+    def quantized_weight(self) -> QuantizedTensor:
+        """The weight as a QuantizedTensor that shares this module's storage."""
+        layout = "BlockWiseINT8Layout" if self.block_size else "TensorWiseINT8Layout"
+        params = {"scale": self.weight_scale, "orig_dtype": self.logical_dtype}
+        params.update({"block_size": self.block_size} if self.block_size else {"rotation": self.rotation})
+        for name in ("input_scale", "pre_quant_scale"):
+            if getattr(self, name) is not None:
+                params[name] = getattr(self, name)
+        return QuantizedTensor(self.weight, layout, params)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [.., K] -> [.., N] in x's dtype."""
+        if self.pre_quant_scale is not None:
+            x = x * self.pre_quant_scale.to(x.dtype)
+        return kernels.int8_linear(
+            x, self.weight, self.weight_scale, self.bias, self.rotation, self.input_scale
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes and rotation."""
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, rotation={self.rotation}"
+        )
+
+    def _apply(self, fn, recurse=True):
+        """Scales stay float32 whatever dtype the model is cast to."""
+        kept = {n: getattr(self, n) for n in ("weight_scale", "input_scale", "pre_quant_scale")}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            if value is not None:
+                setattr(self, name, value.to(getattr(self, name).device))
+        if self.bias is not None:
+            self.logical_dtype = self.bias.dtype
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        for leaf, tensor in tensors_of(self.quantized_weight()).items():
+            destination[prefix + leaf] = tensor
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias
+
+    def _load_from_state_dict(self, state, prefix, meta, strict, missing, unexpected, errors):
+        layer, device = prefix.rstrip("."), self.weight.device
+        raw, config = state.get(f"{prefix}weight"), state.get(f"{prefix}comfy_quant")
+        if raw is None or config is None:
+            missing += [f"{prefix}{n}" for n, v in (("weight", raw), ("comfy_quant", config)) if v is None]
+        else:
+            extras = {e: state[prefix + e].to(device) for e in EXTRAS if prefix + e in state}
+            try:
+                weight = build_weight(
+                    layer, raw.to(device), extras, parse_config(config, layer), self.logical_dtype
+                )
+                if weight.shape != (self.out_features, self.in_features) or not isinstance(
+                    weight, QuantizedTensor
+                ):
+                    raise CheckpointError(f"layer {layer}: {weight} does not fit {self}")
+                self._take(weight)
+            except CheckpointError as e:
+                errors.append(str(e))
+        bias = state.get(f"{prefix}bias")
+        if (bias is None) != (self.bias is None):
+            (missing if bias is None else unexpected).append(f"{prefix}bias")
+        elif bias is not None:
+            self.bias = bias.to(device)
+        known = {prefix + n for n in (*EXTRAS, "weight", "bias")}
+        unexpected += [n for n in state if n.startswith(prefix) and n not in known]

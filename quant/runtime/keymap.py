@@ -1,0 +1,81 @@
+"""Names in a checkpoint to names in a model, where they differ; the tables are data (`diffusers_names`)."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Rule = tuple
+"""``(source, target)``, ``(source, (target, ...))`` or ``(source, target, "swap")``.
+
+Names are whole tensor names or whole layer names (then every tensor of the layer follows), with
+``{i}`` for a number. Several targets take the rows of the source in order; an empty tuple drops the
+source; "swap" exchanges its two halves of rows."""
+
+_NUMBER = r"(?P<i>\d+)"
+
+
+def _compile(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{i\}", _NUMBER))
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Where one tensor of a checkpoint goes: target names in row order, halves swapped or not."""
+
+    targets: tuple[str, ...]
+    swap: bool = False
+
+
+class KeyMap:
+    """Renames, splits and swaps by a table of `Rule`; a name that no rule matches stays as it is."""
+
+    def __init__(self, rules: Iterable[Rule]):
+        self._rules = []
+        for source, target, *op in rules:
+            targets = (target,) if isinstance(target, str) else tuple(target)
+            self._rules.append((source, _compile(source), targets, bool(op)))
+
+    def __call__(self, name: str) -> Mapped:
+        """The targets of checkpoint tensor `name`."""
+        layer, _, leaf = name.rpartition(".")
+        for _, pattern, targets, swap in self._rules:
+            for text, suffix in ((name, ""), (layer, "." + leaf)):
+                found = pattern.fullmatch(text)
+                if found:
+                    i = found.groupdict().get("i", "")
+                    return Mapped(tuple(t.replace("{i}", i) + suffix for t in targets), swap)
+        return Mapped((name,))
+
+    def inverse(self, names: Iterable[str]) -> dict[str, Mapped]:
+        """Checkpoint names for the model's `names`: {checkpoint name: Mapped(model names in row order)}."""
+        found: dict[str, dict[int, str]] = {}
+        swapped: dict[str, bool] = {}
+        for name in names:
+            source, part, swap = self._source(name)
+            found.setdefault(source, {})[part] = name
+            swapped[source] = swap
+        return {s: Mapped(tuple(parts[p] for p in sorted(parts)), swapped[s]) for s, parts in found.items()}
+
+    def _source(self, name: str) -> tuple[str, int, bool]:
+        layer, _, leaf = name.rpartition(".")
+        for source, _, targets, swap in self._rules:
+            for part, target in enumerate(targets):
+                pattern = _compile(target)
+                for text, suffix in ((name, ""), (layer, "." + leaf)):
+                    match = pattern.fullmatch(text)
+                    if match:
+                        return source.replace("{i}", match.groupdict().get("i", "")) + suffix, part, swap
+        return name, 0, False
+
+
+IDENTITY = KeyMap(())
+
+
+def map_for(model: object) -> KeyMap:
+    """The table of `model`'s class (or of a base class) in `diffusers_names.TABLES`, else IDENTITY."""
+    from .diffusers_names import TABLES
+
+    for cls in type(model).__mro__:
+        if cls.__name__ in TABLES:
+            return KeyMap(TABLES[cls.__name__])
+    return IDENTITY

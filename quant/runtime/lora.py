@@ -1,0 +1,185 @@
+"""LoRA at run time: deltas on quantized weights that come off again to the bit."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from ..layout import layout_class
+from ..tensor import QuantizedTensor
+from .errors import CheckpointError
+from .tensorfile import TensorFile
+
+_PATCHED: "WeakKeyDictionary[nn.Module, _Patches]" = WeakKeyDictionary()
+_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.")
+_DOWN_UP = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """delta = scale * up [N, r] @ down [r, K]."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float = 1.0
+
+    def delta(self, device: torch.device) -> torch.Tensor:
+        """The float32 matrix [N, K]."""
+        up, down = (t.to(device=device, dtype=torch.float32).flatten(1) for t in (self.up, self.down))
+        return self.scale * (up @ down)
+
+
+@dataclass
+class _Patches:
+    """Per weight: its bits before the first LoRA. The handles in the order they were applied."""
+
+    saved: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    active: list["LoraHandle"] = field(default_factory=list)
+
+
+class LoraHandle:
+    """An applied LoRA; `remove` (or leaving a ``with`` block) takes it off."""
+
+    def __init__(self, model: nn.Module, deltas: dict[str, "LowRank | torch.Tensor"], strength: float):
+        self.model, self.deltas, self.strength = model, deltas, strength
+
+    def __enter__(self) -> "LoraHandle":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take this LoRA off; other LoRAs on the model stay. Without any left on a weight, its integers
+        and scales are the original ones, bit for bit. Removing twice does nothing."""
+        patches = _PATCHED.get(self.model)
+        if patches is None or self not in patches.active:
+            return
+        patches.active.remove(self)
+        for name in self.deltas:
+            _update(self.model, name, patches)
+
+
+def apply_lora(
+    model: nn.Module,
+    lora: "str | os.PathLike | Mapping[str, LowRank | torch.Tensor]",
+    strength: float = 1.0,
+) -> LoraHandle:
+    """Add a LoRA to the weights of `model`, quantized or not, in place; returns its handle.
+
+    lora: a safetensors file (``X.lora_A/lora_B``, ``X.lora_down/lora_up`` with ``X.alpha``, dotted or with
+        underscores as in ``lora_unet_double_blocks_0_...``), or ``{module name: LowRank or delta [N, K]}``.
+    A quantized weight is dequantized from its *original* bits, all active deltas are added in float32 and
+    the sum is rounded to nearest in the same layout, granularity and rotation: order does not matter
+    and nothing accumulates. The original bits are kept until the last LoRA is off.
+    Weights keep their storage, so captured CUDA graphs and compiled models see the change.
+
+    CheckpointError, with the nearest names, when a key of the LoRA matches no layer or a shape does not fit;
+    nothing is changed then.
+    """
+    deltas = read_lora(lora, model) if isinstance(lora, (str, os.PathLike)) else dict(lora)
+    _check(model, deltas)
+    handle = LoraHandle(model, deltas, strength)
+    patches = _PATCHED.setdefault(model, _Patches())
+    patches.active.append(handle)
+    for name in deltas:
+        _update(model, name, patches)
+    return handle
+
+
+def _bits(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if isinstance(weight, QuantizedTensor):
+        return (weight._qdata, weight._layout_params["scale"])
+    return (weight.detach(),)
+
+
+@torch.no_grad()
+def _update(model: nn.Module, name: str, patches: _Patches) -> None:
+    """Bring weight `name` to its original bits plus the active deltas."""
+    weight = model.get_submodule(name).weight
+    if name not in patches.saved:
+        patches.saved[name] = tuple(t.clone() for t in _bits(weight))
+    for mine, original in zip(_bits(weight), patches.saved[name], strict=True):
+        mine.copy_(original)
+    active = [h for h in patches.active if name in h.deltas]
+    if not active:
+        del patches.saved[name]
+        return
+    dense = dequantize_float32(weight)
+    for handle in active:
+        delta = handle.deltas[name]
+        dense += handle.strength * (
+            delta.delta(dense.device) if isinstance(delta, LowRank) else delta.to(dense)
+        )
+    if not isinstance(weight, QuantizedTensor):
+        weight.detach().copy_(dense)
+        return
+    layout = layout_class(weight._layout_type)
+    made = QuantizedTensor.from_float(dense, layout, **layout.requantize_options(weight._layout_params))
+    for mine, new in zip(_bits(weight), _bits(made), strict=True):
+        mine.copy_(new)
+
+
+def dequantize_float32(weight: torch.Tensor) -> torch.Tensor:
+    """A float32 copy of a weight, quantized or not."""
+    if isinstance(weight, QuantizedTensor):
+        return weight.map_inner(lambda a: a, orig_dtype=torch.float32).dequantize()
+    return weight.detach().float().clone()
+
+
+def _check(model: nn.Module, deltas: Mapping[str, object]) -> None:
+    modules = dict(model.named_modules())
+    for name, delta in deltas.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if not isinstance(weight, torch.Tensor):
+            near = get_close_matches(name, modules, n=1)
+            raise CheckpointError(
+                f"LoRA key {name!r} matches no layer" + (f" (nearest: {near[0]})" if near else "")
+            )
+        shape = (
+            (delta.up.shape[0], delta.down.flatten(1).shape[1])
+            if isinstance(delta, LowRank)
+            else tuple(delta.shape)
+        )
+        if shape != tuple(weight.shape):
+            raise CheckpointError(f"LoRA for {name} is {list(shape)}, the weight {list(weight.shape)}")
+
+
+def read_lora(path: str | os.PathLike, model: nn.Module) -> dict[str, LowRank]:
+    """The low-rank deltas of a LoRA file by the module names of `model`.
+
+    scale = alpha / rank where the file has an alpha, else 1. CheckpointError for keys of unknown form or
+    layers that the model does not have.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    with TensorFile(path) as file:
+        for key in file.entries:
+            match = _DOWN_UP.fullmatch(key)
+            if match:
+                leaf = "down" if match[2] in ("lora_A", "lora_down") else "up"
+                parts.setdefault(match[1], {})[leaf] = file.read(key)
+            elif key.endswith(".alpha"):
+                parts.setdefault(key.removesuffix(".alpha"), {})["alpha"] = file.read(key)
+            else:
+                raise CheckpointError(f"{path}: key {key!r} is of no LoRA form known here")
+    underscored = {n.replace(".", "_"): n for n, _ in model.named_modules()}
+    found = {}
+    for name, tensors in parts.items():
+        if not {"down", "up"} <= tensors.keys():
+            raise CheckpointError(f"{path}: {name} has only {', '.join(tensors)}")
+        alpha, rank = tensors.get("alpha"), tensors["down"].shape[0]
+        scale = 1.0 if alpha is None else float(alpha) / rank
+        found[_module_name(name, underscored)] = LowRank(tensors["down"], tensors["up"], scale)
+    return found
+
+
+def _module_name(name: str, underscored: dict[str, str]) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    flat = re.sub(r"^lora_(unet|transformer|te\d?)_", "", name)
+    return underscored.get(flat, name)

@@ -1,0 +1,207 @@
+"""Quantizing the linear layers of a model in place."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ...kernels import largest_group
+from ..tensor import QuantizedTensor
+from .layerformat import INT8_FORMATS, as_parameter
+
+if TYPE_CHECKING:
+    from ..algorithms import LayerStats, QuantizeOptions
+
+logger = logging.getLogger(__name__)
+
+MIN_FEATURES = 32
+"""Layers with fewer inputs or outputs stay as they are: nothing to gain, and much to lose."""
+
+Skip = Iterable[str] | Callable[[str, nn.Module], bool] | None
+
+
+@dataclass
+class QuantizeReport:
+    """What became of every linear layer: quantized with what, or left and why; notes of the algorithm."""
+
+    quantized: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """One line."""
+        return f"{len(self.quantized)} linear layers quantized, {len(self.skipped)} left as they are"
+
+
+def quantize_model(
+    model: nn.Module,
+    layout: str = "TensorWiseINT8Layout",
+    *,
+    skip: Skip = None,
+    calibration: Any = None,
+    rotation: int | str = "auto",
+    scaling: str = "row",
+    block_size: int = 128,
+    options: "QuantizeOptions | None" = None,
+) -> QuantizeReport:
+    """Replace the weights of `model`'s ``nn.Linear`` layers (and subclasses) by QuantizedTensors, in place.
+
+    The modules stay what they are, so hooks and adapters keep working; weights get requires_grad=False.
+    Layer after layer, so memory never holds two copies of more than one weight.
+    layout: "TensorWiseINT8Layout" (or "int8_tensorwise"), "BlockWiseINT8Layout" (or "int8_blockwise"), or the
+        name of a layout of your own.
+    skip: module-name patterns (``"*.norm1.*"``, fnmatch) or ``skip(name, module) -> bool``.
+    calibration: a file made by `calibrate`, an opened CalibrationData, or ``{layer: LayerStats}``; layers
+        with a record use LDLQ (in the rotated space), the others round to nearest and are noted.
+    rotation: "auto" takes the largest of 256, 64, 16 that divides in_features; or a group, or 0.
+    scaling: "row" or "tensor"; block_size: of the block-wise layout.
+    options: QuantizeOptions to start from (algorithm, smoothquant, bias_correction, seed, ...); scaling,
+        rotation and block_size are set from the arguments.
+
+    ValueError for an unknown layout or option, NaN or Inf in a layer, a calibration that matches nothing.
+    """
+    layout = INT8_FORMATS.get(layout, layout)
+    report = QuantizeReport()
+    todo = _select(model, skip, report)
+    stats = _statistics(calibration, list(todo))
+    settings = _Settings(layout, rotation, scaling, block_size, options)
+    for name, module in todo.items():
+        record = stats(name) if stats is not None else None
+        if stats is not None and record is None:
+            report.notes[name] = "no calibration record: rounded to nearest"
+        weight, note = _quantize(name, module, record, settings)
+        module.weight = as_parameter(weight)
+        report.quantized[name] = repr(weight)
+        if note:
+            report.notes[name] = note
+    logger.info(report.summary())
+    return report
+
+
+@dataclass(frozen=True)
+class _Settings:
+    layout: str
+    rotation: int | str
+    scaling: str
+    block_size: int
+    options: "QuantizeOptions | None"
+
+    def group(self, in_features: int) -> int:
+        """The rotation group of a layer; block-wise weights have none."""
+        if self.layout != "TensorWiseINT8Layout":
+            return 0
+        if self.rotation == "auto":
+            return 0 if self.scaling == "tensor" else largest_group(in_features)
+        return int(self.rotation)
+
+
+def _select(model: nn.Module, skip: Skip, report: QuantizeReport) -> dict[str, nn.Linear]:
+    refuse = _predicate(skip)
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), f"{name}.{leaf}" if name else leaf)
+    todo = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        reason = _reason(name, module, refuse, owners)
+        if reason:
+            report.skipped[name] = reason
+        else:
+            todo[name] = module
+    return todo
+
+
+def _predicate(skip: Skip) -> Callable[[str, nn.Module], bool]:
+    if skip is None:
+        return lambda name, module: False
+    if callable(skip):
+        return skip
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+    return lambda name, module: any(fnmatchcase(name, p) for p in patterns)
+
+
+def _reason(name: str, module: nn.Linear, refuse: Callable, owners: dict[int, str]) -> str | None:
+    weight = module.weight
+    if refuse(name, module):
+        return "asked to skip"
+    if isinstance(weight, QuantizedTensor):
+        return "already quantized"
+    if weight.is_meta:
+        return "has no data (meta device)"
+    if owners[id(weight)] != (f"{name}.weight" if name else "weight"):
+        return f"shares its weight with {owners[id(weight)]}"
+    if min(weight.shape) < MIN_FEATURES:
+        return f"smaller than {MIN_FEATURES}"
+    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"is {weight.dtype}"
+    return None
+
+
+def _statistics(calibration: Any, names: list[str]) -> "Callable[[str], LayerStats | None] | None":
+    if calibration is None:
+        return None
+    if isinstance(calibration, Mapping):
+        if not any(n in calibration for n in names):
+            raise ValueError("the calibration holds no record of any layer to quantize")
+        return calibration.get
+    if isinstance(calibration, (str, os.PathLike)):
+        from ..calibration import CalibrationData
+
+        calibration = CalibrationData.load(calibration)
+    found, match = calibration.match(names)
+    logger.info(match.summary())
+    return lambda name: calibration.stats(found[name]) if name in found else None
+
+
+def _quantize(name, module, record, settings: _Settings) -> tuple[QuantizedTensor, str | None]:
+    weight = module.weight.detach()
+    group = settings.group(weight.shape[1])
+    if record is None and settings.options is None:
+        try:
+            return _nearest(weight, group, settings), None
+        except ValueError as e:
+            raise ValueError(f"{name}: {e}") from e
+    from ..algorithms import QuantizeOptions, quantize_layer
+
+    base = settings.options or QuantizeOptions(algorithm="ldlq")
+    block = settings.layout == "BlockWiseINT8Layout"
+    options = replace(
+        base,
+        scaling="block" if block else settings.scaling,
+        rotation=group,
+        block_size=settings.block_size,
+    )
+    result = quantize_layer(weight, record, options, module.bias, name)
+    if result.bias is not None:
+        module.bias = nn.Parameter(result.bias, requires_grad=False)
+    return _with(result.weight, result.pre_quant_scale, result.input_scale), result.note
+
+
+def _nearest(weight: torch.Tensor, group: int, settings: _Settings) -> QuantizedTensor:
+    if settings.layout == "TensorWiseINT8Layout":
+        made = QuantizedTensor.from_float(weight, settings.layout, scaling=settings.scaling, rotation=group)
+    elif settings.layout == "BlockWiseINT8Layout":
+        made = QuantizedTensor.from_float(weight, settings.layout, block_size=settings.block_size)
+    else:
+        return QuantizedTensor.from_float(weight, settings.layout)
+    if not torch.isfinite(made._layout_params["scale"]).all():
+        raise ValueError("the weight holds NaN or Inf")
+    return made
+
+
+def _with(
+    weight: QuantizedTensor, smooth: torch.Tensor | None, static: torch.Tensor | None
+) -> QuantizedTensor:
+    """`weight` carrying the two activation scales of its layer."""
+    extra = {k: v for k, v in (("pre_quant_scale", smooth), ("input_scale", static)) if v is not None}
+    if weight._layout_type == "BlockWiseINT8Layout":
+        extra.pop("input_scale", None)
+    return QuantizedTensor(weight._qdata, weight._layout_type, {**weight._layout_params, **extra})

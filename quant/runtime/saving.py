@@ -1,0 +1,140 @@
+"""Writing a model to a checkpoint: exactly the tensors that ComfyUI itself would save."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..tensor import QuantizedTensor
+from .errors import CheckpointError
+from .keymap import KeyMap, map_for
+from .layerformat import config_of, tensor_name, tensors_of
+from .rows import join_rows, swap_halves
+from .tensorfile import NAMES
+
+_LAYERS = "_quantization_metadata"
+_CHUNK = 1 << 26
+
+
+def save_quantized(
+    model: nn.Module,
+    path: str | os.PathLike,
+    *,
+    prefix: str = "",
+    metadata: dict[str, str] | None = None,
+    quant_metadata: bool = False,
+    comfyui_names: bool = False,
+) -> Path:
+    """Write `model`'s state dict as safetensors; returns the path.
+
+    A QuantizedTensor ``X.weight`` becomes X.weight (int8), X.weight_scale ([N, 1], [1, 1] or one a block),
+    X.comfy_quant and, where it has them, X.input_scale and X.pre_quant_scale; everything else is
+    written as it is, tied parameters once.
+    metadata: header strings; None keeps those of the checkpoint that `load_quantized` read.
+    quant_metadata: also list the layers in the header (``_quantization_metadata``).
+    comfyui_names: write ComfyUI's names for a diffusers model (fusing q, k, v), by the table of its class.
+
+    One tensor at a time is brought to the CPU. The file has its name only when it is whole and synced.
+    CheckpointError for meta parameters or what no format can hold; the old file is then untouched.
+    """
+    table = map_for(model) if comfyui_names else KeyMap(())
+    tensors = _state(model)
+    meta = [n for n, t in tensors.items() if t.is_meta]
+    if meta:
+        raise CheckpointError(
+            f"{len(meta)} tensors are on the meta device, first {meta[0]!r}: load the model first"
+        )
+    kept = metadata if metadata is not None else getattr(model, "checkpoint_metadata", {})
+    return write_tensors(
+        ((prefix + name, tensor) for name, tensor in _renamed(tensors, table)), path, kept, quant_metadata
+    )
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            out[name] = tensor
+    return out
+
+
+def _renamed(tensors: dict[str, torch.Tensor], table: KeyMap) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, mapped in table.inverse(tensors).items():
+        whole = join_rows([tensors[t] for t in mapped.targets], name)
+        yield name, swap_halves(whole, name) if mapped.swap else whole
+
+
+def write_tensors(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    path: str | os.PathLike,
+    metadata: dict[str, str] | None = None,
+    quant_metadata: bool = False,
+) -> Path:
+    """Write named tensors, quantized ones in the checkpoint contract's form, to `path`, whole or not at all.
+
+    `tensors` is walked once and its references kept until the end; each is copied to the CPU only while
+    its bytes are written.
+    """
+    path, plain, layers = Path(path), {}, {}
+    for name, tensor in tensors:
+        parts = _stored(name, tensor, layers)
+        clash = plain.keys() & parts.keys()
+        if clash:
+            raise CheckpointError(f"two tensors are named {sorted(clash)[0]!r}")
+        plain.update(parts)
+    header = _header(plain, _metadata(metadata or {}, layers, quant_metadata))
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as f:
+            f.write(len(header).to_bytes(8, "little") + header)
+            for tensor in plain.values():
+                _write(f, tensor)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Tensor]:
+    if not isinstance(tensor, QuantizedTensor):
+        return {name: tensor.detach()}
+    layer, _, leaf = name.rpartition(".")
+    if leaf != "weight":
+        raise CheckpointError(f"{name} is quantized, but only tensors named .weight have a checkpoint form")
+    layers[layer] = config_of(tensor)
+    return {tensor_name(layer, k): v for k, v in tensors_of(tensor).items()}
+
+
+def _metadata(given: dict[str, str], layers: dict, listed: bool) -> dict[str, str]:
+    """The given strings; a list of layers only if it is true of these layers, for it overrides them."""
+    out = {k: str(v) for k, v in given.items() if k != _LAYERS}
+    if listed or _LAYERS in given:
+        out[_LAYERS] = json.dumps({"format_version": "1.0", "layers": layers})
+    return out
+
+
+def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    entries: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NAMES:
+            raise CheckpointError(f"{name}: {tensor.dtype} has no safetensors type")
+        end = at + tensor.numel() * tensor.element_size()
+        entries[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    raw = json.dumps(entries, separators=(",", ":")).encode("utf-8")
+    return raw + b" " * (-len(raw) % 8)
+
+
+def _write(f, tensor: torch.Tensor) -> None:
+    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    for start in range(0, raw.size, _CHUNK):
+        f.write(memoryview(raw[start : start + _CHUNK]))
