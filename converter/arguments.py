@@ -37,7 +37,7 @@ class ConvertParser(argparse.ArgumentParser):
     """Parser of a conversion. Raises SystemExit(2) on a wrong command line, with the reason."""
 
     def __init__(self, prog: str, commands: Sequence[tuple[str, str]]):
-        listed = "\n".join(f"  ctq {name:<10} {text}" for name, text in commands)
+        listed = "\n".join(f"  ctq {name:<14} {text}" for name, text in commands)
         topics = ", ".join(name for name in GROUPS if name not in ("main", "format"))
         super().__init__(
             prog=prog,

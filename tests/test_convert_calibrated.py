@@ -234,7 +234,7 @@ def test_memory_options_change_no_bit(tmp_path, model, flags):
 def test_quality_options_reach_the_integers_and_stay_sound(tmp_path, model, flags):
     calibration = record(tmp_path / "c.safetensors", layers())
     common = ["-i", str(model), "--calibration-data", str(calibration)]
-    assert main([*common, "-o", str(tmp_path / "a.safetensors")]) == 0
+    assert main([*common, "-o", str(tmp_path / "a.safetensors"), "--no-quip-actorder"]) == 0
     assert main([*common, "-o", str(tmp_path / "b.safetensors"), *flags]) == 0
     a, b = (load_file(str(tmp_path / f)) for f in ("a.safetensors", "b.safetensors"))
     if flags[1:2] not in (["adamw"], ["radam"], ["original"]):
