@@ -116,7 +116,7 @@ def _perform(checkpoint: Checkpoint, step: Step, file: OutputFile) -> None:
         import torch  # an edit that only copies does without
 
         values = checkpoint.read(step.name).to(torch.float32).contiguous()
-        file.write(output.name, memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+        file.write(output.name, values.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _job(checkpoint: Checkpoint, plan: Plan) -> str:

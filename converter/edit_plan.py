@@ -106,7 +106,7 @@ class _Work:
         settings = self.settings
         tensors = self.stored.checkpoint.tensors
         keys = [k for k in settings.remove_keys if k not in tensors]
-        selected = self.configs.keys()
+        selected = set(self.configs)
         if keys or settings.add_keys or settings.quant_filter is not None:
             selected = compile_filter(settings.quant_filter, self.configs)
         self._require_known(keys, selected)

@@ -150,7 +150,7 @@ def _agreed(stored: dict[str, Any], listed: dict[str, Any], found: _Findings) ->
         f"comfy_quant says {json.dumps(stored)}, the header {json.dumps(listed)}: ComfyUI believes the header"
     )
     if "convrot" in stored and "convrot" not in listed:
-        rotation = {k: stored[k] for k in ("convrot", "convrot_groupsize") if k in stored}
+        rotation: dict[str, Any] = {k: stored[k] for k in ("convrot", "convrot_groupsize") if k in stored}
         found.add("header differs", text, "the rotation taken from comfy_quant, the rest from the header")
         return {**listed, **rotation}
     found.add("header differs", text, "the header's taken for both")

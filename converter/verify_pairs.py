@@ -128,7 +128,7 @@ def read_elements(checkpoint: Checkpoint, info: TensorInfo, start: int, stop: in
     dtype = torch_dtype(info.dtype)
     assert dtype is not None
     raw = torch.empty((stop - start) * dtype.itemsize, dtype=torch.uint8)
-    checkpoint.read_into(info, memoryview(raw.numpy()), start * dtype.itemsize)
+    checkpoint.read_into(info, raw.numpy().data, start * dtype.itemsize)
     return raw.view(dtype)
 
 
@@ -138,8 +138,8 @@ def _unequal_bytes(a: Checkpoint, before: TensorInfo, b: Checkpoint, after: Tens
     unequal = 0
     for start in range(0, size, step):
         n = min(step, size - start)
-        a.read_into(before, memoryview(x[:n].numpy()), start)
-        b.read_into(after, memoryview(y[:n].numpy()), start)
+        a.read_into(before, x[:n].numpy().data, start)
+        b.read_into(after, y[:n].numpy().data, start)
         if not torch.equal(x[:n], y[:n]):
             unequal += int((x[:n] != y[:n]).sum())
     return unequal

@@ -20,6 +20,8 @@ from convert_to_quant.converter.html_report import render
 from convert_to_quant.converter.inspect_file import inspect_file
 from convert_to_quant.converter.verify import verify
 from convert_to_quant.converter.verify_report import family_of, histogram
+from convert_to_quant.quant.algorithms import LayerStats
+from convert_to_quant.quant.calibration import save as save_calibration
 
 LAYERS = [f"blocks.{b}.{n}" for b in range(2) for n in ("attn.qkv", "mlp.fc1", "mlp.fc2")]
 TWIN = "blocks.1.attn.qkv"
@@ -324,6 +326,14 @@ def test_a_pre_quant_scale_belongs_to_the_weight(pair, tmp_path):
     assert _result(report).weight_db > 35
 
 
+def test_the_command_shows_outputs_where_inputs_are_given(pair, tmp_path, capsys):
+    save_file({f"{LAYER}.samples": torch.randn(8, 256)}, tmp_path / "calibration.safetensors")
+    argv = ["verify", *map(str, pair), "--activations", str(tmp_path / "calibration.safetensors")]
+    assert main([*argv, "--html", str(tmp_path / "r.html")]) == 0
+    assert "W8A8 dB" in capsys.readouterr().out
+    assert "W8A16 dB" in (tmp_path / "r.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [("absent.safetensors", "does not exist"), ("other.safetensors", "matches any")],
@@ -479,3 +489,23 @@ def test_a_histogram_counts_every_value_once():
     assert counts[0] == 5
     assert counts[1] == 1
     assert counts[9] == 4
+
+
+def test_a_calibrated_conversion_with_all_extras_passes(pair, tmp_path):
+    """SmoothQuant's and static scales, corrected biases: additions of the format, not faults."""
+    g = torch.Generator().manual_seed(2)
+    weights = block_weights()
+    records = {}
+    for name in LAYERS:
+        x = torch.randn(64, weights[f"{name}.weight"].shape[1], generator=g) + 0.2
+        x[:, ::50] *= 10
+        records[name] = LayerStats(x.bfloat16(), x.abs().amax(0), x.mean(0), float(x.abs().max() / 127))
+    inputs = save_calibration(tmp_path / "c.safetensors", records)
+    options = {"smoothquant": True, "bias_correction": True, "static_activations": True}
+    out = tmp_path / "int8.safetensors"
+    convert_to_int8(pair[0], out, calibration_data=str(inputs), **options)
+    assert f"{LAYER}.pre_quant_scale" in load(out)[0]
+    report = verify(pair[0], out, inputs)
+    assert report.ok
+    assert {p.kind for p in report.problems} <= {"changed bias", "extra tensor"}
+    assert all(r.weight_db > 25 and r.w8a8_db > 20 for r in report.layers)
