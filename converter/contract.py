@@ -103,7 +103,7 @@ def parse_format(config: dict[str, Any], scale_shape: tuple[int, ...], where: st
     ConvRot keys may stand in "params", as ComfyUI accepts. ConversionError for another format, a
     group size that is no power of four, or a block-wise layer without "group_size".
     """
-    settings = {**config, **(config.get("params") or {})}
+    settings = {**(config.get("params") or {}), **config}
     full = bool(settings.get("full_precision_matrix_mult", False))
     if config["format"] == BLOCKWISE:
         size = settings.get("group_size")

@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from .edit import EditReport
 from .repair import Problem
+from .show import table_console
 
 
 def show_edit(report: EditReport, limit: int | None = None) -> None:
@@ -20,11 +20,6 @@ def show_edit(report: EditReport, limit: int | None = None) -> None:
         print(f"still wrong: {line}", file=sys.stderr)
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-
-
-def table_console() -> Console:
-    """A console for tables: as wide as the terminal, or wide enough for layer names in a file or a pipe."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def _changes(report: EditReport, limit: int | None) -> Table:

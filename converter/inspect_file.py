@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
 def _show(found: Inspection) -> None:
     from rich.table import Table
 
-    from .edit_show import table_console
+    from .show import table_console
 
     files = f" in {found.files} files" if found.files > 1 else ""
     print(f"{found.path}: {found.nbytes / 2**20:,.1f} MiB{files}")

@@ -18,7 +18,7 @@ from .plan import OutputTensor, Plan, Step
 from .presets import Match, assume, detect
 from .selection import NEVER, Decision, could_be_linear, select
 from .settings import Settings
-from .stored_quant import MARKER, StoredQuant, standard_name, stored_quant
+from .stored_quant import StoredQuant, is_marker, standard_name, stored_quant
 
 
 def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
@@ -37,7 +37,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     companions = {name: weight for weight, quant in stored.items() for name in quant.names()}
     steps: list[Step] = []
     for info in checkpoint.tensors.values():
-        if info.name in companions or info.name == MARKER:
+        if info.name in companions or is_marker(info.name):
             continue
         choice = _choice(info, decisions[info.name], rules, settings)
         if choice is None:

@@ -10,15 +10,19 @@ from .report import ConversionReport, LayerReport
 _MIB = 2**20
 
 
+def table_console() -> Console:
+    """A console for tables: as wide as the terminal, or wide enough for layer names in a file or a pipe."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
 def show_report(report: ConversionReport, every_layer: bool = False) -> None:
     """Print what was quantized and kept, the sizes, and the worst layers (or all of them)."""
-    console = Console(highlight=False)
-    width = None if console.is_terminal else 100
-    console.print(_what(report), width=width)
+    console = table_console()
+    console.print(_what(report))
     ranked = report.worst(len(report.layers) if every_layer else 5)
     if ranked:
         title = "Every layer, worst first" if every_layer else "Worst layers"
-        console.print(_layers(ranked, title), width=width)
+        console.print(_layers(ranked, title))
     print(report.summary())
     sys.stdout.flush()
     for note in report.notes:

@@ -49,10 +49,21 @@ def stored_quant(checkpoint: Checkpoint, weight: str) -> StoredQuant | None:
     text = json.dumps(listed) if listed else ""
     scale = first(_SCALES)
     if not text and info.dtype in _FORMATS and scale:
-        text = json.dumps({"format": _FORMATS[info.dtype]})
+        text = json.dumps({"format": _FORMATS[info.dtype], **_marked(checkpoint)})
     if info.dtype not in _FORMATS and not (config or text):
         return None
     return StoredQuant(scale, first(_INPUT_SCALES), config, "" if config else text)
+
+
+def is_marker(name: str) -> bool:
+    """Whether a tensor is the old marker of FP8 files, which today's ``comfy_quant`` replaces."""
+    return name == MARKER or name.endswith(f".{MARKER}")
+
+
+def _marked(checkpoint: Checkpoint) -> dict[str, bool]:
+    """What the old marker says of every layer: with two elements, to multiply in full precision."""
+    full = any(is_marker(name) and info.numel == 2 for name, info in checkpoint.tensors.items())
+    return {"full_precision_matrix_mult": True} if full else {}
 
 
 def _listed(metadata: Mapping[str, str]) -> dict:

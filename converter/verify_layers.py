@@ -7,7 +7,7 @@ from typing import Any
 
 from .checkpoint import Checkpoint, TensorInfo
 from .contract import CONFIG, FLOAT8_FORMATS, INPUT_SCALE, METADATA_KEY, PRE_QUANT_SCALE, SCALE, WEIGHT
-from .stored_quant import MARKER
+from .stored_quant import is_marker
 
 SCALE_NAMES = (SCALE, ".scale_weight", ".scale")
 """Endings of a weight's scale: today's, and those of older files, which ComfyUI refuses for INT8."""
@@ -93,7 +93,7 @@ def stored_file(checkpoint: Checkpoint) -> StoredFile:
     layers = {n: _layer(checkpoint, n, entries, listed_as.get(n, "")) for n in names}
     owned = {t.name for layer in layers.values() for t in layer.companions()}
     orphans = tuple(n for n in checkpoint.tensors if n.endswith((CONFIG, SCALE)) and n not in owned)
-    markers = tuple(n for n in checkpoint.tensors if n == MARKER or n.endswith("." + MARKER))
+    markers = tuple(n for n in checkpoint.tensors if is_marker(n))
     return StoredFile(checkpoint, layers, header, error, unknown, orphans, markers)
 
 

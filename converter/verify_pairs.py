@@ -11,7 +11,7 @@ from .dtypes import torch_dtype
 from .presets import KEEP_SETS, detect
 from .repair import Problem
 from .selection import select
-from .stored_quant import MARKER, stored_quant
+from .stored_quant import is_marker, stored_quant
 from .verify_layers import INPUT_SCALE_NAMES, PREFIXES, SCALE_NAMES, StoredFile
 
 _ELEMENTS = 1 << 21
@@ -95,7 +95,7 @@ def _missing(original: Checkpoint, there: set[str], prefix: str, removed: set[st
 def _consumed(original: Checkpoint) -> Iterator[str]:
     """Companions of weights that were stored quantized: a conversion uses them up."""
     for name in original.tensors:
-        if name == MARKER or name.endswith("." + MARKER):
+        if is_marker(name):
             yield name
         elif name.endswith(WEIGHT) and (quant := stored_quant(original, name)):
             yield from quant.names()

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from .edit_show import problem_lines, table_console
+from .edit_show import problem_lines
+from .show import table_console
 from .verify_report import LayerResult, VerifyReport
 
 _SHOWN = 20

@@ -75,7 +75,9 @@ def test_fp8_layers_that_stay_are_kept_loadable(tmp_path, spelling):
         out["final_layer.weight"].view(torch.uint8), tensors["final_layer.weight"].view(torch.uint8)
     )
     assert torch.equal(out["final_layer.weight_scale"], tensors["final_layer" + SPELLINGS[spelling][0]])
-    assert json.loads(bytes(out["final_layer.comfy_quant"].numpy())) == {"format": "float8_e4m3fn"}
+    # A marker of two elements says that every layer multiplies in full precision.
+    extra = {"full_precision_matrix_mult": True} if spelling == "legacy" else {}
+    assert json.loads(bytes(out["final_layer.comfy_quant"].numpy())) == {"format": "float8_e4m3fn", **extra}
     assert "scaled_fp8" not in out
     with safe_open(str(tmp_path / "q.safetensors"), "pt") as f:
         assert "_quantization_metadata" not in (f.metadata() or {})
