@@ -31,9 +31,9 @@ def empty_float32(shape: tuple[int, ...]) -> torch.Tensor:
     of 4 KiB, 0.9 ms in huge ones (one EPYC core).
     """
     tensor = torch.empty(shape, dtype=torch.float32)
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    madvise = getattr(ctypes.CDLL(None), "madvise", None) if advice is not None else None
-    if madvise is not None and tensor.nbytes >= _THRESHOLD:
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
+    if advice is not None and tensor.nbytes >= _THRESHOLD:
+        madvise = ctypes.CDLL(None).madvise
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
         madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(advice))  # a hint: may fail

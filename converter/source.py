@@ -65,7 +65,7 @@ def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
     for start in range(0, info.numel, _PART):
         piece = part[: info.numel - start]
-        checkpoint.read_into(info, memoryview(piece.view(torch.uint8).numpy()), start * piece.itemsize)
+        checkpoint.read_into(info, piece.view(torch.uint8).numpy().data, start * piece.itemsize)
         flat[start : start + len(piece)] = piece
     scale = step.companions.get("scale")
     return weight if scale is None else weight.mul_(_scale(checkpoint, scale))

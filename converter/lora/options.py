@@ -51,7 +51,7 @@ class LoraOptions:
 
 def paths_as_text(settings: LoraOptions) -> None:
     """LoRA files may be given as Path objects, and a single one without a tuple around it."""
-    one, several = settings.merge_lora_path, settings.merge_lora_paths
-    several = (several,) if isinstance(several, str | PathLike) else several or ()
+    one, given = settings.merge_lora_path, settings.merge_lora_paths
+    several = (str(given),) if isinstance(given, str | PathLike) else tuple(map(str, given or ()))
     object.__setattr__(settings, "merge_lora_path", None if one is None else str(one))
-    object.__setattr__(settings, "merge_lora_paths", tuple(str(path) for path in several))
+    object.__setattr__(settings, "merge_lora_paths", several)
