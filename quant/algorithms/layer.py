@@ -74,14 +74,10 @@ def _as(quantized: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
 def _smoothing(
     weight: torch.Tensor, stats: LayerStats | None, options: QuantizeOptions
 ) -> tuple[torch.Tensor | None, str | None]:
-    peak = None
+    factors = None
     if stats is not None and not stats.synthetic:
-        peak = stats.channel_max
-        if peak is None and stats.samples is not None:
-            peak = stats.samples.abs().amax(0)
-    if peak is None:
-        return None, "no measured channel_max: SmoothQuant left out"
-    return smoothquant.pre_quant_scale(weight, peak, options.smoothquant), None
+        factors = smoothquant.pre_quant_scale(weight, stats, options.smoothquant, options.rotation > 0)
+    return factors, None if factors is not None else "no measured inputs: SmoothQuant left out"
 
 
 def _bias(

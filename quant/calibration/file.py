@@ -152,5 +152,4 @@ def _tensors(stats: LayerStats) -> dict[str, torch.Tensor]:
 
 
 def _plain(stats: LayerStats) -> dict[str, Any]:
-    out = {k: v.tolist() for k, v in _tensors(stats).items() if k != "samples"}
-    return out
+    return {k: v.tolist() for k, v in _tensors(stats).items() if k != "samples"}
