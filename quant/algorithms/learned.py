@@ -211,7 +211,7 @@ def _descend_block(
 
 
 def _singular_directions(weight: torch.Tensor, options: QuantizeOptions, rounds: int = 4) -> torch.Tensor:
-    """The top right singular vectors [r, K] of the weight times their singular values (subspace iteration)."""
+    """The top right singular vectors [r, K] of the weight times their singular values, by subspace iteration."""
     k = weight.shape[1]
     rank = min(RANK, *weight.shape)
     basis = torch.randn(k, rank, generator=torch.Generator().manual_seed(options.seed)).to(weight.device)

@@ -22,7 +22,7 @@ class LayerStats:
 
     samples: tokens [n, K], any float dtype. channel_max: max |x| a channel [K]. channel_mean: E[x] [K].
     input_scale: absmax of the inputs / 127, as a static activation scale for an unrotated layer.
-    extra_directions: weighted rows [r, K] that join the Hessian (`calibration.lora`).
+    extra_directions: weighted rows [r, K] that join the Hessian (`converter.lora.directions`).
     synthetic: the numbers come from made-up inputs: they may set a scale, never steer a rounding.
     """
 
