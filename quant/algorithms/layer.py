@@ -4,7 +4,7 @@ import torch
 
 from ..tensor import QuantizedTensor
 from . import bias as statistics
-from . import smoothquant
+from . import grid, smoothquant
 from .types import LayerResult, LayerStats, QuantizeOptions
 
 
@@ -35,7 +35,7 @@ def quantize_layer(
             source, measured = smoothquant.smooth(weight, stats, factors)
     quantized, note = ALGORITHMS[options.algorithm](source, measured, options, name)
     notes.append(note)
-    _refuse_non_finite(quantized, name)
+    grid.refuse_non_finite(quantized._layout_params["scale"], name)
     quantized = _as(quantized, weight.dtype)
     fixed, note = _bias(source, measured, quantized, options, bias)
     notes.append(note)
@@ -56,12 +56,6 @@ def _check(weight: torch.Tensor, stats: LayerStats | None, name: str) -> None:
                 f"{name or 'layer'}: calibration {field} has {value.shape[-1]} channels, the weight "
                 f"{weight.shape[1]}"
             )
-
-
-def _refuse_non_finite(quantized: QuantizedTensor, name: str) -> None:
-    """A scale from an absmax is finite exactly when its weights are."""
-    if not torch.isfinite(quantized._layout_params["scale"]).all():
-        raise ValueError(f"{name or 'layer'}: the weight holds NaN or Inf")
 
 
 def _as(quantized: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:

@@ -55,10 +55,10 @@ def learned(
     """
     known = has_hessian(stats, options)
     metric = stats if known else LayerStats(extra_directions=_singular_directions(weight, options))
+    scale = grid.layer_scale(weight, options, name)
     device = grid.compute_device(weight, options)
     order = column_order(metric, options, device)
     factor = factorize(lambda: layer_hessian(metric, options, device, order), options, order, name)
-    scale = grid.search_scale(weight, options) if options.scale_search else grid.absmax_scale(weight, options)
     q = quantize_with_factor(weight, factor, scale, options, name)
     damping = factor.damping
     del factor
@@ -211,7 +211,7 @@ def _descend_block(
 
 
 def _singular_directions(weight: torch.Tensor, options: QuantizeOptions, rounds: int = 4) -> torch.Tensor:
-    """The top right singular vectors [r, K] of the weight times their singular values, by subspace iteration."""
+    """The top right singular vectors of the weight times their singular values, [r, K]: subspace iteration."""
     k = weight.shape[1]
     rank = min(RANK, *weight.shape)
     basis = torch.randn(k, rank, generator=torch.Generator().manual_seed(options.seed)).to(weight.device)
