@@ -1,6 +1,6 @@
 """Quantized tensors, their layouts, and the algorithms that choose their values."""
 
-from . import generic_ops, layout_ops
+from . import calibrated_ops, generic_ops, layout_ops
 from .dispatch import register_generic_util, register_layout_op
 from .int8_layouts import QUANT_ALGOS, AxisWiseINT8Layout, BlockWiseINT8Layout, TensorWiseINT8Layout
 from .layout import LAYOUTS, QuantizedLayout
@@ -14,6 +14,7 @@ __all__ = [
     "QuantizedLayout",
     "QuantizedTensor",
     "TensorWiseINT8Layout",
+    "calibrated_ops",
     "generic_ops",
     "layout_ops",
     "register_generic_util",

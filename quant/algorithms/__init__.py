@@ -6,18 +6,17 @@ adds what surrounds the integers (smoothing, bias, static scale). A new algorith
 
 from collections.abc import Callable
 
-from .ldlq import ldlq
-from .rtn import rtn
+from . import ldlq, learned, rtn
 from .types import LEARNED, LayerResult, LayerStats, QuantizeOptions
 
 ALGORITHMS: dict[str, Callable] = {
-    "rtn": rtn,
-    "ldlq": ldlq,
-    "gptq": ldlq,
-    "quip": ldlq,
-    "original": ldlq,
-    "adamw": ldlq,
-    "radam": ldlq,
+    "rtn": rtn.rtn,
+    "ldlq": ldlq.ldlq,
+    "gptq": ldlq.ldlq,
+    "quip": ldlq.ldlq,
+    "original": learned.learned,
+    "adamw": learned.learned,
+    "radam": learned.learned,
 }
 """Name -> algorithm. "quip" is LDLQ whose options carry a rotation."""
 

@@ -57,6 +57,19 @@ def compute_device(weight: torch.Tensor, options: QuantizeOptions) -> torch.devi
     return weight.device if options.device is None else torch.device(options.device)
 
 
+def layer_scale(weight: torch.Tensor, options: QuantizeOptions, name: str = "") -> torch.Tensor:
+    """The scales that the options ask for. ValueError, naming the layer, for NaN or Inf in the weight."""
+    scale = search_scale(weight, options) if options.scale_search else absmax_scale(weight, options)
+    refuse_non_finite(scale, name)
+    return scale
+
+
+def refuse_non_finite(scale: torch.Tensor, name: str) -> None:
+    """A scale from an absmax is finite exactly when its weights are."""
+    if not torch.isfinite(scale).all():
+        raise ValueError(f"{name or 'layer'}: the weight holds NaN or Inf")
+
+
 def absmax_scale(weight: torch.Tensor, options: QuantizeOptions) -> torch.Tensor:
     """absmax / 127 of the (rotated) weight: float32 [], [N, 1] or [ceil(N / b), ceil(K / b)]."""
     peaks = [_absmax(work, options) for _, work in row_tiles(weight, options)]
@@ -83,6 +96,8 @@ def search_scale(weight: torch.Tensor, options: QuantizeOptions) -> torch.Tensor
     The larger scale wins a tie.
     """
     start = absmax_scale(weight, options)
+    if not torch.isfinite(start).all():
+        return start
     errors = []
     for part, work in row_tiles(weight, options):
         fine = rows_of(start, part, weight.shape, options)

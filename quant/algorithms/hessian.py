@@ -129,7 +129,7 @@ def column_order(
     step = max(1, _TOKEN_ELEMENTS // x.shape[1])
     diagonal = torch.zeros(x.shape[1], dtype=torch.float64, device=device)
     for start in range(0, x.shape[0], step):
-        diagonal += _rotated(x[start : start + step], options, device).square_().sum(0)
+        diagonal += _rotated(x[start : start + step], options, device).square().sum(0)
     if options.scaling != "block":
         return diagonal.argsort(descending=True, stable=True)
     edge, k = options.block_size, diagonal.shape[0]

@@ -4,7 +4,7 @@ import torch
 
 from ..tensor import QuantizedTensor
 from . import bias as statistics
-from . import smoothquant
+from . import grid, smoothquant
 from .types import LayerResult, LayerStats, QuantizeOptions
 
 
@@ -35,7 +35,7 @@ def quantize_layer(
             source, measured = smoothquant.smooth(weight, stats, factors)
     quantized, note = ALGORITHMS[options.algorithm](source, measured, options, name)
     notes.append(note)
-    _refuse_non_finite(quantized, name)
+    grid.refuse_non_finite(quantized._layout_params["scale"], name)
     quantized = _as(quantized, weight.dtype)
     fixed, note = _bias(source, measured, quantized, options, bias)
     notes.append(note)
@@ -58,12 +58,6 @@ def _check(weight: torch.Tensor, stats: LayerStats | None, name: str) -> None:
             )
 
 
-def _refuse_non_finite(quantized: QuantizedTensor, name: str) -> None:
-    """A scale from an absmax is finite exactly when its weights are."""
-    if not torch.isfinite(quantized._layout_params["scale"]).all():
-        raise ValueError(f"{name or 'layer'}: the weight holds NaN or Inf")
-
-
 def _as(quantized: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
     if quantized.dtype == dtype:
         return quantized
@@ -74,14 +68,10 @@ def _as(quantized: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
 def _smoothing(
     weight: torch.Tensor, stats: LayerStats | None, options: QuantizeOptions
 ) -> tuple[torch.Tensor | None, str | None]:
-    peak = None
+    factors = None
     if stats is not None and not stats.synthetic:
-        peak = stats.channel_max
-        if peak is None and stats.samples is not None:
-            peak = stats.samples.abs().amax(0)
-    if peak is None:
-        return None, "no measured channel_max: SmoothQuant left out"
-    return smoothquant.pre_quant_scale(weight, peak, options.smoothquant), None
+        factors = smoothquant.pre_quant_scale(weight, stats, options.smoothquant, options.rotation > 0)
+    return factors, None if factors is not None else "no measured inputs: SmoothQuant left out"
 
 
 def _bias(

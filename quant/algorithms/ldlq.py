@@ -31,10 +31,10 @@ def ldlq(
     if not has_hessian(stats, options):
         note = "synthetic samples: LDLQ would fit noise, rounded to nearest" if _made_up(stats) else None
         return rtn(weight, stats, options, name)[0], note or NOT_CALIBRATED
+    scale = grid.layer_scale(weight, options, name)
     device = grid.compute_device(weight, options)
     order = column_order(stats, options, device)
     factor = factorize(lambda: layer_hessian(stats, options, device, order), options, order, name)
-    scale = grid.search_scale(weight, options) if options.scale_search else grid.absmax_scale(weight, options)
     q = quantize_with_factor(weight, factor, scale, options, name)
     raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
     return grid.wrap(q, scale.to(weight.device), weight.dtype, options), raised

@@ -20,7 +20,7 @@ def rtn(
     through it chunk by chunk.
     """
     if options.scale_search:
-        return _searched(weight, options), None
+        return _searched(weight, options, name), None
     whole = options.row_chunk is None and grid.compute_device(weight, options) == weight.device
     return (_whole(weight, options) if whole else _chunked(weight, options, name)), None
 
@@ -59,9 +59,9 @@ def _chunked(weight: torch.Tensor, options: QuantizeOptions, name: str) -> Quant
     return grid.wrap(q, scale, weight.dtype, options)
 
 
-def _searched(weight: torch.Tensor, options: QuantizeOptions) -> QuantizedTensor:
+def _searched(weight: torch.Tensor, options: QuantizeOptions, name: str) -> QuantizedTensor:
     q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scale = grid.search_scale(weight, options)
+    scale = grid.layer_scale(weight, options, name)
     for part, work in grid.row_tiles(weight, options):
         q[part] = grid.round_to(work, grid.rows_of(scale, part, weight.shape, options))
     return grid.wrap(q, scale.to(weight.device), weight.dtype, options)

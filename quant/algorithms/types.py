@@ -22,7 +22,7 @@ class LayerStats:
 
     samples: tokens [n, K], any float dtype. channel_max: max |x| a channel [K]. channel_mean: E[x] [K].
     input_scale: absmax of the inputs / 127, as a static activation scale for an unrotated layer.
-    extra_directions: weighted rows [r, K] that join the Hessian (`calibration.lora`).
+    extra_directions: weighted rows [r, K] that join the Hessian (`converter.lora.directions`).
     synthetic: the numbers come from made-up inputs: they may set a scale, never steer a rounding.
     """
 
@@ -49,7 +49,7 @@ class QuantizeOptions:
     in_place: factor H in its own memory; the tokens are then read again should damping have to rise.
     bf16_compute: bf16 operands in the Hessian's and the feedback's GEMM; "auto" means on GPUs that
         have it. The Cholesky factor is float32 always.
-    steps, learning_rate: of learned rounding (None: the optimiser's own rate).
+    steps, learning_rate, schedule: of learned rounding (None: the optimiser's own rate).
     bias_correction: return b + (W - Wq) E[x]. smoothquant: migration strength alpha, or None.
     static_activations: return an `input_scale`. lora_weight: trace(D^T D) / trace(H) for the
         extra directions D.
@@ -70,6 +70,7 @@ class QuantizeOptions:
     bf16_compute: Literal["auto", "on", "off"] = "auto"
     steps: int = 100
     learning_rate: float | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
     bias_correction: bool = False
     smoothquant: float | None = None
     static_activations: bool = False

@@ -1,13 +1,11 @@
 """Calibration: recording a model's activations, the file they are kept in, and finding a layer's record."""
 
 from .file import CalibrationData, save
-from .lora import LoraDirections
 from .names import MatchReport, NothingMatched
 from .record import Recorder, calibrate
 
 __all__ = [
     "CalibrationData",
-    "LoraDirections",
     "MatchReport",
     "NothingMatched",
     "Recorder",

@@ -55,7 +55,7 @@ class Reservoir:
         room, filled = self.rows.shape[0], self.filled
         both = torch.cat((self.keys[:filled], keys))
         kept = both.topk(min(room, both.shape[0]), largest=False).indices
-        incoming = kept[kept >= filled] - filled
+        incoming = kept[kept >= filled].sort().values - filled
         stays = torch.zeros(room, dtype=torch.bool)
         stays[kept[kept < filled]] = True
         slots = (~stays).nonzero().squeeze(1)[: incoming.shape[0]]
@@ -119,12 +119,12 @@ class Recorder:
         if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.numel() == 0:
             return
         feeder = self._same_tensor(x)
-        if feeder is not None and self.owner.setdefault(name, feeder) == feeder:
+        if feeder not in (None, name) and self.owner.setdefault(name, feeder) == feeder:
             return
         # A layer that shared an input until now gets a record of its own, of its inputs from here on.
         self.owner[name] = name
         if name not in self.records:
-            seed = (self.seed << 32) ^ zlib.crc32(name.encode())
+            seed = zlib.crc32(f"{self.seed}:{name}".encode())
             self.records[name] = Reservoir(x.shape[-1], self.tokens, seed)
         self.records[name].add(x)
         self._recent[id(x)] = (weakref.ref(x), x._version, name)
