@@ -59,6 +59,7 @@ _op = define(
     "ldlq_(Tensor(a!) q, Tensor w, Tensor feedback, Tensor scale) -> Tensor",
     eager=_ldlq_,
     fake=_fake,
+    device="ldlq.ldlq_",
 )
 
 
