@@ -104,8 +104,12 @@ def _int8_mm_kernel(
     if not DESCRIPTORS:
         a = a_ptr + row_m.to(tl.int64)[:, None] * stride_am
         b = b_ptr + row_n.to(tl.int64)[:, None] * stride_bn
+        if SPLIT_K > 1:
+            a += first * BLOCK_K * stride_ak
+            b += first * BLOCK_K * stride_bk
         if not EVEN_K:
-            full = tl.minimum(stop, K // BLOCK_K)
+            # At least `first`: with more splits than steps the last splits have nothing, not the tail.
+            full = tl.maximum(tl.minimum(stop, K // BLOCK_K), first)
     if BLOCKWISE:
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         a_scale = a_scale_ptr + row_m * stride_a_scale
@@ -115,10 +119,10 @@ def _int8_mm_kernel(
             b_scale = b_scale_ptr + (row_n // EDGE_N) * stride_b_scale
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for step in range(first, full):
+    for step in range(0, full - first):
         if DESCRIPTORS:
-            left = a_ptr.load([tile_m * BLOCK_M, step * BLOCK_K])
-            right = b_ptr.load([tile_n * BLOCK_N, step * BLOCK_K])
+            left = a_ptr.load([tile_m * BLOCK_M, (first + step) * BLOCK_K])
+            right = b_ptr.load([tile_n * BLOCK_N, (first + step) * BLOCK_K])
         else:
             cols = step * BLOCK_K + offs_k[None, :]
             left = tl.load(a + cols * stride_ak)
@@ -135,9 +139,10 @@ def _int8_mm_kernel(
             acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
     if not DESCRIPTORS and not EVEN_K:
         if full < stop:
-            cols = full * BLOCK_K + offs_k[None, :]
-            left = tl.load(a + cols * stride_ak, mask=cols < K, other=0)
-            right = tl.load(b + cols * stride_bk, mask=cols < K, other=0)
+            cols = (full - first) * BLOCK_K + offs_k[None, :]
+            inside = first * BLOCK_K + cols < K
+            left = tl.load(a + cols * stride_ak, mask=inside, other=0)
+            right = tl.load(b + cols * stride_bk, mask=inside, other=0)
             if BLOCKWISE:
                 part = tl.dot(left, right.T, out_dtype=tl.int32).to(tl.float32)
                 block = full * BLOCK_K // EDGE_K

@@ -50,9 +50,9 @@ def activate(x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         # (1 + tanh u) / 2 is 1 / (1 + exp(-2u)): no cancellation where tanh is near -1.
         u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-        x = tl.div_rn(x, 1.0 + tl.exp(-2.0 * u))
+        x = x / (1.0 + tl.exp(-2.0 * u))
     elif ACTIVATION == "silu":
-        x = tl.div_rn(x, 1.0 + tl.exp(-x))
+        x = x / (1.0 + tl.exp(-x))
     return x
 
 
@@ -104,18 +104,20 @@ def _transform(h, x, TRANSPOSE: tl.constexpr, PARTS: tl.constexpr):
     """
     if TRANSPOSE:
         x = tl.permute(x, 0, 2, 1)
-    if x.dtype != tl.float32:
-        return tl.dot(h.to(x.dtype), x)
-    h = h.to(tl.bfloat16)
-    high, rest = high_part(x)
-    x -= rest
-    if PARTS == 3:
-        middle, rest = high_part(x)
-        y = tl.dot(h, (x - rest).to(tl.bfloat16))
-        y = tl.dot(h, middle, y)
+    if x.dtype == tl.float32:
+        h16 = h.to(tl.bfloat16)
+        high, taken = high_part(x)
+        rest = x - taken
+        if PARTS == 3:
+            middle, taken = high_part(rest)
+            y = tl.dot(h16, (rest - taken).to(tl.bfloat16))
+            y = tl.dot(h16, middle, y)
+        else:
+            y = tl.dot(h16, rest.to(tl.bfloat16))
+        y = tl.dot(h16, high, y)
     else:
-        y = tl.dot(h, x.to(tl.bfloat16))
-    return tl.dot(h, high, y)
+        y = tl.dot(h.to(x.dtype), x)
+    return y
 
 
 @triton.jit
@@ -125,12 +127,13 @@ def rotate_tile(x, ROTATION: tl.constexpr, PARTS: tl.constexpr):
     OUTER is 16 for groups up to 256 and 64 for 1024. PARTS as in `_transform`.
     """
     if ROTATION == 0:
-        return x.to(tl.float32)
-    G: tl.constexpr = x.shape[0]
-    OUTER: tl.constexpr = x.shape[1]
-    inner = _hadamard(G, 16, 4 if ROTATION == 4 else 16)
-    y = tl.permute(_transform(inner, x, True, PARTS), 0, 2, 1)
-    if ROTATION >= 64:
-        outer = _hadamard(G, OUTER, ROTATION // 16)
-        y = _transform(outer, y, False, PARTS)
+        y = x.to(tl.float32)
+    else:
+        G: tl.constexpr = x.shape[0]
+        OUTER: tl.constexpr = x.shape[1]
+        inner = _hadamard(G, 16, 4 if ROTATION == 4 else 16)
+        y = tl.permute(_transform(inner, x, True, PARTS), 0, 2, 1)
+        if ROTATION >= 64:
+            outer = _hadamard(G, OUTER, ROTATION // 16)
+            y = _transform(outer, y, False, PARTS)
     return y

@@ -38,12 +38,12 @@ POINTERS = (
         TileConfig(64, 128, 128, 4, 3),
         TileConfig(128, 128, 128, 8, 3),
         TileConfig(64, 64, 128, 4, 4),
-        TileConfig(64, 128, 128, 4, 3, split_k=2),
+        TileConfig(64, 128, 128, 8, 3, split_k=2),
     )),
     (None, (
         TileConfig(128, 128, 128, 8, 3),
         TileConfig(128, 128, 64, 4, 4),
-        TileConfig(128, 256, 64, 8, 3),
+        TileConfig(64, 256, 64, 8, 4),
         TileConfig(64, 128, 128, 4, 3),
     )),
 )  # fmt: skip
@@ -71,30 +71,49 @@ DESCRIPTORS = (
     )),
 )  # fmt: skip
 
-# 64 KiB of shared memory a work-group on both CDNA and RDNA; no software pipelining beyond two.
-HIP = (
+# On sm_100 wider tiles spill when the epilogue has a gelu (128x256: 80 bytes).
+SM100 = (
+    *DESCRIPTORS[:3],
+    (None, (
+        TileConfig(128, 128, 128, 8, 3, descriptors=True),
+        TileConfig(128, 128, 256, 8, 3, descriptors=True),
+        TileConfig(128, 64, 128, 4, 4, descriptors=True),
+    )),
+)  # fmt: skip
+
+# 64 KiB of shared memory a work-group on both CDNA and RDNA.
+AMD = (
     (16, (TileConfig(16, 64, 128, 4, 2), TileConfig(16, 64, 128, 4, 2, split_k=4))),
     (64, (TileConfig(64, 64, 128, 4, 2), TileConfig(64, 64, 128, 4, 2, split_k=4))),
     (None, (TileConfig(128, 128, 64, 8, 2), TileConfig(64, 128, 64, 4, 2))),
 )
 
-BLOCKWISE = {
-    "sm90": (
-        (16, (TileConfig(16, 64, 128, 4, 4),)),
-        (None, (
-            TileConfig(64, 128, 128, 4, 4, descriptors=True),
-            TileConfig(64, 64, 128, 4, 4, descriptors=True),
-        )),
-    ),
-    "hip": (
-        (16, (TileConfig(16, 64, 128, 4, 2),)),
-        (None, (TileConfig(64, 64, 128, 4, 2),)),
-    ),
-    "pointers": (
-        (16, (TileConfig(16, 64, 128, 4, 4),)),
-        (None, (TileConfig(64, 128, 128, 8, 3), TileConfig(64, 64, 128, 4, 4))),
-    ),
-}  # fmt: skip
+# Block scales keep an int32 and a float32 tile: 64 rows where the plain product has 128.
+BLOCKWISE_POINTERS = (
+    (16, (TileConfig(16, 64, 128, 4, 4),)),
+    (None, (TileConfig(64, 128, 128, 8, 3), TileConfig(64, 64, 128, 4, 4))),
+)
+BLOCKWISE_DESCRIPTORS = (
+    (16, (TileConfig(16, 64, 128, 4, 4),)),
+    (None, (
+        TileConfig(64, 128, 128, 4, 4, descriptors=True),
+        TileConfig(64, 64, 128, 4, 4, descriptors=True),
+    )),
+)  # fmt: skip
+BLOCKWISE_AMD = (
+    (16, (TileConfig(16, 64, 128, 4, 2),)),
+    (None, (TileConfig(64, 64, 128, 4, 2),)),
+)
+
+TABLES = {
+    "sm80": (POINTERS, BLOCKWISE_POINTERS),
+    "sm90": (DESCRIPTORS, BLOCKWISE_DESCRIPTORS),
+    "sm100": (SM100, BLOCKWISE_DESCRIPTORS),
+    "cdna": (AMD, BLOCKWISE_AMD),
+    "rdna": (AMD, BLOCKWISE_AMD),
+    "xpu": (POINTERS, BLOCKWISE_POINTERS),
+}
+"""Family -> (table for one scale a row or tensor, table for block scales)."""
 
 INTERPRETER = (TileConfig(64, 64, 128, 4, 1), TileConfig(32, 64, 64, 4, 1, split_k=3))
 
@@ -118,11 +137,7 @@ def candidates(arch: Arch, a: torch.Tensor, b: torch.Tensor, edges: tuple[int, i
     if arch.family == "interpreter":
         found = list(INTERPRETER)
     else:
-        if edges:
-            kind = {"sm90": "sm90", "sm100": "sm90", "hip": "hip"}.get(arch.family, "pointers")
-            table = BLOCKWISE[kind]
-        else:
-            table = {"sm90": DESCRIPTORS, "sm100": DESCRIPTORS, "hip": HIP}.get(arch.family, POINTERS)
+        table = TABLES[arch.family][edges is not None]
         found = list(next(configs for limit, configs in table if limit is None or m <= limit))
     if not (describable(a) and describable(b)):
         found = _without_descriptors(found)
@@ -132,7 +147,7 @@ def candidates(arch: Arch, a: torch.Tensor, b: torch.Tensor, edges: tuple[int, i
             raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one int8 product (32)")
         return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
     found = [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
-    if arch.family in ("sm80", "sm90", "sm100", "hip") and m > 16 and k % 8 == 0 and n % 8 == 0:
+    if arch.family not in ("interpreter", "xpu") and m > 16 and k % 8 == 0 and n % 8 == 0:
         return [*found, IntMM()]
     return found
 

@@ -1,16 +1,32 @@
 """LDLQ over a block of columns: one launch, the errors in registers, a program owns whole rows."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
 from ..ldlq import _check
 from ._launch import Launch, arch_of, cdiv
+from ._tuning import choose
 
-# One warp of 32 rows: each thread keeps the 128 errors of one row and needs no other thread
-# (KERNELS: 180 instructions a column; 128 rows in 4 warps put 4.5 columns' worth in shared memory).
-BLOCK_N = 32
-WARPS = 1
+
+class LdlqConfig(NamedTuple):
+    """Rows and warps of a program."""
+
+    block_n: int
+    num_warps: int
+
+    @property
+    def label(self) -> str:
+        return f"rows{self.block_n} warps{self.num_warps}"
+
+    handicap = 1.0
+
+
+# Four warps share the 128 errors of a row (120 registers on sm_80, one barrier a column); one
+# warp needs no barrier but 220 registers, and spills on RDNA.
+CONFIGS = (LdlqConfig(32, 4), LdlqConfig(32, 1))
 
 
 @triton.jit
@@ -57,7 +73,7 @@ def _ldlq_kernel(
     )
 
 
-def launch_ldlq(q, columns, feedback, scale, errors) -> Launch:
+def launch_ldlq(config, q, columns, feedback, scale, errors) -> Launch:
     """The launch for columns float32 [B, N] (contiguous), q int8 [N, B] and errors [N, B] (contiguous)."""
     b, n = columns.shape
     args = {
@@ -75,17 +91,24 @@ def launch_ldlq(q, columns, feedback, scale, errors) -> Launch:
         "stride_qn": q.stride(0),
         "stride_qb": q.stride(1),
         "COLUMNS": max(16, triton.next_power_of_2(b)),
-        "BLOCK_N": BLOCK_N,
+        "BLOCK_N": config.block_n,
     }
-    return Launch(_ldlq_kernel, (cdiv(n, BLOCK_N),), args, num_warps=WARPS, num_stages=1)
+    return Launch(_ldlq_kernel, (cdiv(n, config.block_n),), args, num_warps=config.num_warps, num_stages=1)
 
 
 def ldlq_(q: torch.Tensor, w: torch.Tensor, feedback: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`kernels.ldlq_`: a transposed copy of the block, then one launch. No host synchronisation."""
     _check(q, w, feedback, scale)
-    arch_of(w.device)
+    arch = arch_of(w.device)
     errors = torch.empty(w.shape, dtype=torch.float32, device=w.device)
-    if w.shape[0]:
+    n, b = w.shape
+    if n:
         columns = w.t().contiguous()
-        launch_ldlq(q, columns, feedback, scale.float().reshape(-1), errors).submit(w.device)
+        scales = scale.float().reshape(-1)
+
+        def run(config):
+            launch_ldlq(config, q, columns, feedback, scales, errors).submit(w.device)
+
+        found = CONFIGS[:1] if arch.family == "rdna" else CONFIGS
+        run(choose(arch, f"ldlq n{n} b{b}", found, run, w.device))
     return errors

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from ..rowwise import _check
-from ._launch import Launch, arch_of, cdiv, rows_of
+from ._launch import Launch, arch_of, cdiv, check_group, rows_of
 from ._tiles import (
     activate,
     magnitude,
@@ -157,6 +157,7 @@ def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0,
 def quantize_rows(x, rotation=0, given=None, activation=None):
     """(q like x, scale [.., 1]) of checked arguments, with `activation` folded into the load."""
     arch = arch_of(x.device)
+    check_group(arch, rotation)
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     if x.numel() == 0:

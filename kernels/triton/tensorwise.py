@@ -4,7 +4,7 @@ import torch
 
 from ..scales import scale_from_absmax
 from ..tensorwise import _check
-from ._launch import arch_of, rows_of
+from ._launch import arch_of, check_group, rows_of
 from .rowwise import CONFIGS, GIVEN, PEAK, launch_rows
 
 
@@ -13,7 +13,7 @@ def quantize_tensorwise(x: torch.Tensor, scale: torch.Tensor | None = None, rota
     second quantizes with the scale of all; a given scale needs only the second.
     """
     _check(x, scale, rotation)
-    arch_of(x.device)
+    check_group(arch_of(x.device), rotation)
     rows = rows_of(x)
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     per_row = torch.empty(rows.shape[0], dtype=torch.float32, device=x.device)

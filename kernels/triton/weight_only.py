@@ -50,6 +50,11 @@ CONFIGS = (
     )),
     (None, (WeightOnlyConfig(64, 64, 64, 4, 3), WeightOnlyConfig(32, 64, 64, 4, 3))),
 )  # fmt: skip
+# RDNA has no room for a second plane beside wider tiles: 48 bytes spill at K = 128.
+RDNA = (
+    (16, (WeightOnlyConfig(16, 64, 64, 4, 2), WeightOnlyConfig(16, 32, 64, 4, 2))),
+    (None, (WeightOnlyConfig(64, 64, 32, 8, 1),)),
+)
 INTERPRETER = (WeightOnlyConfig(16, 64, 128, 4, 1), WeightOnlyConfig(16, 64, 64, 4, 1, split_k=2))
 
 
@@ -174,8 +179,12 @@ def _planes(x: torch.Tensor, rotation: int) -> torch.Tensor:
 
 
 def _candidates(arch, m: int, n: int, edges):
-    found = INTERPRETER if arch.family == "interpreter" else next(c for top, c in CONFIGS if not top or m <= top)
-    if arch.family == "hip":
+    if arch.family == "interpreter":
+        found = INTERPRETER
+    else:
+        table = RDNA if arch.family == "rdna" else CONFIGS
+        found = next(configs for limit, configs in table if limit is None or m <= limit)
+    if arch.family == "cdna":  # 64 KiB of shared memory
         found = tuple(c._replace(num_stages=2) for c in found)
     if edges is None:
         return [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
