@@ -164,14 +164,9 @@ def _int8_mm_kernel(
         )  # fmt: skip
 
 
-def describable(x: torch.Tensor) -> bool:
-    """Whether a tensor descriptor can read x [rows, K]: K contiguous, rows on 16-byte boundaries."""
-    return (
-        TensorDescriptor is not None
-        and x.stride(1) == 1
-        and x.stride(0) * x.element_size() % 16 == 0
-        and x.data_ptr() % 16 == 0
-    )
+def aligned(x: torch.Tensor) -> bool:
+    """Whether x [rows, K] can be read 16 bytes at a time: K contiguous, rows on 16-byte boundaries."""
+    return x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
 
 
 def launch_product(

@@ -58,7 +58,7 @@ def int8_linear(
     out = torch.empty((m, n), dtype=out_dtype, device=x.device)
     if not out.numel():
         return out.view(*x.shape[:-1], n)
-    found = candidates(arch, torch.empty((m, k), dtype=torch.int8, device="meta"), qweight, edges)
+    found = candidates(arch, torch.empty((m, k), dtype=torch.int8, device="meta"), qweight, edges, output_activation)
     if x.dtype == out_dtype != torch.float32 and arch.family != "interpreter" and not recording():
         found = [*found, FloatLinear()]
 

@@ -5,6 +5,8 @@ All engines give the same bits: tiles of `_gemm`, split-K with one reducing laun
 registers / KiB of shared memory as compiled by Triton 3.9.
 """
 
+import logging
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from .._library import Unsupported
 from ..int8_mm import _check, is_blockwise
 from ..scales import granularity
 from ._epilogue import Epilogue, launch_finish
-from ._gemm import TileConfig, describable, launch_product
+from ._gemm import TensorDescriptor, TileConfig, aligned, launch_product
 from ._launch import Arch, arch_of, recording, rows_of
 from ._tuning import bucket, choose
 
@@ -42,7 +44,7 @@ POINTERS = (
     )),
     (None, (
         TileConfig(128, 128, 128, 8, 3),
-        TileConfig(128, 128, 64, 4, 4),
+        TileConfig(128, 128, 64, 8, 4),
         TileConfig(64, 256, 64, 8, 4),
         TileConfig(64, 128, 128, 4, 3),
     )),
@@ -71,7 +73,7 @@ DESCRIPTORS = (
     )),
 )  # fmt: skip
 
-# On sm_100 wider tiles spill when the epilogue has a gelu (128x256: 80 bytes).
+# 256 x 128 has 254 registers here: too near the limit to ship.
 SM100 = (
     *DESCRIPTORS[:3],
     (None, (
@@ -115,6 +117,9 @@ TABLES = {
 }
 """Family -> (table for one scale a row or tensor, table for block scales)."""
 
+# Rows off 16-byte boundaries are read byte by byte: 128 x 128 spills 400 to 2104 bytes, 64 x 64 304.
+UNALIGNED = (TileConfig(32, 32, 64, 4, 2), TileConfig(32, 64, 64, 4, 2))
+
 INTERPRETER = (TileConfig(64, 64, 128, 4, 1), TileConfig(32, 64, 64, 4, 1, split_k=3))
 
 MAX_WORKSPACE = 64 << 20
@@ -130,37 +135,40 @@ class IntMM(NamedTuple):
 
 Engine = TileConfig | IntMM
 
+_log = logging.getLogger("convert_to_quant.kernels")
 
-def candidates(arch: Arch, a: torch.Tensor, b: torch.Tensor, edges: tuple[int, int] | None) -> list[Engine]:
+
+def candidates(
+    arch: Arch, a, b, edges: tuple[int, int] | None, activation: str | None = None
+) -> list[Engine]:
     """What can serve this product on `arch`, safest first. Unsupported for blocks under 32 columns."""
     (m, k), n = a.shape, b.shape[0]
     if arch.family == "interpreter":
         found = list(INTERPRETER)
+    elif not (aligned(a) and aligned(b)):
+        _say_unaligned(k)
+        found = list(UNALIGNED)
     else:
-        table = TABLES[arch.family][edges is not None]
+        table = TABLES[arch.family if TensorDescriptor else "sm80"][edges is not None]
         found = list(next(configs for limit, configs in table if limit is None or m <= limit))
-    if not (describable(a) and describable(b)):
-        found = _without_descriptors(found)
+    if not (aligned(a) and aligned(b)):
+        found = [c._replace(descriptors=False) for c in found]
     if edges:
         block = triton.next_power_of_2(edges[1])
         if block < 32:
             raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one int8 product (32)")
         return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
     found = [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
+    if activation is not None:  # the activation's registers beside a wide tile's spill 152 bytes on sm_90
+        found = [c for c in found if c.block_m * c.block_n <= 128 * 128]
     if arch.family not in ("interpreter", "xpu") and m > 16 and k % 8 == 0 and n % 8 == 0:
         return [*found, IntMM()]
     return found
 
 
-def _without_descriptors(found: list[TileConfig]) -> list[TileConfig]:
-    """The same tiles through pointers: at most three stages and 256 x 128, which keeps shared memory."""
-    return [
-        c._replace(
-            descriptors=False, num_stages=min(c.num_stages, 3), block_m=min(c.block_m, 128),
-            block_n=min(c.block_n, 128), block_k=min(c.block_k, 128) if c.block_m > 16 else c.block_k,
-        )
-        for c in found
-    ]  # fmt: skip
+@lru_cache(maxsize=64)
+def _say_unaligned(k: int) -> None:
+    _log.warning("an int8 product with K = %d reads single bytes: rows are not on 16-byte boundaries", k)
 
 
 def product(engine: Engine, a, b, out, epilogue: Epilogue, edges=None) -> None:
@@ -203,7 +211,7 @@ def int8_mm(
     if out.numel():
         edges = granularity(n, k, b_scale) if is_blockwise(b, b_scale) else None
         epilogue = operands(a_scale, b_scale, bias, output_activation, m, edges is not None)
-        found = candidates(arch, rows, b, edges)
+        found = candidates(arch, rows, b, edges, output_activation)
 
         def run(engine):
             product(engine, rows, b, out, epilogue, edges)

@@ -16,6 +16,7 @@ from ..int8_linear import check_weight
 from ..int8_mm import is_blockwise
 from ..scales import granularity
 from ._epilogue import Epilogue, finish, launch_finish
+from ._gemm import aligned
 from ._launch import Launch, arch_of, cdiv, rows_of
 from ._tuning import bucket, choose
 from .int8_mm import MAX_WORKSPACE
@@ -55,6 +56,8 @@ RDNA = (
     (16, (WeightOnlyConfig(16, 64, 64, 4, 2), WeightOnlyConfig(16, 32, 64, 4, 2))),
     (None, (WeightOnlyConfig(64, 64, 32, 8, 1),)),
 )
+# Rows off 16-byte boundaries, read value by value.
+UNALIGNED = (WeightOnlyConfig(16, 32, 64, 4, 2),)
 INTERPRETER = (WeightOnlyConfig(16, 64, 128, 4, 1), WeightOnlyConfig(16, 64, 64, 4, 1, split_k=2))
 
 
@@ -178,9 +181,12 @@ def _planes(x: torch.Tensor, rotation: int) -> torch.Tensor:
     return planes
 
 
-def _candidates(arch, m: int, n: int, edges):
+def _candidates(arch, planes: torch.Tensor, w: torch.Tensor, edges):
+    (_, m, _), n = planes.shape, w.shape[0]
     if arch.family == "interpreter":
         found = INTERPRETER
+    elif not (aligned(planes[0]) and aligned(w)):
+        found = UNALIGNED
     else:
         table = RDNA if arch.family == "rdna" else CONFIGS
         found = next(configs for limit, configs in table if limit is None or m <= limit)
@@ -191,6 +197,7 @@ def _candidates(arch, m: int, n: int, edges):
     block = triton.next_power_of_2(edges[1])
     if block < 16:
         raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one product (16)")
+    found = [c for c in found if c.block_n <= 64]  # a second accumulator: 128 rows spill 8 bytes on sm_100
     return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
 
 
@@ -218,5 +225,5 @@ def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> 
             launch_weight_only(config, planes, qweight, out, epilogue, edges).submit(x.device)
 
     key = f"weight_only m{bucket(m)} n{n} k{k} {planes.dtype} x{planes.shape[0]} {'blocks' if edges else 'rows'}"
-    run(choose(arch, key, _candidates(arch, m, n, edges), run, x.device))
+    run(choose(arch, key, _candidates(arch, planes, qweight, edges), run, x.device))
     return out.view(*x.shape[:-1], n)
