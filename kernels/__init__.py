@@ -1,9 +1,11 @@
 """INT8 operations: tensors in, tensors out. Knows no model and no file.
 
 Every function is a ``torch.library`` op (``torch.ops.convert_to_quant.<name>``) with an eager
-twin; scales are float32 and multiply the int8 value to give the float back.
+twin; scales are float32 and multiply the int8 value to give the float back. On CUDA, ROCm and
+XPU a Triton kernel serves the op, loaded by its first call; `force_eager` compares the two.
 """
 
+from ._library import force_eager
 from .blockwise import quantize_blockwise
 from .dequantize import dequantize
 from .hessian import accumulate_hessian_
@@ -20,6 +22,7 @@ __all__ = [
     "PREFERRED_GROUPS",
     "accumulate_hessian_",
     "dequantize",
+    "force_eager",
     "hadamard",
     "int8_linear",
     "int8_mm",

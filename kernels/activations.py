@@ -12,10 +12,13 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def check(name: str | None) -> None:
+    """Refuse a name that is neither None nor in ACTIVATIONS (ValueError)."""
+    if name is not None and name not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, not {name!r}")
+
+
 def apply(name: str | None, x: torch.Tensor) -> torch.Tensor:
     """The named function of x in float32, or x itself for None. ValueError for other names."""
-    if name is None:
-        return x
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, not {name!r}")
-    return ACTIVATIONS[name](x.float())
+    check(name)
+    return x if name is None else ACTIVATIONS[name](x.float())

@@ -58,6 +58,7 @@ _op = define(
     "quantize_blockwise(Tensor x, int block_m, int block_k) -> (Tensor, Tensor)",
     eager=_quantize_blockwise,
     fake=_fake,
+    device="blockwise.quantize_blockwise",
 )
 
 

@@ -73,6 +73,7 @@ _op = define(
     "dequantize(Tensor q, Tensor scale, ScalarType dtype, int rotation=0) -> Tensor",
     eager=_dequantize,
     fake=_fake,
+    device="dequantize.dequantize",
 )
 
 

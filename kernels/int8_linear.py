@@ -65,6 +65,7 @@ _op = define(
     "str? output_activation=None) -> Tensor",
     eager=_int8_linear,
     fake=_fake,
+    device="int8_linear.int8_linear",
 )
 
 

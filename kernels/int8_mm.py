@@ -97,6 +97,7 @@ _op = define(
     "ScalarType out_dtype=bfloat16, str? output_activation=None) -> Tensor",
     eager=_int8_mm,
     fake=_fake,
+    device="int8_mm.int8_mm",
 )
 
 

@@ -32,6 +32,7 @@ def _ldlq_(q: torch.Tensor, w: torch.Tensor, feedback: torch.Tensor, scale: torc
     _check(q, w, feedback, scale)
     n, b = q.shape
     # Transposed, a column is contiguous, and its feedback is one matrix-vector product.
+    # A copy even where the transpose of one row or column already counts as contiguous.
     columns = w.t().clone(memory_format=torch.contiguous_format)
     errors = torch.zeros(b, n, dtype=torch.float32, device=w.device)
     rounded = torch.empty(b, n, dtype=torch.float32, device=w.device)
@@ -59,6 +60,7 @@ _op = define(
     "ldlq_(Tensor(a!) q, Tensor w, Tensor feedback, Tensor scale) -> Tensor",
     eager=_ldlq_,
     fake=_fake,
+    device="ldlq.ldlq_",
 )
 
 

@@ -44,6 +44,7 @@ _op = define(
     "quantize_rowwise(Tensor x, int rotation=0, Tensor? scale=None) -> (Tensor, Tensor)",
     eager=_quantize_rowwise,
     fake=_fake,
+    device="rowwise.quantize_rowwise",
 )
 
 

@@ -8,12 +8,16 @@ from .rotation import check_rotation, float_chunks
 from .scales import absmax_rows, quantize_with, scale_from_absmax
 
 
-def _quantize_tensorwise(x: torch.Tensor, scale: torch.Tensor | None = None, rotation: int = 0):
+def _check(x: torch.Tensor, scale: torch.Tensor | None, rotation: int) -> None:
     _checks.floating("x", x)
     _checks.has_rows("x", x)
     check_rotation(x.shape[-1], rotation)
     if scale is not None and scale.numel() != 1:
         raise ValueError(f"scale must have one element, not shape {tuple(scale.shape)}")
+
+
+def _quantize_tensorwise(x: torch.Tensor, scale: torch.Tensor | None = None, rotation: int = 0):
+    _check(x, scale, rotation)
     k = x.shape[-1]
     rows = x.reshape(-1, k)
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
@@ -42,6 +46,7 @@ _op = define(
     "quantize_tensorwise(Tensor x, Tensor? scale=None, int rotation=0) -> (Tensor, Tensor)",
     eager=_quantize_tensorwise,
     fake=_fake,
+    device="tensorwise.quantize_tensorwise",
 )
 
 

@@ -37,6 +37,7 @@ _op = define(
     "int rotation=0) -> Tensor",
     eager=_int8_weight_only_linear,
     fake=_fake,
+    device="weight_only.int8_weight_only_linear",
 )
 
 

@@ -1,0 +1,123 @@
+"""What follows a product: scales, bias, activation, output type; alone or after split-K.
+
+`finish` is the one epilogue of every product here. `_finish_kernel` applies it to partial sums
+that lie in memory: those of split-K (integers, so the order of summation cannot show), and
+the int32 result of ``torch._int_mm``.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ._launch import Launch, cdiv
+from ._tiles import activate
+
+BLOCK_M = 16
+BLOCK_N = 256
+
+
+class Epilogue(NamedTuple):
+    """Operands of the epilogue. Scales are float32 with one entry or one a row (weight row: column)."""
+
+    a_scale: torch.Tensor | None
+    b_scale: torch.Tensor
+    bias: torch.Tensor | None
+    activation: str | None
+
+    def arguments(self) -> dict:
+        """Kernel arguments; a stride of 0 repeats the one scale of a tensor."""
+        return {
+            "a_scale_ptr": self.a_scale,
+            "b_scale_ptr": self.b_scale,
+            "bias_ptr": self.bias,
+            "stride_a_scale": 0 if self.a_scale is None or self.a_scale.numel() == 1 else 1,
+            "stride_b_scale": 0 if self.b_scale.numel() == 1 else 1,
+            "ACTIVATION": self.activation,
+        }
+
+
+@triton.jit
+def finish(
+    y,
+    offs_m,
+    offs_n,
+    M,
+    N,
+    out_ptr,
+    stride_om,
+    a_scale_ptr,
+    b_scale_ptr,
+    bias_ptr,
+    stride_a_scale,
+    stride_b_scale,
+    ACTIVATION: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    """Store act(y * a_scale * b_scale + bias), y float32 [rows, columns]; SCALED: y has its scales."""
+    rows, cols = offs_m < M, offs_n < N
+    if not SCALED:
+        if a_scale_ptr is not None:
+            a_scale = tl.load(a_scale_ptr + offs_m * stride_a_scale, mask=rows, other=0.0)
+            y *= a_scale[:, None]
+        b_scale = tl.load(b_scale_ptr + offs_n * stride_b_scale, mask=cols, other=0.0)
+        y *= b_scale[None, :]
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + offs_n, mask=cols, other=0.0).to(tl.float32)[None, :]
+    y = activate(y, ACTIVATION)
+    out = out_ptr + offs_m.to(tl.int64)[:, None] * stride_om + offs_n[None, :]
+    tl.store(out, y.to(out_ptr.dtype.element_ty), mask=rows[:, None] & cols[None, :])
+
+
+@triton.jit
+def _finish_kernel(
+    partial_ptr,
+    out_ptr,
+    a_scale_ptr,
+    b_scale_ptr,
+    bias_ptr,
+    M,
+    N,
+    stride_split,
+    stride_pm,
+    stride_a_scale,
+    stride_b_scale,
+    ACTIVATION: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Sum SPLIT_K partial products [M, N] in order and finish them."""
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    partial = partial_ptr + offs_m.to(tl.int64)[:, None] * stride_pm + offs_n[None, :]
+    y = tl.load(partial, mask=mask, other=0)
+    for _ in range(1, SPLIT_K):
+        partial += stride_split
+        y += tl.load(partial, mask=mask, other=0)
+    finish(
+        y.to(tl.float32), offs_m, offs_n, M, N, out_ptr, N, a_scale_ptr, b_scale_ptr, bias_ptr,
+        stride_a_scale, stride_b_scale, ACTIVATION, SCALED,
+    )  # fmt: skip
+
+
+def launch_finish(partial: torch.Tensor, out: torch.Tensor, epilogue: Epilogue, scaled=False) -> Launch:
+    """The launch for partial int32 or float32 [splits, M, N] into contiguous out [M, N]."""
+    splits, m, n = partial.shape
+    args = {
+        "partial_ptr": partial,
+        "out_ptr": out,
+        "M": m,
+        "N": n,
+        "stride_split": partial.stride(0),
+        "stride_pm": partial.stride(1),
+        "SPLIT_K": splits,
+        "SCALED": scaled,
+        "BLOCK_M": BLOCK_M,
+        "BLOCK_N": BLOCK_N,
+        **epilogue.arguments(),
+    }
+    return Launch(_finish_kernel, (cdiv(m, BLOCK_M), cdiv(n, BLOCK_N)), args, num_warps=4, num_stages=1)

@@ -1,0 +1,114 @@
+"""Block-wise INT8 quantization: 128 x 128 blocks of weights, 1 x 128 blocks of activations."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .._library import Unsupported
+from ..blockwise import _check, _scale_shape
+from ._launch import Launch, arch_of, cdiv, rows_of
+from ._tiles import activate, magnitude, scale_from_peak, to_int8
+from ._tuning import bucket, choose
+
+MAX_BLOCK = 16384
+"""Elements of the largest block a program keeps in registers: 64 a thread with 8 warps."""
+
+
+class BlockConfig(NamedTuple):
+    """Least elements and most warps of a program; a block larger than `elements` is a tile by itself."""
+
+    elements: int
+    num_warps: int
+
+    @property
+    def label(self) -> str:
+        return f"elements{self.elements} warps{self.num_warps}"
+
+    handicap = 1.0
+
+
+CONFIGS = (BlockConfig(4096, 4), BlockConfig(8192, 8))
+
+
+@triton.jit
+def _quantize_blockwise_kernel(
+    x_ptr,
+    q_ptr,
+    scale_ptr,
+    M,
+    K,
+    stride_xm,
+    stride_scale_m,
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCKS_M: tl.constexpr,
+    BLOCKS_K: tl.constexpr,
+):
+    """A tile [BLOCKS_M, BLOCK_M, BLOCKS_K, BLOCK_K] a program; ragged edges read as zeros."""
+    block_m = tl.program_id(0) * BLOCKS_M + tl.arange(0, BLOCKS_M)[:, None, None, None]
+    block_k = tl.program_id(1) * BLOCKS_K + tl.arange(0, BLOCKS_K)[None, None, :, None]
+    row = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[None, :, None, None]
+    col = block_k * BLOCK_K + tl.arange(0, BLOCK_K)[None, None, None, :]
+    mask = (row < M) & (col < K)
+    x = tl.load(x_ptr + row * stride_xm + col, mask=mask, other=0.0).to(tl.float32)
+    x = activate(x, ACTIVATION)
+    peak = tl.max(tl.max(magnitude(x), 3, keep_dims=True), 1, keep_dims=True)
+    scale = scale_from_peak(peak)
+    inside = (block_m * BLOCK_M < M) & (block_k * BLOCK_K < K)
+    tl.store(scale_ptr + block_m.to(tl.int64) * stride_scale_m + block_k, scale, mask=inside)
+    tl.store(q_ptr + row * K + col, to_int8(x, tl.div_rn(1.0, scale)), mask=mask)
+
+
+def launch_blocks(config, rows, q, scale, block_m: int, block_k: int, activation=None) -> Launch:
+    """The launch for rows [M, K]: q int8 [M, K] and scale [ceil(M / bm), ceil(K / bk)], contiguous."""
+    m, k = rows.shape
+    blocks_k = min(triton.next_power_of_2(cdiv(k, block_k)), max(1, 256 // block_k))
+    blocks_m = min(
+        triton.next_power_of_2(cdiv(m, block_m)), max(1, config.elements // (block_m * block_k * blocks_k))
+    )
+    args = {
+        "x_ptr": rows,
+        "q_ptr": q,
+        "scale_ptr": scale,
+        "M": m,
+        "K": k,
+        "stride_xm": rows.stride(0),
+        "stride_scale_m": cdiv(k, block_k),
+        "ACTIVATION": activation,
+        "BLOCK_M": block_m,
+        "BLOCK_K": block_k,
+        "BLOCKS_M": blocks_m,
+        "BLOCKS_K": blocks_k,
+    }
+    grid = (cdiv(m, block_m * blocks_m), cdiv(k, block_k * blocks_k))
+    warps = config.num_warps if block_m * block_k < MAX_BLOCK else 8
+    return Launch(_quantize_blockwise_kernel, grid, args, num_warps=warps, num_stages=1)
+
+
+def quantize_blocks(x, block_m: int, block_k: int, activation=None):
+    """(q like x, scale) of checked arguments, with `activation` folded into the load."""
+    if block_m * block_k > MAX_BLOCK:
+        raise Unsupported(f"a block of {block_m} x {block_k} does not fit one program ({MAX_BLOCK} elements)")
+    arch = arch_of(x.device)
+    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(_scale_shape(x, block_m, block_k), dtype=torch.float32, device=x.device)
+    if x.numel() == 0:
+        return q, scale
+    rows = rows_of(x)
+
+    def run(config):
+        launch_blocks(config, rows, q, scale, block_m, block_k, activation).submit(x.device)
+
+    m, k = rows.shape
+    key = f"blockwise m{bucket(m)} k{k} {rows.dtype} {block_m}x{block_k} {activation}"
+    run(choose(arch, key, CONFIGS, run, x.device))
+    return q, scale
+
+
+def quantize_blockwise(x: torch.Tensor, block_m: int, block_k: int):
+    """`kernels.quantize_blockwise` in one launch."""
+    _check(x, block_m, block_k)
+    return quantize_blocks(x, block_m, block_k)

@@ -1,0 +1,91 @@
+"""INT8 back to float for every granularity, un-rotating in the same pass."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import _checks
+from ..rotation import check_rotation
+from ..scales import granularity
+from ._launch import Launch, arch_of, cdiv, rows_of
+from ._tiles import rotate_tile, tile_columns
+from .rotation import PIECES, WARPS
+
+
+@triton.jit
+def _dequantize_kernel(
+    q_ptr,
+    scale_ptr,
+    out_ptr,
+    M,
+    K,
+    stride_qm,
+    stride_scale_m,
+    EDGE_M: tl.constexpr,
+    EDGE_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    ROTATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    G: tl.constexpr,
+    OUTER: tl.constexpr,
+):
+    """Without BLOCKS a row has one scale: the integers are rotated exactly, the scale comes after."""
+    piece = tl.arange(0, ROWS * G)[:, None, None]
+    row = (tl.program_id(0).to(tl.int64) * ROWS) + piece // G
+    cols = tl.program_id(1) * (G * OUTER * 16) + (piece % G) * (OUTER * 16) + tile_columns(1, OUTER)
+    mask = (row < M) & (cols < K)
+    q = tl.load(q_ptr + row * stride_qm + cols, mask=mask, other=0)
+    if BLOCKS:
+        scale = tl.load(
+            scale_ptr + (row // EDGE_M) * stride_scale_m + cols // EDGE_K, mask=mask, other=0.0
+        )
+        y = rotate_tile(q.to(tl.float32) * scale, ROTATION, 3)
+    else:
+        scale = tl.load(scale_ptr + row * stride_scale_m, mask=row < M, other=0.0)
+        # int8 is exact in bfloat16; the first product has 12 bits, which two parts hold exactly.
+        y = rotate_tile(q.to(tl.bfloat16), ROTATION, 2) * scale
+    tl.store(out_ptr + row * K + cols, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def launch_dequantize(rows, scales, out, edges: tuple[int, int], rotation: int) -> Launch:
+    """The launch for q int8 [M, K] with scales float32 [A, B], one entry `edges` rows and columns."""
+    m, k = rows.shape
+    outer = 64 if rotation == 1024 else 16
+    pieces = PIECES * 16 // outer
+    g = min(pieces, triton.next_power_of_2(cdiv(k, outer * 16)))
+    args = {
+        "q_ptr": rows,
+        "scale_ptr": scales,
+        "out_ptr": out,
+        "M": m,
+        "K": k,
+        "stride_qm": rows.stride(0),
+        "stride_scale_m": 0 if scales.shape[0] == 1 else scales.stride(0),
+        "EDGE_M": triton.next_power_of_2(edges[0]),
+        "EDGE_K": triton.next_power_of_2(edges[1]),
+        "BLOCKS": scales.shape[1] != 1 or scales.shape[0] not in (1, m),
+        "ROTATION": rotation,
+        "ROWS": pieces // g,
+        "G": g,
+        "OUTER": outer,
+    }
+    grid = (cdiv(m, pieces // g), cdiv(k, g * outer * 16))
+    return Launch(_dequantize_kernel, grid, args, num_warps=WARPS, num_stages=1)
+
+
+def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0) -> torch.Tensor:
+    """`kernels.dequantize` in one launch."""
+    _checks.int8("q", q)
+    _checks.has_rows("q", q)
+    check_rotation(q.shape[-1], rotation)
+    if dtype not in _checks.FLOATS:
+        raise TypeError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
+    arch_of(q.device)
+    out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    if q.numel():
+        rows = rows_of(q)
+        scales = scale.float()
+        scales = scales.reshape(1, 1) if scales.numel() == 1 else scales.reshape(-1, scales.shape[-1])
+        edges = granularity(*rows.shape, scales)
+        launch_dequantize(rows, scales.contiguous(), out, edges, rotation).submit(q.device)
+    return out

@@ -1,0 +1,101 @@
+"""The fused INT8 linear: one launch quantizes (and rotates) the activations, one multiplies."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .. import activations
+from ..int8_linear import _check_blockwise, check_weight
+from ..int8_mm import is_blockwise
+from ..scales import granularity
+from ._launch import arch_of, recording, rows_of
+from ._tuning import bucket, choose
+from .blockwise import quantize_blocks
+from .dequantize import dequantize
+from .int8_mm import candidates, operands, product
+from .rowwise import quantize_rows
+
+SLICE = 32 << 20
+"""Weights dequantized at once by the float engine: bounds its memory to 64 MiB of bfloat16."""
+
+
+class FloatLinear(NamedTuple):
+    """Dequantize and call the float linear: only where it was *measured* faster by more than 5 %.
+
+    Some GPUs have little int8 throughput (B300 has cut it), and there the int8 product cannot win.
+    Its result lacks the activations' rounding noise; nothing else differs.
+    """
+
+    label: str = "dequantize + F.linear"
+    handicap: float = 1.05
+
+
+def int8_linear(
+    x,
+    qweight,
+    weight_scale,
+    bias=None,
+    rotation=0,
+    input_scale=None,
+    out_dtype=None,
+    input_activation=None,
+    output_activation=None,
+) -> torch.Tensor:
+    """`kernels.int8_linear` in two launches (three where split-K or ``torch._int_mm`` measured faster)."""
+    check_weight(x, qweight, weight_scale, bias, rotation)
+    activations.check(input_activation)
+    activations.check(output_activation)
+    arch = arch_of(x.device)
+    n, k = qweight.shape
+    out_dtype = out_dtype or x.dtype
+    rows = rows_of(x)
+    m = rows.shape[0]
+    edges = None
+    if is_blockwise(qweight, weight_scale):
+        _check_blockwise(rotation, input_scale)
+        edges = granularity(n, k, weight_scale)
+    out = torch.empty((m, n), dtype=out_dtype, device=x.device)
+    if not out.numel():
+        return out.view(*x.shape[:-1], n)
+    found = candidates(arch, torch.empty((m, k), dtype=torch.int8, device="meta"), qweight, edges, output_activation)
+    if x.dtype == out_dtype != torch.float32 and arch.family != "interpreter" and not recording():
+        found = [*found, FloatLinear()]
+
+    def run(engine):
+        if isinstance(engine, FloatLinear):
+            _float_linear(
+                rows, qweight, weight_scale, bias, rotation, out, input_activation, output_activation
+            )
+            return
+        if edges:
+            q, scale = quantize_blocks(rows, 1, 1 << (edges[1] - 1).bit_length(), input_activation)
+        else:
+            q, scale = quantize_rows(rows, rotation, input_scale, input_activation)
+        epilogue = operands(scale, weight_scale, bias, output_activation, m, edges is not None)
+        product(engine, q, qweight, out, epilogue, edges)
+
+    kind = "blocks" if edges else f"rotation{rotation}"
+    key = (
+        f"int8_linear m{bucket(m)} n{n} k{k} {x.dtype} {out_dtype} {kind} "
+        f"{input_activation} {output_activation}"
+    )
+    run(choose(arch, key, found, run, x.device))
+    return out.view(*x.shape[:-1], n)
+
+
+def _float_linear(rows, qweight, weight_scale, bias, rotation, out, input_activation, output_activation):
+    """The float linear on slices of the dequantized, un-rotated weight."""
+    n, k = qweight.shape
+    x = activations.apply(input_activation, rows).to(rows.dtype)
+    edge = granularity(n, k, weight_scale)[0]
+    step = max(edge, SLICE // k // edge * edge)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        scale = weight_scale
+        if weight_scale.numel() != 1:
+            scale = weight_scale[start // edge : -(-stop // edge)]
+        weight = dequantize(qweight[start:stop], scale, rows.dtype, rotation)
+        part = None if bias is None else bias[start:stop].to(rows.dtype)
+        y = F.linear(x, weight, part)
+        out[:, start:stop] = activations.apply(output_activation, y)

@@ -1,0 +1,221 @@
+"""The int8 product with its epilogue: which engine and tile serve which shape.
+
+All engines give the same bits: tiles of `_gemm`, split-K with one reducing launch, and
+``torch._int_mm`` (cuBLASLt) with the epilogue as a launch of its own. KERNELS figures are
+registers / KiB of shared memory as compiled by Triton 3.9.
+"""
+
+import logging
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+
+from .. import activations
+from .._library import Unsupported
+from ..int8_mm import _check, is_blockwise
+from ..scales import granularity
+from ._epilogue import Epilogue, launch_finish
+from ._gemm import TensorDescriptor, TileConfig, aligned, launch_product
+from ._launch import Arch, arch_of, recording, rows_of
+from ._tuning import bucket, choose
+
+# (largest M, candidates): the first is used where nothing was measured. M < 64 has small tiles,
+# and split-K among the candidates, because 3072 columns make only 48 tiles of 64.
+POINTERS = (
+    (16, (
+        TileConfig(16, 64, 256, 4, 3),
+        TileConfig(16, 32, 256, 2, 4),
+        TileConfig(16, 64, 256, 4, 3, split_k=4),
+        TileConfig(16, 128, 128, 4, 4, split_k=4),
+    )),
+    (64, (
+        TileConfig(64, 64, 128, 4, 4),
+        TileConfig(32, 64, 128, 4, 4),
+        TileConfig(64, 64, 128, 4, 4, split_k=4),
+        TileConfig(64, 128, 128, 4, 3),
+    )),
+    (256, (
+        TileConfig(64, 128, 128, 4, 3),
+        TileConfig(128, 128, 128, 8, 3),
+        TileConfig(64, 64, 128, 4, 4),
+        TileConfig(64, 128, 128, 8, 3, split_k=2),
+    )),
+    (None, (
+        TileConfig(128, 128, 128, 8, 3),
+        TileConfig(128, 128, 64, 8, 4),
+        TileConfig(64, 256, 64, 8, 4),
+        TileConfig(64, 128, 128, 4, 3),
+    )),
+)  # fmt: skip
+
+# sm_90 waits for each int8 wgmma: two resident programs an SM (96 KiB) or more K a step hide it.
+DESCRIPTORS = (
+    (16, POINTERS[0][1]),
+    (64, (
+        TileConfig(64, 64, 128, 4, 4, descriptors=True),
+        TileConfig(64, 64, 128, 4, 4, split_k=4, descriptors=True),
+        TileConfig(64, 128, 128, 4, 4, descriptors=True),
+        TileConfig(32, 64, 128, 4, 4),
+    )),
+    (256, (
+        TileConfig(64, 128, 128, 4, 4, descriptors=True),
+        TileConfig(128, 128, 128, 8, 3, descriptors=True),
+        TileConfig(64, 64, 128, 4, 4, descriptors=True),
+        TileConfig(64, 128, 128, 4, 4, split_k=2, descriptors=True),
+    )),
+    (None, (
+        TileConfig(128, 128, 128, 8, 3, descriptors=True),
+        TileConfig(128, 256, 128, 8, 3, descriptors=True),
+        TileConfig(256, 128, 128, 8, 3, descriptors=True),
+        TileConfig(128, 128, 256, 8, 3, descriptors=True),
+    )),
+)  # fmt: skip
+
+# 256 x 128 has 254 registers here: too near the limit to ship.
+SM100 = (
+    *DESCRIPTORS[:3],
+    (None, (
+        TileConfig(128, 128, 128, 8, 3, descriptors=True),
+        TileConfig(128, 128, 256, 8, 3, descriptors=True),
+        TileConfig(128, 64, 128, 4, 4, descriptors=True),
+    )),
+)  # fmt: skip
+
+# 64 KiB of shared memory a work-group on both CDNA and RDNA.
+AMD = (
+    (16, (TileConfig(16, 64, 128, 4, 2), TileConfig(16, 64, 128, 4, 2, split_k=4))),
+    (64, (TileConfig(64, 64, 128, 4, 2), TileConfig(64, 64, 128, 4, 2, split_k=4))),
+    (None, (TileConfig(128, 128, 64, 8, 2), TileConfig(64, 128, 64, 4, 2))),
+)
+
+# Block scales keep an int32 and a float32 tile: 64 rows where the plain product has 128.
+BLOCKWISE_POINTERS = (
+    (16, (TileConfig(16, 64, 128, 4, 4),)),
+    (None, (TileConfig(64, 128, 128, 8, 3), TileConfig(64, 64, 128, 4, 4))),
+)
+BLOCKWISE_DESCRIPTORS = (
+    (16, (TileConfig(16, 64, 128, 4, 4),)),
+    (None, (
+        TileConfig(64, 128, 128, 4, 4, descriptors=True),
+        TileConfig(64, 64, 128, 4, 4, descriptors=True),
+    )),
+)  # fmt: skip
+BLOCKWISE_AMD = (
+    (16, (TileConfig(16, 64, 128, 4, 2),)),
+    (None, (TileConfig(64, 64, 128, 4, 2),)),
+)
+
+TABLES = {
+    "sm80": (POINTERS, BLOCKWISE_POINTERS),
+    "sm90": (DESCRIPTORS, BLOCKWISE_DESCRIPTORS),
+    "sm100": (SM100, BLOCKWISE_DESCRIPTORS),
+    "cdna": (AMD, BLOCKWISE_AMD),
+    "rdna": (AMD, BLOCKWISE_AMD),
+    "xpu": (POINTERS, BLOCKWISE_POINTERS),
+}
+"""Family -> (table for one scale a row or tensor, table for block scales)."""
+
+# Rows off 16-byte boundaries are read byte by byte: 128 x 128 spills 400 to 2104 bytes, 64 x 64 304.
+UNALIGNED = (TileConfig(32, 32, 64, 4, 2), TileConfig(32, 64, 64, 4, 2))
+
+INTERPRETER = (TileConfig(64, 64, 128, 4, 1), TileConfig(32, 64, 64, 4, 1, split_k=3))
+
+MAX_WORKSPACE = 64 << 20
+"""Bytes of int32 partial sums that split-K may allocate; beyond, the launch is wide enough without."""
+
+
+class IntMM(NamedTuple):
+    """``torch._int_mm`` and the epilogue as a second launch: int32 [M, N] goes through memory."""
+
+    label: str = "torch._int_mm"
+    handicap: float = 1.0
+
+
+Engine = TileConfig | IntMM
+
+_log = logging.getLogger("convert_to_quant.kernels")
+
+
+def candidates(
+    arch: Arch, a, b, edges: tuple[int, int] | None, activation: str | None = None
+) -> list[Engine]:
+    """What can serve this product on `arch`, safest first. Unsupported for blocks under 32 columns."""
+    (m, k), n = a.shape, b.shape[0]
+    if arch.family == "interpreter":
+        found = list(INTERPRETER)
+    elif not (aligned(a) and aligned(b)):
+        _say_unaligned(k)
+        found = list(UNALIGNED)
+    else:
+        table = TABLES[arch.family if TensorDescriptor else "sm80"][edges is not None]
+        found = list(next(configs for limit, configs in table if limit is None or m <= limit))
+    if not (aligned(a) and aligned(b)):
+        found = [c._replace(descriptors=False) for c in found]
+    if edges:
+        block = triton.next_power_of_2(edges[1])
+        if block < 32:
+            raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one int8 product (32)")
+        return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
+    found = [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
+    if activation is not None:  # the activation's registers beside a wide tile's spill 152 bytes on sm_90
+        found = [c for c in found if c.block_m * c.block_n <= 128 * 128]
+    if arch.family not in ("interpreter", "xpu") and m > 16 and k % 8 == 0 and n % 8 == 0:
+        return [*found, IntMM()]
+    return found
+
+
+@lru_cache(maxsize=64)
+def _say_unaligned(k: int) -> None:
+    _log.warning("an int8 product with K = %d reads single bytes: rows are not on 16-byte boundaries", k)
+
+
+def product(engine: Engine, a, b, out, epilogue: Epilogue, edges=None) -> None:
+    """Run one engine: a int8 [M, K], b int8 [N, K] into contiguous out [M, N]."""
+    if isinstance(engine, IntMM):
+        if recording():
+            partial = torch.empty(1, *out.shape, dtype=torch.int32, device=a.device)
+        else:
+            partial = torch._int_mm(a.contiguous(), b.t()).unsqueeze(0)
+        launch_finish(partial, out, epilogue).submit(a.device)
+    elif engine.split_k > 1:
+        partial = torch.empty(engine.split_k, *out.shape, dtype=torch.int32, device=a.device)
+        launch_product(engine, a, b, partial, epilogue).submit(a.device)
+        launch_finish(partial, out, epilogue).submit(a.device)
+    else:
+        launch_product(engine, a, b, out, epilogue, edges).submit(a.device)
+
+
+def operands(a_scale, b_scale, bias, activation, rows: int, blockwise: bool) -> Epilogue:
+    """The epilogue of checked arguments: float32 scales, flat unless block-wise."""
+    if blockwise:
+        a_scale = a_scale.float().reshape(rows, -1).contiguous()
+        b_scale = b_scale.float().contiguous()
+    else:
+        a_scale, b_scale = a_scale.float().reshape(-1), b_scale.float().reshape(-1)
+    bias = None if bias is None else bias.contiguous()
+    return Epilogue(a_scale, b_scale, bias, activation)
+
+
+def int8_mm(
+    a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output_activation=None
+) -> torch.Tensor:
+    """`kernels.int8_mm`: one launch, two with split-K or ``torch._int_mm``."""
+    _check(a, b, a_scale, b_scale, bias)
+    activations.check(output_activation)
+    arch = arch_of(a.device)
+    rows = rows_of(a)
+    (m, k), n = rows.shape, b.shape[0]
+    out = torch.empty((m, n), dtype=out_dtype, device=a.device)
+    if out.numel():
+        edges = granularity(n, k, b_scale) if is_blockwise(b, b_scale) else None
+        epilogue = operands(a_scale, b_scale, bias, output_activation, m, edges is not None)
+        found = candidates(arch, rows, b, edges, output_activation)
+
+        def run(engine):
+            product(engine, rows, b, out, epilogue, edges)
+
+        key = f"int8_mm m{bucket(m)} n{n} k{k} {out_dtype} {'blocks' if edges else 'rows'}"
+        run(choose(arch, key, found, run, a.device))
+    return out.view(*a.shape[:-1], n)

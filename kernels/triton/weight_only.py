@@ -1,0 +1,229 @@
+"""W8A16: float activations times int8 weights, each weight read once. For M <= 16, any M allowed.
+
+The weight is the left operand of the product: on sm_90 its bfloat16 image then stays in
+registers. Activations that are not exact in 16 bits (rotated, or float32) come as planes of
+bfloat16 whose sum they are; the weight tile is converted once for all planes.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .._library import Unsupported
+from ..int8_linear import check_weight
+from ..int8_mm import is_blockwise
+from ..scales import granularity
+from ._epilogue import Epilogue, finish, launch_finish
+from ._gemm import aligned
+from ._launch import Launch, arch_of, cdiv, rows_of
+from ._tuning import bucket, choose
+from .int8_mm import MAX_WORKSPACE
+from .rotation import launch_rotate
+
+
+class WeightOnlyConfig(NamedTuple):
+    """A tile of BLOCK_N weights rows, BLOCK_K columns, for BLOCK_M activations."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    split_k: int = 1
+
+    @property
+    def label(self) -> str:
+        tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
+        return f"{tile} warps{self.num_warps} stages{self.num_stages} split{self.split_k}"
+
+    handicap = 1.0
+
+
+# Bound by reading weights: enough programs in flight, and 16 KiB or more a stage.
+CONFIGS = (
+    (16, (
+        WeightOnlyConfig(16, 64, 128, 4, 4),
+        WeightOnlyConfig(16, 32, 256, 4, 3),
+        WeightOnlyConfig(16, 64, 128, 4, 4, split_k=4),
+        WeightOnlyConfig(16, 128, 128, 4, 3, split_k=4),
+    )),
+    (None, (WeightOnlyConfig(64, 64, 64, 4, 3), WeightOnlyConfig(32, 64, 64, 4, 3))),
+)  # fmt: skip
+# RDNA has no room for a second plane beside wider tiles: 48 bytes spill at K = 128.
+RDNA = (
+    (16, (WeightOnlyConfig(16, 64, 64, 4, 2), WeightOnlyConfig(16, 32, 64, 4, 2))),
+    (None, (WeightOnlyConfig(64, 64, 32, 8, 1),)),
+)
+# Rows off 16-byte boundaries, read value by value.
+UNALIGNED = (WeightOnlyConfig(16, 32, 64, 4, 2),)
+INTERPRETER = (WeightOnlyConfig(16, 64, 128, 4, 1), WeightOnlyConfig(16, 64, 64, 4, 1, split_k=2))
+
+
+@triton.jit
+def _int8_weight_only_kernel(
+    x_ptr,
+    w_ptr,
+    out_ptr,
+    a_scale_ptr,
+    b_scale_ptr,
+    bias_ptr,
+    M,
+    N,
+    K,
+    stride_plane,
+    stride_xm,
+    stride_wn,
+    stride_wk,
+    stride_split,
+    stride_a_scale,
+    stride_b_scale,
+    ACTIVATION: tl.constexpr,
+    BLOCKWISE: tl.constexpr,
+    EDGE_N: tl.constexpr,
+    EDGE_K: tl.constexpr,
+    PLANES: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """x_ptr: PLANES 16-bit planes [M, K]; w_ptr int8 [N, K]. SPLIT_K > 1 writes float32 partial sums."""
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_n = tl.minimum(offs_n, N - 1)
+    row_m = tl.minimum(offs_m, M - 1)
+    w = w_ptr + row_n.to(tl.int64)[:, None] * stride_wn
+    x = x_ptr + row_m.to(tl.int64)[None, :] * stride_xm
+    offs_k = tl.arange(0, BLOCK_K)
+    steps = tl.cdiv(K, BLOCK_K)
+    each = tl.cdiv(steps, SPLIT_K)
+    first = tl.program_id(2) * each
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for step in range(first, tl.minimum(first + each, steps)):
+        k = step * BLOCK_K + offs_k
+        if EVEN_K:
+            weight = tl.load(w + k[None, :] * stride_wk)
+        else:
+            weight = tl.load(w + k[None, :] * stride_wk, mask=(k < K)[None, :], other=0)
+        weight = weight.to(x_ptr.dtype.element_ty)
+        if BLOCKWISE:
+            part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        else:
+            part = acc
+        for p in tl.static_range(PLANES):
+            if EVEN_K:
+                right = tl.load(x + p * stride_plane + k[:, None])
+            else:
+                right = tl.load(x + p * stride_plane + k[:, None], mask=(k < K)[:, None], other=0.0)
+            part = tl.dot(weight, right, part)
+        if BLOCKWISE:
+            scale = tl.load(b_scale_ptr + (row_n // EDGE_N) * stride_b_scale + step * BLOCK_K // EDGE_K)
+            acc += part * scale[:, None]
+        else:
+            acc = part
+    y = tl.trans(acc)
+    if SPLIT_K > 1:
+        out = out_ptr + tl.program_id(2).to(tl.int64) * stride_split
+        out += offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+        tl.store(out, y, mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
+    else:
+        finish(
+            y, offs_m, offs_n, M, N, out_ptr, N, a_scale_ptr, b_scale_ptr, bias_ptr,
+            stride_a_scale, stride_b_scale, ACTIVATION, BLOCKWISE,
+        )  # fmt: skip
+
+
+def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None) -> Launch:
+    """The launch for planes [P, M, K] (16-bit, K contiguous) and w int8 [N, K] of any strides.
+
+    out: [M, N] contiguous, or float32 [split_k, M, N].
+    """
+    (parts, m, k), n = planes.shape, w.shape[0]
+    args = {
+        "x_ptr": planes,
+        "w_ptr": w,
+        "out_ptr": out,
+        "M": m,
+        "N": n,
+        "K": k,
+        "stride_plane": planes.stride(0),
+        "stride_xm": planes.stride(1),
+        "stride_wn": w.stride(0),
+        "stride_wk": w.stride(1),
+        "stride_split": m * n,
+        "BLOCKWISE": edges is not None,
+        "EDGE_N": triton.next_power_of_2(edges[0]) if edges else 1,
+        "EDGE_K": triton.next_power_of_2(edges[1]) if edges else 1,
+        "PLANES": parts,
+        "SPLIT_K": config.split_k,
+        "EVEN_K": k % config.block_k == 0,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        **epilogue.arguments(),
+    }
+    if edges:
+        args["stride_b_scale"] = epilogue.b_scale.stride(0)
+    grid = (cdiv(n, config.block_n), cdiv(m, config.block_m), config.split_k)
+    return Launch(_int8_weight_only_kernel, grid, args, config.num_warps, config.num_stages)
+
+
+def _planes(x: torch.Tensor, rotation: int) -> torch.Tensor:
+    """x [M, K] as 16-bit planes [P, M, K] that sum to the rotated x: itself, or one launch."""
+    if rotation == 0 and x.dtype != torch.float32:
+        return x.unsqueeze(0)
+    parts = 3 if x.dtype == torch.float32 else 2
+    planes = torch.empty((parts, *x.shape), dtype=torch.bfloat16, device=x.device)
+    launch_rotate(x, planes, rotation, parts).submit(x.device)
+    return planes
+
+
+def _candidates(arch, planes: torch.Tensor, w: torch.Tensor, edges):
+    (_, m, _), n = planes.shape, w.shape[0]
+    if arch.family == "interpreter":
+        found = INTERPRETER
+    elif not (aligned(planes[0]) and aligned(w)):
+        found = UNALIGNED
+    else:
+        table = RDNA if arch.family == "rdna" else CONFIGS
+        found = next(configs for limit, configs in table if limit is None or m <= limit)
+    if arch.family == "cdna":  # 64 KiB of shared memory
+        found = tuple(c._replace(num_stages=2) for c in found)
+    if edges is None:
+        return [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
+    block = triton.next_power_of_2(edges[1])
+    if block < 16:
+        raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one product (16)")
+    found = [c for c in found if c.block_n <= 64]  # a second accumulator: 128 rows spill 8 bytes on sm_100
+    return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
+
+
+def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> torch.Tensor:
+    """`kernels.int8_weight_only_linear`: one launch, one more to rotate, one more with split-K."""
+    check_weight(x, qweight, weight_scale, bias, rotation)
+    arch = arch_of(x.device)
+    n, k = qweight.shape
+    rows = rows_of(x)
+    m = rows.shape[0]
+    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    if not out.numel():
+        return out.view(*x.shape[:-1], n)
+    edges = granularity(n, k, weight_scale) if is_blockwise(qweight, weight_scale) else None
+    b_scale = weight_scale.float().contiguous() if edges else weight_scale.float().reshape(-1)
+    epilogue = Epilogue(None, b_scale, None if bias is None else bias.contiguous(), None)
+    planes = _planes(rows, rotation)
+
+    def run(config):
+        if config.split_k > 1:
+            partial = torch.empty((config.split_k, m, n), dtype=torch.float32, device=x.device)
+            launch_weight_only(config, planes, qweight, partial, epilogue).submit(x.device)
+            launch_finish(partial, out, epilogue).submit(x.device)
+        else:
+            launch_weight_only(config, planes, qweight, out, epilogue, edges).submit(x.device)
+
+    key = f"weight_only m{bucket(m)} n{n} k{k} {planes.dtype} x{planes.shape[0]} {'blocks' if edges else 'rows'}"
+    run(choose(arch, key, _candidates(arch, planes, qweight, edges), run, x.device))
+    return out.view(*x.shape[:-1], n)

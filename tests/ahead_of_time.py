@@ -1,0 +1,232 @@
+"""Compile recorded kernel launches for GPUs that are not here, and read what they need.
+
+The launchers run on meta tensors inside ``_launch.record``: what is compiled, with which
+arguments and options, is what they would launch.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = {
+    "sm_80": ("sm80", GPUTarget("cuda", 80, 32), 163),
+    "sm_89": ("sm80", GPUTarget("cuda", 89, 32), 99),
+    "sm_90": ("sm90", GPUTarget("cuda", 90, 32), 227),
+    "sm_100": ("sm100", GPUTarget("cuda", 100, 32), 227),
+    "gfx942": ("cdna", GPUTarget("hip", "gfx942", 64), 64),
+    "gfx1100": ("rdna", GPUTarget("hip", "gfx1100", 32), 64),
+}
+"""Name -> (family, compiler target, KiB of shared memory a program may use)."""
+
+_TYPES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
+    torch.int8: "i8", torch.int32: "i32",
+}  # fmt: skip
+_CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one compiled launch needs; stack and local are bytes of spill, shared is in bytes."""
+
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    code: str
+    """PTX or AMDGCN text."""
+
+
+def specialise(launch):
+    """(signature, constexprs, attrs) as the JIT would specialise this launch's arguments."""
+    signature, constants, attrs = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.args[parameter.name]
+        kind = "constexpr"
+        if not parameter.is_constexpr and value is not None:
+            kind = _kind(value)
+        signature[parameter.name] = kind
+        if kind == "constexpr":
+            constants[(index,)] = value
+        elif isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attrs[(index,)] = [["tt.divisibility", 16]]
+    return signature, constants, attrs
+
+
+def _kind(value) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + _TYPES[value.dtype]
+    if isinstance(value, int):
+        return "constexpr" if value == 1 else ("i32" if abs(value) < 2**31 else "i64")
+    shape = ",".join(str(s) for s in value.block_shape)
+    return f"tensordesc<{_TYPES[value.base.dtype]}[{shape}]>"
+
+
+def identity(launch) -> tuple:
+    """What the compiler sees of a launch: equal launches compile to the same code."""
+    signature, constants, attrs = specialise(launch)
+    options = tuple(sorted(launch.keywords().items()))
+    shown = tuple((k, repr(v)) for k, v in constants.items())
+    return launch.kernel.__name__, tuple(signature.items()), shown, tuple(attrs), options
+
+
+def compile_launch(launch, target: GPUTarget) -> Compiled:
+    """Compile for `target`, without a device."""
+    signature, constants, attrs = specialise(launch)
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attrs)
+    kernel = triton.compile(source, target=target, options=launch.keywords())
+    if target.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        found = {key: _amd(text, key) for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")}
+        return Compiled(
+            found["vgpr_count"], found["private_segment_fixed_size"], found["vgpr_spill_count"],
+            kernel.metadata.shared, text,
+        )  # fmt: skip
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    numbers = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage.stdout)
+    return Compiled(*(int(n) for n in numbers.groups()), kernel.metadata.shared, kernel.asm["ptx"])
+
+
+def _amd(text: str, key: str) -> int:
+    return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
+
+
+INSTRUCTIONS = {
+    "wgmma s8": r"wgmma\.mma_async\S*\.s32\.s8\.s8",
+    "mma s8": r"mma\.sync\S*m16n8k32\S*\.s8\.s8",
+    "tcgen05 i8": r"tcgen05\.mma\S*kind::i8",
+    "mfma i8": r"v_mfma_i32_\S*i8",
+    "wmma i8": r"v_wmma_i32_\S*iu8",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One row of the resource table: kernel, its configuration, and what it needs."""
+
+    kernel: str
+    config: str
+    registers: int
+    spill: int
+    shared: int
+    instructions: tuple[str, ...]
+
+
+def describe(launch) -> str:
+    """Warps, stages and the compile-time arguments that tell one configuration from another."""
+    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCKS_M", "BLOCKS_K", "SPLIT_K", "EVEN_K", "DESCRIPTORS",
+             "BLOCKWISE", "BLOCKS", "MODE", "ROTATION", "CHUNKS", "PLANES", "ACTIVATION")  # fmt: skip
+    shown = [f"{n}={launch.args[n]}" for n in names if launch.args.get(n) not in (None, False)]
+    return f"warps={launch.num_warps} stages={launch.num_stages} " + " ".join(shown)
+
+
+def compile_case(target_name: str, case: str) -> list[Resources]:
+    """Compile every distinct launch of a case for a target; runs in a worker process."""
+    from convert_to_quant.kernels.triton._launch import Arch, record
+
+    family, target, _ = TARGETS[target_name]
+    with record(Arch(family, target_name)) as launches:
+        cases()[case]()
+    rows, seen = [], set()
+    for launch in launches:
+        if identity(launch) in seen:
+            continue
+        seen.add(identity(launch))
+        done = compile_launch(launch, target)
+        found = tuple(name for name, pattern in INSTRUCTIONS.items() if re.search(pattern, done.code))
+        rows.append(
+            Resources(launch.kernel.__name__, describe(launch), done.registers, max(done.stack, done.local),
+                      done.shared, found)  # fmt: skip
+        )
+    return rows
+
+
+def _meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def cases() -> dict:
+    """Case name -> a call of a launcher on meta tensors: together every kernel and shipped configuration."""
+    from convert_to_quant.kernels.triton import (
+        blockwise, dequantize, int8_mm, ldlq, rotation, rowwise, tensorwise, weight_only,
+    )  # fmt: skip
+
+    i8, f32 = torch.int8, torch.float32
+
+    def mm(m, n=12288, k=3072, activation="gelu"):
+        scales = _meta(m, 1, dtype=f32), _meta(n, 1, dtype=f32)
+        a, b = _meta(m, k, dtype=i8), _meta(n, k, dtype=i8)
+        int8_mm.int8_mm(a, b, *scales, _meta(n), torch.bfloat16, activation)
+
+    def mm_blocks(m, n=12288, k=3072):
+        scales = _meta(m, -(-k // 128), dtype=f32), _meta(-(-n // 128), -(-k // 128), dtype=f32)
+        int8_mm.int8_mm(_meta(m, k, dtype=i8), _meta(n, k, dtype=i8), *scales, _meta(n), torch.bfloat16)
+
+    def w8a16(m, rotation, dtype=torch.bfloat16, k=3072):
+        w, scale = _meta(12288, k, dtype=i8), _meta(12288, 1, dtype=f32)
+        weight_only.int8_weight_only_linear(_meta(m, k, dtype=dtype), w, scale, _meta(12288), rotation)
+
+    def w8a16_blocks():
+        w, scale = _meta(12288, 3072, dtype=i8), _meta(96, 24, dtype=f32)
+        weight_only.int8_weight_only_linear(_meta(1, 3072), w, scale)
+
+    def update():
+        block, square = _meta(4096, 128, dtype=f32), _meta(128, 128, dtype=f32)
+        ldlq.ldlq_(_meta(4096, 128, dtype=i8), block, square, _meta(4096, 1, dtype=f32))
+
+    q, rows, blocks = _meta(4096, 3072, dtype=i8), _meta(4096, 1, dtype=f32), _meta(32, 24, dtype=f32)
+    return {
+        "rowwise": lambda: rowwise.quantize_rowwise(_meta(4096, 12288)),
+        "rowwise 16": lambda: rowwise.quantize_rowwise(_meta(4096, 3072), 16),
+        "rowwise 64 ragged": lambda: rowwise.quantize_rowwise(_meta(4096, 640), 64),
+        "rowwise 256": lambda: rowwise.quantize_rowwise(_meta(4096, 12288), 256),
+        "rowwise 256 float32": lambda: rowwise.quantize_rowwise(_meta(4096, 3072, dtype=f32), 256),
+        "rowwise 256 two reads": lambda: rowwise.quantize_rowwise(_meta(4096, 65536), 256),
+        "rowwise 256 widest": lambda: rowwise.quantize_rowwise(_meta(4096, 32768), 256),
+        "rowwise 256 gelu": lambda: rowwise.quantize_rows(_meta(4096, 12288), 256, None, "gelu"),
+        "rowwise 1024": lambda: rowwise.quantize_rowwise(_meta(4096, 12288), 1024),
+        "tensorwise 256": lambda: tensorwise.quantize_tensorwise(_meta(4096, 3072), None, 256),
+        "blockwise 128x128": lambda: blockwise.quantize_blockwise(_meta(4096, 3072), 128, 128),
+        "blockwise 1x128": lambda: blockwise.quantize_blocks(_meta(4096, 3072), 1, 128, "silu"),
+        "rotate 256": lambda: rotation.rotate(_meta(4096, 3072), 256),
+        "rotate 1024": lambda: rotation.rotate(_meta(4096, 3072), 1024),
+        "dequantize": lambda: dequantize.dequantize(q, rows, torch.bfloat16),
+        "dequantize 256": lambda: dequantize.dequantize(q, rows, torch.bfloat16, 256),
+        "dequantize blocks": lambda: dequantize.dequantize(q, blocks, torch.bfloat16),
+        "ldlq": update,
+        "int8_mm 1": lambda: mm(1),
+        "int8_mm 64": lambda: mm(64),
+        "int8_mm 256": lambda: mm(256),
+        "int8_mm 4096": lambda: mm(4096),
+        "int8_mm 4096 plain": lambda: mm(4096, activation=None),
+        "int8_mm 4096 ragged": lambda: mm(4096, 3360, 3360, None),
+        "int8_mm 4096 unaligned": lambda: mm(4093, 4099, 3070, None),
+        "int8_mm blocks 1": lambda: mm_blocks(1),
+        "int8_mm blocks 4096": lambda: mm_blocks(4096),
+        "int8_mm blocks ragged": lambda: mm_blocks(4096, 3360, 3360),
+        "weight_only 1": lambda: w8a16(1, 0),
+        "weight_only 16 rotated": lambda: w8a16(16, 256),
+        "weight_only 64 rotated": lambda: w8a16(64, 256),
+        "weight_only 16 float32": lambda: w8a16(16, 0, f32),
+        "weight_only 16 unaligned": lambda: w8a16(16, 0, torch.bfloat16, 3070),
+        "weight_only blocks": w8a16_blocks,
+    }
+
+
+FULL = ("sm_80", "sm_90", "sm_100")
+"""Targets that compile every case; the others leave out what differs from these in nothing but the chip."""
+
+BRIEF = (
+    "rowwise", "rowwise 256", "rowwise 1024", "blockwise 128x128", "rotate 256", "dequantize 256", "ldlq",
+    "int8_mm 1", "int8_mm 64", "int8_mm 4096", "int8_mm blocks 4096", "weight_only 16 rotated",
+)  # fmt: skip

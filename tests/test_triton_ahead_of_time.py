@@ -1,0 +1,66 @@
+"""Every kernel and shipped configuration, compiled for GPUs that are not here.
+
+Asserts int8 tensor-core instructions in every product, no spilled register, and shared memory
+within the device's limit. Two worker processes share the work.
+"""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+pytest.importorskip("triton")
+
+import ahead_of_time as aot
+from triton.backends import backends
+
+WANTED = {
+    "sm_80": {"mma s8"},
+    "sm_89": {"mma s8"},
+    "sm_90": {"wgmma s8", "mma s8"},
+    "sm_100": {"tcgen05 i8", "mma s8"},
+    "gfx942": {"mfma i8"},
+    "gfx1100": {"wmma i8"},
+}
+JOBS = [
+    (target, case)
+    for target in aot.TARGETS
+    for case in (aot.cases() if target in aot.FULL else aot.BRIEF)
+    if not (target == "gfx1100" and case == "rowwise 1024")  # served by the eager twin
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Futures of all jobs, by (target, case)."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield {job: pool.submit(aot.compile_case, *job) for job in JOBS}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(("target", "case"), JOBS, ids=[f"{t}-{c}".replace(" ", "_") for t, c in JOBS])
+def test_compiles_without_spills(target, case, results):
+    vendor = "amd" if target.startswith("gfx") else "nvidia"
+    if vendor not in backends:
+        pytest.skip(f"this Triton has no {vendor} back end")
+    limit = aot.TARGETS[target][2]
+    for row in results[target, case].result(timeout=500):
+        print(f"{target} | {row.kernel} | {row.config} | {row.registers} | {row.spill} | {row.shared / 1024:.1f}")
+        assert row.spill == 0, f"{row.kernel} {row.config} spills {row.spill} bytes"
+        assert row.shared <= limit * 1024, f"{row.kernel} {row.config} needs {row.shared} bytes"
+        if row.kernel == "_int8_mm_kernel":
+            assert set(row.instructions) & WANTED[target], f"no int8 tensor-core instruction: {row.config}"
+            large = "BLOCK_M=128" in row.config and "DESCRIPTORS" in row.config
+            if large and target == "sm_90":
+                assert "wgmma s8" in row.instructions
+            if large and target == "sm_100":
+                assert "tcgen05 i8" in row.instructions
+
+
+def test_recording_leaves_the_interpreter_alone():
+    """The compile tests see compiled kernels: the interpreter was not switched on in this process."""
+    from convert_to_quant.kernels.triton import rowwise
+
+    assert type(rowwise._quantize_rowwise_kernel).__name__ == "JITFunction"
+    assert "convert_to_quant.kernels" in sys.modules

@@ -1,0 +1,346 @@
+"""What every device implementation is held to: cases against the eager twins, on odd shapes.
+
+The interpreter's tests and the GPU's run the same cases. A case gets `ops` (the functions under
+test by op name) and `place` (moves an operand to the device, surrounded by NaN or 127, so that
+a read beyond it shows).
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from convert_to_quant import kernels
+
+INTS, FLOATS = (torch.int8, torch.int32), (torch.float32, torch.float16, torch.bfloat16)
+SHORT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+class Case(NamedTuple):
+    """A check and the name pytest shows for it."""
+
+    name: str
+    check: Callable
+
+
+CASES: list[Case] = []
+
+
+def case(*values, **named):
+    """Register the decorated check once for every combination of the given argument lists."""
+
+    def register(function):
+        for combination in itertools.product(*named.values()):
+            arguments = dict(zip(named, combination, strict=True))
+            shown = "-".join(SHORT.get(v, str(v)) if not isinstance(v, tuple) else "x".join(map(str, v))
+                             for v in arguments.values())  # fmt: skip
+            name = f"{function.__name__}-{shown}".replace(" ", "")
+            CASES.append(Case(name, lambda ops, place, a=arguments: function(ops, place, **a)))
+        return function
+
+    return register
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, dtype=torch.float32, seed=0) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator(seed)).to(dtype)
+
+
+def integers(low: int, high: int, shape, dtype=torch.int8, seed=0) -> torch.Tensor:
+    return torch.randint(low, high + 1, shape, generator=generator(seed)).to(dtype)
+
+
+def same(got, want) -> None:
+    """Bit for bit, shape, dtype and contiguity too."""
+    got = got.cpu()
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    assert got.is_contiguous()
+    different = (got != want) & ~((got != got) & (want != want))
+    assert not different.any(), f"{int(different.sum())} of {different.numel()} differ"
+
+
+def within_twice(got, eager, exact: torch.Tensor) -> None:
+    """Errors against float64 at most twice the eager twin's (in the mean and at worst)."""
+    got = got.cpu()
+    assert got.dtype == eager.dtype
+    assert got.shape == eager.shape
+    mine, theirs = (got.double() - exact).abs(), (eager.double() - exact).abs()
+    assert torch.isfinite(mine).all()
+    floor = float(exact.abs().max()) * 2**-23
+    assert mine.square().mean().sqrt() <= 2 * theirs.square().mean().sqrt() + floor
+    assert mine.max() <= 2 * theirs.max() + 4 * floor
+
+
+def nearly_same_integers(got, want) -> None:
+    """Quantized after inexact arithmetic: a few values at a tie may round the other way."""
+    (q, scale), (q0, scale0) = [t.cpu() for t in got], want
+    assert q.shape == q0.shape
+    assert scale.shape == scale0.shape
+    torch.testing.assert_close(scale, scale0, rtol=2**-15, atol=0)
+    apart = (q.int() - q0.int()).abs()
+    assert apart.max() <= 1
+    assert apart.float().mean() <= 4e-3
+
+
+SHAPES = [((1, 1), 0), ((5, 123), 0), ((3, 12), 4), ((2, 4112), 16), ((2, 640), 64), ((2, 3072), 256),
+          ((2, 2048), 1024), ((1, 33024), 256)]  # fmt: skip
+
+
+@case(shape_rotation=SHAPES, dtype=FLOATS)
+def rowwise_exact(ops, place, shape_rotation, dtype):
+    shape, rotation = shape_rotation
+    x = integers(-8, 8, shape, dtype)
+    got = ops.quantize_rowwise(place(x), rotation)
+    for g, w in zip(got, kernels.quantize_rowwise(x, rotation), strict=True):
+        same(g, w)
+
+
+@case(rotation=[16, 64, 256, 1024], dtype=FLOATS)
+def rowwise_random(ops, place, rotation, dtype):
+    x = normal(6, 2048, dtype=dtype)
+    x[:, 7] *= 50
+    got = ops.quantize_rowwise(place(x), rotation)
+    nearly_same_integers(got, kernels.quantize_rowwise(x, rotation))
+
+
+@case(dtype=FLOATS)
+def rowwise_unrotated_is_exact(ops, place, dtype):
+    x = normal(7, 1000, dtype=dtype)
+    x[2] = 0
+    x[3] *= 1e-30
+    for g, w in zip(ops.quantize_rowwise(place(x)), kernels.quantize_rowwise(x), strict=True):
+        same(g, w)
+
+
+@case(scales=["one", "rows"], rotation=[0, 16])
+def rowwise_given_scale(ops, place, scales, rotation):
+    x = integers(-64, 64, (2, 3, 48), torch.float32)
+    scale = torch.tensor(0.25) if scales == "one" else torch.rand(2, 3, 1, generator=generator()) + 0.1
+    got = ops.quantize_rowwise(place(x), rotation, place(scale))
+    for g, w in zip(got, kernels.quantize_rowwise(x, rotation, scale), strict=True):
+        same(g, w)
+
+
+@case(bad=[float("nan"), float("inf"), float("-inf")], rotation=[0, 256])
+def rowwise_shows_non_finite(ops, place, bad, rotation):
+    x = normal(3, 512)
+    x[1, 300] = bad
+    finite = torch.isfinite(ops.quantize_rowwise(place(x), rotation)[1].cpu()).flatten()
+    assert finite.tolist() == [True, False, True]
+
+
+@case(view=["columns", "transposed", "batch"])
+def rowwise_strides(ops, place, view):
+    base = place(integers(-9, 9, (4, 6, 64), torch.bfloat16))
+    take = {"columns": lambda t: t[..., 3:51], "transposed": lambda t: t[0].t(), "batch": lambda t: t[:, ::2]}
+    x = take[view](base)
+    for g, w in zip(ops.quantize_rowwise(x), kernels.quantize_rowwise(x.cpu()), strict=True):
+        same(g, w)
+
+
+@case(shape=[(0, 64), (2, 0, 64)])
+def empty_rows(ops, place, shape):
+    x = torch.empty(shape)
+    assert [t.shape for t in ops.quantize_rowwise(place(x))] == [shape, (*shape[:-1], 1)]
+    assert ops.quantize_tensorwise(place(x))[1].item() == kernels.quantize_tensorwise(x)[1].item()
+    assert ops.rotate(place(x), 16).shape == shape
+    weight = torch.zeros(3, 64, dtype=torch.int8)
+    assert ops.int8_linear(place(x), place(weight), place(torch.ones(3, 1))).shape == (*shape[:-1], 3)
+
+
+@case(rotation=[0, 64], given=[False, True])
+def tensorwise(ops, place, rotation, given):
+    x = integers(-30, 30, (5, 3, 192), torch.bfloat16)
+    scale = torch.tensor(0.5) if given else None
+    got = ops.quantize_tensorwise(place(x), place(scale) if given else None, rotation)
+    for g, w in zip(got, kernels.quantize_tensorwise(x, scale, rotation), strict=True):
+        same(g, w)
+
+
+@case(shape_block=[((5, 3, 200), (1, 128)), ((130, 200), (128, 128)), ((33, 70), (16, 32)), ((3, 5), (1, 1)),
+                   ((40, 300), (1, 16)), ((2, 4000), (1, 1024))], dtype=FLOATS)  # fmt: skip
+def blockwise(ops, place, shape_block, dtype):
+    shape, (block_m, block_k) = shape_block
+    x = normal(*shape, dtype=dtype)
+    got = ops.quantize_blockwise(place(x), block_m, block_k)
+    for g, w in zip(got, kernels.quantize_blockwise(x, block_m, block_k), strict=True):
+        same(g, w)
+
+
+@case(kind=["tensor", "rows", "blocks"], rotation=[0, 16, 64, 256, 1024], dtype=[torch.bfloat16, torch.float32])
+def dequantize(ops, place, kind, rotation, dtype):
+    shape = (2, 35, 1024) if kind == "rows" else (70, 1024)
+    q = integers(-127, 127, shape)
+    size = {"tensor": (), "rows": (2, 35, 1), "blocks": (3, 8)}[kind]
+    scale = torch.rand(size, generator=generator()) + 0.01
+    eager = kernels.dequantize(q, scale, dtype, rotation)
+    got = ops.dequantize(place(q), place(scale), dtype, rotation)
+    if rotation == 0:
+        same(got, eager)
+        return
+    plain = kernels.dequantize(q, scale, torch.float32).double()
+    matrix = kernels.hadamard(rotation, torch.float64)
+    within_twice(got, eager, (plain.view(-1, rotation) @ matrix).view(shape))
+
+
+@case(group=kernels.GROUPS, dtype=FLOATS)
+def rotate(ops, place, group, dtype):
+    x = normal(3, 2, 1024 + (group if group < 1024 else 0), dtype=dtype)
+    exact = (x.double().view(-1, group) @ kernels.hadamard(group, torch.float64)).view(x.shape)
+    within_twice(ops.rotate(place(x), group), kernels.rotate(x, group), exact)
+
+
+MM = [(1, 1, 1), (5, 123, 123), (67, 130, 320), (130, 70, 100), (1, 200, 512)]
+
+
+@case(shape=MM, scales=["rows", "tensor"], dtype=FLOATS)
+def int8_mm(ops, place, shape, scales, dtype):
+    m, n, k = shape
+    a, b = integers(-127, 127, (m, k)), integers(-127, 127, (n, k), seed=1)
+    a_scale = torch.rand((m, 1) if scales == "rows" else (), generator=generator()) * 0.01
+    b_scale = torch.rand((n, 1) if scales == "rows" else (), generator=generator(1)) * 0.01
+    bias = normal(n, dtype=dtype) if m % 2 else None
+    got = ops.int8_mm(place(a), place(b), place(a_scale), place(b_scale), place(bias), dtype)
+    same(got, kernels.int8_mm(a, b, a_scale, b_scale, bias, dtype))
+
+
+@case(activation=["gelu", "gelu_tanh", "silu"], dtype=[torch.float32, torch.bfloat16])
+def int8_mm_activation(ops, place, activation, dtype):
+    a, b = integers(-127, 127, (3, 40, 64)), integers(-127, 127, (80, 64), seed=1)
+    scales = torch.tensor(0.01), torch.rand(80, 1, generator=generator()) * 0.02
+    got = ops.int8_mm(place(a), place(b), *map(place, scales), None, dtype, activation)
+    eager = kernels.int8_mm(a, b, *scales, None, dtype, activation)
+    y = (a.double() @ b.double().t()) * scales[0].double() * scales[1].double().view(-1)
+    functions = {
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
+        "silu": torch.nn.functional.silu,
+    }
+    within_twice(got, eager, functions[activation](y))
+
+
+@case(shape=[(7, 130, 320), (70, 256, 256), (3, 40, 200)], edges=[(128, 128), (32, 64)])
+def int8_mm_blockwise(ops, place, shape, edges):
+    m, n, k = shape
+    a, b = integers(-127, 127, (m, k)), integers(-127, 127, (n, k), seed=1)
+    blocks = -(-n // edges[0]), -(-k // edges[1])
+    a_scale = torch.rand(m, blocks[1], generator=generator()) * 0.01
+    b_scale = torch.rand(blocks, generator=generator(1)) * 0.01
+    got = ops.int8_mm(place(a), place(b), place(a_scale), place(b_scale), None, torch.float32)
+    wide = (t.double().repeat_interleave(edges[1], 1)[:, :k] for t in (a_scale, b_scale))
+    left, right = (t * s for t, s in zip(
+        (a.double(), b.double()), (next(wide), next(wide).repeat_interleave(edges[0], 0)[:n]), strict=True
+    ))  # fmt: skip
+    eager = kernels.int8_mm(a, b, a_scale, b_scale, None, torch.float32)
+    within_twice(got, eager, left @ right.t())
+
+
+@case(which=["a columns", "b transposed"])
+def int8_mm_strides(ops, place, which):
+    a, b = integers(-127, 127, (20, 96)), integers(-127, 127, (96, 48), seed=1)
+    if which == "a columns":
+        left, right = place(integers(-127, 127, (20, 128)))[:, 16:112], place(b.t().contiguous())
+    else:
+        left, right = place(a), place(b).t()
+    one = torch.tensor(0.01)
+    same(
+        ops.int8_mm(left, right, place(one), place(one)),
+        kernels.int8_mm(left.cpu().contiguous(), right.cpu().contiguous(), one, one),
+    )
+
+
+@case(shape=[(2, 5, 123, 256), (1, 17, 64, 640)], rotation=[0, 64], dtype=FLOATS)
+def int8_linear_exact(ops, place, shape, rotation, dtype):
+    *lead, n, k = shape
+    x = integers(-8, 8, (*lead, k), dtype)
+    q, scale = integers(-127, 127, (n, k), seed=1), torch.rand(n, 1, generator=generator()) * 0.01
+    bias = normal(n, dtype=dtype)
+    got = ops.int8_linear(place(x), place(q), place(scale), place(bias), rotation)
+    same(got, kernels.int8_linear(x, q, scale, bias, rotation))
+
+
+@case(activation=["gelu", "gelu_tanh", "silu"], rotation=[0, 256], static=[False, True])
+def int8_linear_activations(ops, place, activation, rotation, static):
+    x = normal(9, 512, dtype=torch.bfloat16)
+    w = normal(40, 512, seed=1)
+    q, scale = kernels.quantize_rowwise(w, rotation)
+    bias, fixed = normal(40), torch.tensor(0.03) if static else None
+    arguments = (rotation, fixed, torch.float32, activation, activation)
+    eager = kernels.int8_linear(x, q, scale, bias, *arguments[:1], fixed, *arguments[2:])
+    got = ops.int8_linear(place(x), place(q), place(scale), place(bias), rotation, place(fixed), *arguments[2:])
+    functions = kernels.activations.ACTIVATIONS
+    weight = kernels.dequantize(q, scale, torch.float32, rotation).double()
+    exact = functions[activation](functions[activation](x.double()) @ weight.t() + bias.double())
+    within_twice(got, eager, exact)
+    assert (got.cpu() - eager).abs().max() < 0.02 * eager.abs().max()
+
+
+@case(activation=[None, "silu"], k=[256, 200])
+def int8_linear_blockwise(ops, place, activation, k):
+    x, w = normal(2, 20, k, dtype=torch.bfloat16), normal(130, k, seed=1)
+    q, scale = kernels.quantize_blockwise(w, 128, 128)
+    eager = kernels.int8_linear(x, q, scale, None, out_dtype=torch.float32, input_activation=activation)
+    got = ops.int8_linear(
+        place(x), place(q), place(scale), None, out_dtype=torch.float32, input_activation=activation
+    )
+    torch.testing.assert_close(got.cpu(), eager, rtol=1e-4, atol=1e-2)
+
+
+@case(shape=[(1, 5, 16), (1, 123, 123), (16, 70, 512), (33, 64, 256)], kind=["rows", "tensor", "blocks"],
+      dtype=FLOATS)  # fmt: skip
+def weight_only(ops, place, shape, kind, dtype):
+    m, n, k = shape
+    x, bias = normal(m, k, dtype=dtype), normal(n, dtype=dtype)
+    q = integers(-127, 127, (n, k), seed=1)
+    size = {"rows": (n, 1), "tensor": (), "blocks": (-(-n // 32), -(-k // 32))}[kind]
+    scale = torch.rand(size, generator=generator()) * 0.01
+    rotation = 64 if kind != "blocks" and k % 64 == 0 else 0
+    eager = kernels.int8_weight_only_linear(x, q, scale, bias, rotation)
+    got = ops.int8_weight_only_linear(place(x), place(q), place(scale), place(bias), rotation)
+    weight = kernels.dequantize(q, scale, torch.float32).double()
+    rows = x.double()
+    if rotation:
+        rows = (rows.view(-1, 64) @ kernels.hadamard(64, torch.float64)).view(m, k)
+    within_twice(got, eager, rows @ weight.t() + bias.double())
+
+
+@case(rows=[1, 50], columns=[1, 17, 128], scales=["one", "rows"])
+def ldlq_exact(ops, place, rows, columns, scales):
+    # Dyadic numbers and sparse feedback: every sum is exact, in whatever order it is taken.
+    w = integers(-320, 320, (rows, columns), torch.float32) / 16
+    feedback = integers(-20, 20, (columns, columns), torch.float32, seed=1)
+    feedback = torch.triu(feedback * (feedback.abs() <= 1), 1)
+    feedback += torch.diag(2.0 ** integers(0, 1, (columns,), torch.float32, seed=2))
+    scale = torch.tensor(0.25) if scales == "one" else 2.0 ** integers(-3, 0, (rows, 1), torch.float32)
+    want_q, before = torch.zeros(rows, columns, dtype=torch.int8), w.clone()
+    want = kernels.ldlq_(want_q, w, feedback, scale)
+    assert torch.equal(w, before)
+    wide = place(torch.zeros(rows, 3 * columns, dtype=torch.int8))
+    got_q = wide[:, columns : 2 * columns]
+    w_placed = place(w)
+    same(ops.ldlq_(got_q, w_placed, place(feedback), place(scale)), want)
+    same(got_q.cpu().contiguous(), want_q)
+    assert not wide[:, :columns].any()
+    assert not wide[:, 2 * columns :].any()
+    assert torch.equal(w_placed.cpu(), w)
+
+
+@case(seed=[0])
+def ldlq_random(ops, place, seed):
+    x = normal(512, 64, seed=seed)
+    h = x.t() @ x / 512 + 0.01 * torch.eye(64)
+    feedback = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    w = normal(40, 64, seed=1)
+    scale = w.abs().amax(1, keepdim=True) / 127
+    want_q, got_q = torch.zeros(40, 64, dtype=torch.int8), place(torch.zeros(40, 64, dtype=torch.int8))
+    want = kernels.ldlq_(want_q, w, feedback, scale)
+    got = ops.ldlq_(got_q, place(w), place(feedback), place(scale))
+    assert (got_q.cpu() != want_q).float().mean() < 0.02
+    q, q0 = got_q.cpu().float() * scale, want_q.float() * scale
+    loss, loss0 = (((w - v) @ h * (w - v)).sum() for v in (q, q0))
+    assert loss < 1.02 * loss0
+    assert got.shape == want.shape

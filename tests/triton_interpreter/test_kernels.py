@@ -1,0 +1,61 @@
+"""Every kernel under Triton's interpreter, against its eager twin."""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from convert_to_quant.kernels.triton import _gemm
+from convert_to_quant.kernels.triton import int8_mm as mm
+from convert_to_quant.kernels.triton import weight_only as wo
+from triton_cases import CASES
+
+MODULES = {
+    "quantize_rowwise": "rowwise", "quantize_tensorwise": "tensorwise", "quantize_blockwise": "blockwise",
+    "dequantize": "dequantize", "rotate": "rotation", "int8_mm": "int8_mm", "int8_linear": "int8_linear",
+    "int8_weight_only_linear": "weight_only", "ldlq_": "ldlq",
+}  # fmt: skip
+OPS = SimpleNamespace(**{
+    name: getattr(importlib.import_module(f"convert_to_quant.kernels.triton.{module}"), name)
+    for name, module in MODULES.items()
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_matches_eager_twin(case, place):
+    case.check(OPS, place)
+
+
+PRODUCTS = [c for c in CASES if c.name.startswith(("int8_mm-", "int8_mm_blockwise", "int8_linear_exact"))]
+
+
+@pytest.mark.parametrize("case", PRODUCTS[::3], ids=lambda case: case.name)
+@pytest.mark.parametrize("kind", ["split", "descriptors", "small"])
+def test_other_tiles_match_eager_twin(case, kind, place, monkeypatch):
+    config = {
+        "split": _gemm.TileConfig(32, 64, 64, 4, 1, split_k=3),
+        "descriptors": _gemm.TileConfig(64, 64, 64, 4, 1, descriptors=True),
+        "small": _gemm.TileConfig(16, 32, 32, 4, 1),
+    }[kind]
+    monkeypatch.setattr(mm, "INTERPRETER", (config,))
+    case.check(OPS, place)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name.startswith("weight_only")][::3], ids=lambda c: c.name)
+def test_split_weight_only_matches_eager_twin(case, place, monkeypatch):
+    monkeypatch.setattr(wo, "INTERPRETER", wo.INTERPRETER[1:])
+    case.check(OPS, place)
+
+
+def test_library_product_with_our_epilogue(place):
+    """The `torch._int_mm` engine gives the bits of the tiles."""
+    a = torch.randint(-127, 128, (40, 64), dtype=torch.int8)
+    b = torch.randint(-127, 128, (24, 64), dtype=torch.int8)
+    scales = torch.rand(40, 1), torch.rand(24, 1)
+    epilogue = mm.operands(*scales, None, "silu", 40, False)
+    results = []
+    for engine in (mm.IntMM(), mm.INTERPRETER[0]):
+        out = place(torch.zeros(40, 24, dtype=torch.bfloat16))
+        mm.product(engine, place(a), place(b), out, epilogue)
+        results.append(out)
+    assert torch.equal(*results)
