@@ -77,10 +77,7 @@ def report(x: torch.Tensor, rounds: int) -> None:
     copy_cpu, copy_wall = median([t for copies, _ in found.values() for t in copies])
     moved = 2 * x.numel() * x.element_size()
     print(f"\n{tuple(x.shape)} {x.dtype}: clone {moved / copy_cpu / 1e9:.1f} GB/s CPU, ", end="")
-    print(
-        f"{moved / copy_wall / 1e9:.1f} wall; copy into memory that is there "
-        f"{moved / there_cpu / 1e9:.1f} CPU"
-    )
+    print(f"{moved / copy_wall / 1e9:.1f} wall; copy without page faults {moved / there_cpu / 1e9:.1f} CPU")
     print(
         f"{'op':<32}{'CPU ms':>8}{'wall ms':>9}{'GB/s CPU':>9}{'GB/s wall':>10}{'of copy':>9}{'rotation':>10}"
     )

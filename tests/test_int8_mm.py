@@ -98,6 +98,14 @@ def test_largest_sums_are_exact(sign, value):
     assert np.array_equal(module.int32_mm(a, b).numpy(), want)
 
 
+def test_large_odd_sums_are_exact():
+    """Beyond 2 ** 24 float32 has even numbers only; half of these sums are odd."""
+    a = torch.full((2, 9001), 127, dtype=torch.int8)
+    b = torch.randint(126, 128, (64, 9001), dtype=torch.int8)
+    want = a.numpy().astype(np.int64) @ b.numpy().astype(np.int64).T
+    assert np.array_equal(module.int32_mm(a, b).numpy(), want)
+
+
 @pytest.mark.parametrize(("m", "k", "n"), [(33, 64, 16), (17, 2048, 8)], ids=short)
 def test_hardware_int8_path_gives_the_same_sums(m, k, n, monkeypatch):
     a, b = int8(m, k), int8(n, k, seed=1)
