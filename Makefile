@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
-DEMO = quickstart
+MODEL = quickstart/all-MiniLM-L6-v2
 
 .PHONY: quickstart test check clean
 
@@ -14,7 +14,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
+$(VENV)/installed-# A process a core, one thread each: the tests are many and small.
+test: $(VENV)/installed
 	$(PIP) -e '.[test]'
 	touch $@
 
@@ -24,11 +25,12 @@ $(VENV)/installed-example: $(VENV)/installed examples/requirements.txt
 	touch $@
 
 quickstart: $(VENV)/installed-example
-	$(VENV)/bin/python examples/minilm.py $(DEMO)/all-MiniLM-L6-v2.safetensors
-	$(VENV)/bin/convert_to_quant -i $(DEMO)/all-MiniLM-L6-v2.safetensors --comfy_quant
+	$(VENV)/bin/python examples/minilm.py $(MODEL).safetensors
+	$(VENV)/bin/convert_to_quant -i $(MODEL).safetensors --comfy_quant
+	$(VENV)/bin/ctq verify $(MODEL).safetensors $(MODEL)-int8_row_convrot.safetensors
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 # The packages are found under their installed names only, so types are checked on a plain install.
 check: $(VENV)/installed-test
@@ -39,4 +41,4 @@ check: $(VENV)/installed-test
 	cd build/types && ../../$(VENV)/bin/mypy --config-file ../../pyproject.toml -p convert_to_quant
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) quickstart build *.egg-info
