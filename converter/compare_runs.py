@@ -201,11 +201,14 @@ def _values(out: Any) -> torch.Tensor:
             if value.is_floating_point():
                 found.append(value.detach().float().flatten().cpu())
         elif isinstance(value, dict):
-            [collect(v) for v in value.values()]
+            for v in value.values():
+                collect(v)
         elif isinstance(value, (list, tuple)):
-            [collect(v) for v in value]
+            for v in value:
+                collect(v)
         elif dataclasses.is_dataclass(value):
-            [collect(getattr(value, f.name)) for f in dataclasses.fields(value)]
+            for f in dataclasses.fields(value):
+                collect(getattr(value, f.name))
 
     collect(out)
     if not found:
@@ -216,11 +219,11 @@ def _values(out: Any) -> torch.Tensor:
 def score(case: Case, reference: Outcome, candidate: Outcome) -> CaseResult:
     """SQNR and cosine of the candidate's output."""
     result = CaseResult(case.name)
-    if reference.error or candidate.error:
+    want, got = reference.values, candidate.values
+    if want is None or got is None:
         side = "reference: " if reference.error and not case.skip else "" if case.skip else "candidate: "
         result.note = side + (reference.error or candidate.error)
         return result
-    want, got = reference.values, candidate.values
     if want.shape != got.shape:
         raise ConversionError(f"{case.name}: outputs have {want.numel()} and {got.numel()} values")
     result.sqnr, result.cosine = _distance(got, want)
