@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -88,24 +87,24 @@ def load(path: str) -> dict[str, float]:
             pass
     with empty_weights():
         model = _stack(os.path.getsize(path) // (4 << 20))
-    before = _resident()
+    before = _memory("VmRSS")
     start, cpu = time.perf_counter(), time.process_time()
     report = load_quantized(model, path)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = _memory("VmHWM") - before
     size = os.path.getsize(path)
     return {
         "file, MB": size / 1e6,
         "load, GB/s": report.bytes_read / wall / 1e9,
         "load, GB per second of processor time": report.bytes_read / cpu / 1e9,
-        "memory after loading / file size": (_resident() - before) / size,
+        "memory after loading / file size": (_memory("VmRSS") - before) / size,
         "peak memory while loading / file size": peak / size,
     }
 
 
-def _resident() -> int:
+def _memory(kind: str) -> int:
     with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) * 1024
+        return next(int(line.split()[1]) for line in f if line.startswith(kind)) * 1024
 
 
 def loading(mb: int) -> dict[str, float]:

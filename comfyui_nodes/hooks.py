@@ -120,7 +120,7 @@ def extended_linear(stock: type) -> type:
 
         def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", **kwargs: Any) -> Any:
             sd = super().state_dict(*args, destination=destination, prefix=prefix, **kwargs)
-            params = getattr(getattr(self, "weight", None), "_params", None)
+            params: Any = getattr(getattr(self, "weight", None), "_params", None)
             for leaf in EXTRAS:
                 if getattr(params, leaf, None) is not None:
                     sd[prefix + leaf] = getattr(params, leaf)
@@ -144,7 +144,7 @@ def _relabel(module: Any, conf: dict, smooth: torch.Tensor | None, static: torch
     smooth = _on(smooth, weight, (-1,))
     static = _on(static, weight, ())
     if conf["format"] == BLOCKWISE:
-        inner = conf.get("params") if isinstance(conf.get("params"), dict) else {}
+        inner: Any = conf.get("params") if isinstance(conf.get("params"), dict) else {}
         block = int(conf.get("group_size", inner.get("group_size", 128)))
         params: Any = layouts.BlockWiseINT8Layout.Params(
             stock.scale.float(), stock.orig_dtype, stock.orig_shape, block, smooth
@@ -173,7 +173,7 @@ def _check_blocks(qdata: torch.Tensor, params: Any) -> None:
         )
 
 
-def _read(raw: torch.Tensor | None) -> dict | None:
+def _read(raw: torch.Tensor | None) -> Any:
     if raw is None:
         return None
     try:

@@ -82,7 +82,7 @@ def compare(
     from .compare_runs import layer_cases, plan_cases, run_side, score
 
     cases = plan_cases(factory, dtype, long, seed)
-    settings = {"device": device, "seed": seed, "runs": runs}
+    settings: dict[str, Any] = {"device": device, "seed": seed, "runs": runs}
     ref_side, ref_outputs, _ = run_side(reference, factory, cases, keep_layers=False, **settings)
     cand_side, cand_outputs, layers = run_side(candidate, factory, cases, keep_layers=True, **settings)
     result = Comparison(ref_side, cand_side, device, seed)

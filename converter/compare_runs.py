@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..quant import QuantizedTensor
-from ..quant.runtime import CheckpointError, empty_weights, load_quantized
+from ..quant.runtime import CheckpointError, LoadReport, empty_weights, load_quantized
 from .compare import CaseResult, Side
 from .errors import ConversionError
 
@@ -91,27 +91,40 @@ def plan_cases(spec: str, dtype: str, long: int, seed: int) -> list[Case]:
 def run_side(
     path: str, spec: str, cases: list[Case], *, device: str, seed: int, runs: int, keep_layers: bool
 ) -> tuple[Side, dict[str, Outcome], list[tuple[QuantizedTensor, torch.Tensor | None]]]:
-    """Load `path` into the factory's model and run every case; the model is gone when this returns."""
-    factory = find_factory(spec)
-    model, _ = _build(factory, {}, seed)
+    """Load `path` into the factory's model and run every case; the model is gone when this returns.
+
+    Built and loaded anew for each dtype: a cast to bfloat16 and back would cost the float weights bits.
+    """
+    factory, outcomes, side = find_factory(spec), {}, None
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
+    layers: list[tuple[QuantizedTensor, torch.Tensor | None]] = []
+    for dtype in dict.fromkeys(case.dtype for case in cases):
+        model, loaded = _load(factory, path, device, seed)
+        if side is None:
+            size, count = weight_bytes(model), len(loaded.quantized)
+            side = Side(str(path), _file_bytes(Path(path)), size, loaded.seconds, count)
+            layers = _layers(model) if keep_layers else []
+        model.to(dtype)
+        for case in cases:
+            if case.dtype == dtype:
+                skipped = Outcome(error=case.skip)
+                outcomes[case.name] = skipped if case.skip else _run(model, factory, case, device, seed, runs)
+        del model
+    if side is None:
+        raise ConversionError("there is no case to run")
+    if device.startswith("cuda"):
+        side.peak_bytes = torch.cuda.max_memory_allocated(device)
+    return side, outcomes, layers
+
+
+def _load(factory: Callable, path: str, device: str, seed: int) -> tuple[nn.Module, LoadReport]:
+    model, _ = _build(factory, {}, seed)
     try:
         loaded = load_quantized(model, path, device=device)
     except CheckpointError as e:
         raise ConversionError(str(e)) from e
-    model.to(device).eval()
-    side = Side(
-        str(path), _file_bytes(Path(path)), weight_bytes(model), loaded.seconds, len(loaded.quantized)
-    )
-    outcomes = {}
-    for case in sorted(cases, key=lambda c: str(c.dtype)):
-        outcomes[case.name] = (
-            Outcome(error=case.skip) if case.skip else _run(model, factory, case, device, seed, runs)
-        )
-    if device.startswith("cuda"):
-        side.peak_bytes = torch.cuda.max_memory_allocated(device)
-    return side, outcomes, _layers(model) if keep_layers else []
+    return model.to(device).eval(), loaded
 
 
 def _build(factory: Callable, keywords: dict[str, int], seed: int) -> tuple[nn.Module, Any]:
@@ -146,7 +159,6 @@ def weight_bytes(model: nn.Module) -> int:
 def _run(model: nn.Module, factory: Callable, case: Case, device: str, seed: int, runs: int) -> Outcome:
     _, inputs = _build(factory, case.keywords, seed)
     args, keywords = _arguments(_map(inputs, lambda t: _prepare(t, case, device)))
-    model.to(case.dtype)
     seconds, out = [], None
     try:
         for _ in range(runs + 1):
@@ -201,11 +213,14 @@ def _values(out: Any) -> torch.Tensor:
             if value.is_floating_point():
                 found.append(value.detach().float().flatten().cpu())
         elif isinstance(value, dict):
-            [collect(v) for v in value.values()]
+            for v in value.values():
+                collect(v)
         elif isinstance(value, (list, tuple)):
-            [collect(v) for v in value]
+            for v in value:
+                collect(v)
         elif dataclasses.is_dataclass(value):
-            [collect(getattr(value, f.name)) for f in dataclasses.fields(value)]
+            for f in dataclasses.fields(value):
+                collect(getattr(value, f.name))
 
     collect(out)
     if not found:
@@ -216,11 +231,11 @@ def _values(out: Any) -> torch.Tensor:
 def score(case: Case, reference: Outcome, candidate: Outcome) -> CaseResult:
     """SQNR and cosine of the candidate's output."""
     result = CaseResult(case.name)
-    if reference.error or candidate.error:
+    want, got = reference.values, candidate.values
+    if want is None or got is None:
         side = "reference: " if reference.error and not case.skip else "" if case.skip else "candidate: "
         result.note = side + (reference.error or candidate.error)
         return result
-    want, got = reference.values, candidate.values
     if want.shape != got.shape:
         raise ConversionError(f"{case.name}: outputs have {want.numel()} and {got.numel()} values")
     result.sqnr, result.cosine = _distance(got, want)

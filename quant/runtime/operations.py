@@ -90,7 +90,7 @@ class _Linear(_Cast, _Quantized, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [.., K] -> [.., N] in x's dtype."""
-        weight = self._get("weight", x)
+        weight: Any = self._get("weight", x)
         if isinstance(weight, QuantizedTensor) and (self.ops.full_precision_mm or self.full_precision):
             weight = weight.dequantize()
         return F.linear(x, weight, self._get("bias", x))
@@ -191,17 +191,16 @@ def mixed_precision_ops(
     class MixedPrecisionOps:
         """See `mixed_precision_ops`."""
 
-    MixedPrecisionOps.compute_dtype = compute_dtype
-    MixedPrecisionOps.full_precision_mm = full_precision_mm
-    MixedPrecisionOps.config_for = staticmethod(kept.get)
+    ops: Any = MixedPrecisionOps
+    ops.compute_dtype, ops.full_precision_mm = compute_dtype, full_precision_mm
+    ops.config_for = staticmethod(kept.get)
     bases = {"Linear": (_Linear,), "Embedding": (_Embedding,), **_PLAIN}
     for name, base in bases.items():
-        made = type(name, base, {"ops": MixedPrecisionOps, "__module__": __name__})
-        setattr(MixedPrecisionOps, name, made)
+        setattr(ops, name, type(name, base, {"ops": ops, "__module__": __name__}))
 
     def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
         """Conv1d, Conv2d or Conv3d by number of dimensions."""
-        return getattr(MixedPrecisionOps, f"Conv{dims}d")(*args, **kwargs)
+        return getattr(ops, f"Conv{dims}d")(*args, **kwargs)
 
-    MixedPrecisionOps.conv_nd = staticmethod(conv_nd)
-    return MixedPrecisionOps
+    ops.conv_nd = staticmethod(conv_nd)
+    return ops

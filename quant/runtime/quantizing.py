@@ -175,7 +175,7 @@ def _quantize(name, module, record, settings: _Settings) -> tuple[QuantizedTenso
     block = settings.layout == "BlockWiseINT8Layout"
     options = replace(
         base,
-        scaling="block" if block else settings.scaling,
+        scaling="block" if block else settings.scaling,  # type: ignore[arg-type]
         rotation=group,
         block_size=settings.block_size,
     )

@@ -43,7 +43,8 @@ def join_rows(parts: list[torch.Tensor], what: str = "tensor") -> torch.Tensor:
         raise CheckpointError(
             f"{what}: its parts are quantized in different ways: {', '.join(map(repr, parts))}"
         )
-    first: QuantizedTensor = parts[0]  # type: ignore[assignment]
+    quantized: list[Any] = parts
+    first = quantized[0]
     params = dict(first._layout_params)
     if first._layout_type == "BlockWiseINT8Layout":
         ragged = [p.shape[0] for p in parts[:-1] if p.shape[0] % params["block_size"]]
@@ -51,12 +52,12 @@ def join_rows(parts: list[torch.Tensor], what: str = "tensor") -> torch.Tensor:
             raise CheckpointError(
                 f"{what}: {ragged[0]} rows are no whole blocks of {params['block_size']}; cannot join exactly"
             )
-        params["scale"] = torch.cat([p._layout_params["scale"] for p in parts])
+        params["scale"] = torch.cat([p._layout_params["scale"] for p in quantized])
     else:
         params["scale"] = torch.cat(
-            [p._layout_params["scale"].reshape(-1, 1).expand(p.shape[0], 1) for p in parts]
+            [p._layout_params["scale"].reshape(-1, 1).expand(p.shape[0], 1) for p in quantized]
         )
-    return QuantizedTensor(torch.cat([p._qdata for p in parts]), first._layout_type, params)
+    return QuantizedTensor(torch.cat([p._qdata for p in quantized]), first._layout_type, params)
 
 
 def _kind(part: torch.Tensor, what: str) -> tuple:

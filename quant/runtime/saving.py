@@ -80,7 +80,9 @@ def write_tensors(
     `tensors` is walked once and its references kept until the end; each is copied to the CPU only while
     its bytes are written.
     """
-    path, plain, layers = Path(path), {}, {}
+    path = Path(path)
+    plain: dict[str, torch.Tensor] = {}
+    layers: dict[str, dict] = {}
     for name, tensor in tensors:
         parts = _stored(name, tensor, layers)
         clash = plain.keys() & parts.keys()
@@ -137,4 +139,4 @@ def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes
 def _write(f, tensor: torch.Tensor) -> None:
     raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     for start in range(0, raw.size, _CHUNK):
-        f.write(memoryview(raw[start : start + _CHUNK]))
+        f.write(raw[start : start + _CHUNK].data)

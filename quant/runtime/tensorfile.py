@@ -7,8 +7,8 @@ the file is replaced. Format: https://huggingface.co/docs/safetensors (8 bytes h
 import json
 import os
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -53,7 +53,7 @@ class TensorFile:
         self.path = Path(path)
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, str] = {}
-        self._open: dict[Path, BinaryIO] = {}
+        self._open: dict[Path, FileIO] = {}
         self.nbytes = 0
         for file in _files(self.path):
             entries, metadata = _header(file)
@@ -78,9 +78,9 @@ class TensorFile:
         raw = torch.empty(entry.nbytes, dtype=torch.uint8)
         file = self._open.get(entry.file)
         if file is None:
-            file = self._open[entry.file] = open(entry.file, "rb", buffering=0)  # noqa: SIM115
+            file = self._open[entry.file] = FileIO(entry.file)
         file.seek(entry.offset)
-        view, done = memoryview(raw.numpy()), 0
+        view, done = raw.numpy().data, 0
         while done < entry.nbytes:
             got = file.readinto(view[done:])
             if not got:
