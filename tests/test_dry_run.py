@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import block_weights, layers, save, save_sharded
 
+from convert_to_quant.converter import estimate
 from convert_to_quant.converter.checkpoint import open_checkpoint
 from convert_to_quant.converter.cli import main
 from convert_to_quant.converter.dry_run import create_template
@@ -100,10 +101,21 @@ def test_an_unknown_kind_of_dry_run_is_a_wrong_command_line(model, capsys):
     assert "must be analyze or create-template, not 'analyse'" in capsys.readouterr().err
 
 
-def test_an_algorithm_without_a_measured_speed_has_no_time(model, tmp_path):
-    config = tmp_path / "c.json"
-    config.write_text('{".*": {"optimizer": "radam"}}')
-    assert plan_int8(model, layer_config=str(config)).seconds is None
+def test_an_algorithm_without_a_measured_speed_has_no_time(model, monkeypatch):
+    learned = plan_int8(model, optimizer="radam", device="cpu").seconds
+    assert learned > plan_int8(model).seconds
+    more = plan_int8(model, optimizer="radam", device="cpu", num_iter=1000).seconds
+    assert more == pytest.approx(7 * learned)
+    monkeypatch.delitem(estimate.PRODUCTS_PER_SECOND, "radam")
+    assert plan_int8(model, optimizer="radam", device="cpu").seconds is None
+
+
+def test_the_place_and_the_memory_of_each_algorithm(model):
+    plain, learned = plan_int8(model), plan_int8(model, optimizer="original", device="cpu")
+    assert {t.placement for t in plain.layers if t.action == "quantize"} == {"cpu"}
+    assert {t.placement for t in learned.layers if t.action == "quantize"} == {"cpu"}
+    assert learned.peak_bytes > plain.peak_bytes
+    assert plan_int8(model, low_memory=True).peak_bytes < plain.peak_bytes
 
 
 def test_a_dry_run_as_a_process_does_not_load_torch(model):
@@ -126,7 +138,6 @@ def test_the_template_goes_beside_the_model_and_is_not_overwritten(model, capsys
         "scaling_mode": "row",
         "convrot": True,
         "convrot_group_size": 256,
-        "optimizer": "rtn",
     }
     assert main(["-i", str(model), "--dry-run", "create-template"]) == 1
     assert "model.layers.json: exists, perhaps with your edits" in capsys.readouterr().err
@@ -172,6 +183,8 @@ OPTIONS = st.fixed_dictionaries(
         "full_precision_matrix_mult": st.booleans(),
         "preset_strict": st.booleans(),
         "block_size": st.sampled_from([16, 64]),
+        "simple": st.just(True),
+        "optimizer": st.sampled_from(["rtn", "ldlq", "original", "radam"]),
         "keep_sets": st.sampled_from([(), ("wan",)]),
     },
 )
@@ -249,7 +262,7 @@ def test_real_catalogs_round_trip(tmp_path, name):
 def test_a_template_is_short(tmp_path):
     model = catalogs.write_hollow(tmp_path / "m.safetensors", catalogs.load(catalogs.SMALL, "qwen-image")[1])
     plan = planned(model)
-    assert len(layer_template(plan)) < len(plan.quantized)
+    assert len(layer_template(plan, Settings(input_file="x"))) < len(plan.quantized)
 
 
 def test_the_estimate_grows_with_the_model(model, tmp_path):
