@@ -20,6 +20,8 @@ from convert_to_quant.converter.dry_run import create_template
 from convert_to_quant.converter.layer_template import layer_template
 from convert_to_quant.converter.planner import build_plan
 from convert_to_quant.converter.settings import Settings
+from convert_to_quant.quant.algorithms import LayerStats
+from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import ConversionError, convert_to_int8, plan_int8
 
 
@@ -281,3 +283,15 @@ def test_quantized_weights_keep_their_fate(tmp_path):
     assert outcome(alone) == outcome(first)
     assert name + ".comfy_quant" in {o.name for o in first.outputs}
     assert replace(first, notes=()).output_bytes == alone.output_bytes
+
+
+def test_a_template_made_without_calibration_does_not_keep_a_conversion_from_it(model, tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(create_template(Settings(input_file=str(model), output_file="-"))[1])
+    stats = LayerStats(torch.randn(64, 256).bfloat16())
+    data = str(save_calibration(tmp_path / "c.safetensors", {"blocks.0.attn.qkv": stats}))
+    plan = planned(model, layer_config=str(path), calibration_data=data)
+    assert {s.layer_name for s in plan.quantized if s.algorithm == "quip"} == {"blocks.0.attn.qkv"}
+    simple = Settings(input_file=str(model), output_file="-", calibration_data=data, simple=True)
+    _, text = create_template(simple)
+    assert json.loads(text)["blocks\\.[0-9]+\\.attn\\.qkv"]["optimizer"] == "rtn", "asked for, so it is kept"
