@@ -2,10 +2,11 @@
 
     python bench/estimate.py [--runs 3] [--layers 4]
 
-Converts a checkpoint of Flux-sized layers (3072 x 12288, bfloat16, heavy tails) in each kind of format and
-prints weights a second of the whole conversion, check included: the best of the runs, because other work on
-the machine only ever slows one down. The processor's seconds beside it tell how much there was of that.
-Paste the table into ELEMENTS_PER_SECOND with the machine it was made on.
+Converts a checkpoint of Flux-sized layers (3072 x 12288, bfloat16, heavy tails) in each kind of format, and
+one of 2048 x 2048 layers with each algorithm and 1024 calibration tokens a layer. Prints what a whole
+conversion, check included, does for each second of each processor core, which other work on the machine
+disturbs little, and the elapsed and the processor's seconds. Times two, for two cores, the tables go into
+ELEMENTS_PER_SECOND and PRODUCTS_PER_SECOND; what 40 more steps cost gives STEP_SHARE.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from convert_to_quant.quant.algorithms import LayerStats
+from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import convert_to_int8
 
-SHAPE = (3072, 12288)
 KINDS = {
     "row": {"convrot": False},
     "row + convrot": {},
@@ -30,32 +32,55 @@ KINDS = {
     "tensor + convrot": {"scaling_mode": "tensor"},
     "block": {"scaling_mode": "block"},
 }
+LEARNED = ("original", "adamw", "radam")
+ALGORITHMS = {
+    "ldlq": {"optimizer": "ldlq"},
+    "quip": {"optimizer": "quip"},
+    **{f"{name}, {n} steps": {"optimizer": name, "num_iter": n} for n in (5, 45) for name in LEARNED},
+}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=3, help="conversions per format (default 3)")
-    parser.add_argument("--layers", type=int, default=4, help="layers in the checkpoint (default 4)")
+    parser.add_argument("--runs", type=int, default=3, help="conversions of each kind (default 3)")
+    parser.add_argument("--layers", type=int, default=4, help="layers in a checkpoint (default 4)")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-          f"{args.layers} layers of {SHAPE[0]} x {SHAPE[1]}, best of {args.runs}")  # fmt: skip
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "model.safetensors"
-        weight = torch.distributions.StudentT(4.0).sample(SHAPE).mul_(0.02).bfloat16()
-        save_file({f"blocks.{i}.linear.weight": weight.clone() for i in range(args.layers)}, str(path))
+        folder = Path(temporary)
+        model = checkpoint(folder / "model.safetensors", args.layers, 3072, 12288)
         for kind, options in KINDS.items():
-            seconds, busy = min(timed(path, options) for _ in range(args.runs))
-            rate = args.layers * weight.numel() / seconds
-            print(f'    "{kind}": {rate:.1e},  # {seconds:.2f} s, processor {busy:.2f} s')
+            show(kind, args.layers * 3072 * 12288, args.runs, model, {"simple": True, **options})
+        side = 2048
+        model = checkpoint(folder / "square.safetensors", args.layers, side, side)
+        names = [f"blocks.{i}.linear" for i in range(args.layers)]
+        records = {name: LayerStats(torch.randn(1024, side).bfloat16()) for name in names}
+        calibration = save_calibration(folder / "data.safetensors", records)
+        data = {"calibration_data": str(calibration), "device": "cpu"}
+        for name, options in ALGORITHMS.items():
+            show(name, args.layers * side**3, args.runs, model, {**data, **options})
+
+
+def checkpoint(path: Path, layers: int, rows: int, columns: int) -> Path:
+    """A model of equal layers with heavy-tailed weights."""
+    weight = torch.distributions.StudentT(4.0).sample((rows, columns)).mul_(0.02).bfloat16()
+    save_file({f"blocks.{i}.linear.weight": weight.clone() for i in range(layers)}, str(path))
+    return path
+
+
+def show(kind: str, work: int, runs: int, model: Path, options: dict) -> None:
+    """Time conversions and print a row of a table."""
+    busy, seconds = min(timed(model, options) for _ in range(runs))
+    print(f'    "{kind}": {work / busy:.1e},  # {seconds:.2f} s, processor {busy:.2f} s', flush=True)
 
 
 def timed(path: Path, options: dict) -> tuple[float, float]:
-    """Seconds of one conversion, and the processor's seconds in it."""
+    """The processor's seconds of one conversion, all cores together, and the elapsed ones."""
     output = path.with_name("out.safetensors")
     start, busy = time.perf_counter(), time.process_time()
     convert_to_int8(str(path), str(output), **options)
-    seconds = time.perf_counter() - start, time.process_time() - busy
+    seconds = time.process_time() - busy, time.perf_counter() - start
     output.unlink()
     return seconds
 

@@ -149,18 +149,21 @@ def _asked(step: Step, settings: Settings) -> str | None:
     return step.algorithm or ("rtn" if settings.simple else settings.optimizer)
 
 
-def _algorithm(step: Step, calibration: Calibration, settings: Settings) -> str:
-    """What is asked for, as far as the calibration allows; without a wish the best that it allows.
+def default_algorithm(step: Step, calibration: Calibration) -> str:
+    """The best that a layer's calibration allows: what it gets where nothing else is asked.
 
     "quip" is LDLQ of a rotated weight; where a layer cannot rotate it is called by its right name.
     """
     assert step.layer is not None
-    name = _asked(step, settings) or "quip"
-    if name in _STEERED:
-        if not calibration.steers(step.layer_name):
-            return "rtn"  # the same integers: without inputs H is the identity
-        return "quip" if step.layer.rotation else "ldlq"
-    return name
+    if not calibration.steers(step.layer_name):
+        return "rtn"  # the same integers: without inputs H is the identity
+    return "quip" if step.layer.rotation else "ldlq"
+
+
+def _algorithm(step: Step, calibration: Calibration, settings: Settings) -> str:
+    """What is asked for, as far as the calibration allows."""
+    asked = _asked(step, settings)
+    return default_algorithm(step, calibration) if asked is None or asked in _STEERED else asked
 
 
 def algorithm_notes(layers: Sequence[Step], calibration: Calibration, settings: Settings) -> Iterator[str]:

@@ -99,7 +99,7 @@ class _Run:
                 read=self._read,
                 work=self._work,
                 write=self._write,
-                limit=1 if self._settings.low_memory else in_flight_limit(self._plan),
+                limit=in_flight_limit(self._plan, self._settings.low_memory),
             )
         finally:
             self._progress.stop()

@@ -92,7 +92,7 @@ def plan_conversion(settings: Settings) -> PlanReport:
     with open_checkpoint(settings.input_file) as checkpoint:
         plan = build_plan(checkpoint, settings)
         output = output_path(checkpoint, settings)
-        expected = estimate(plan)
+        expected = estimate(plan, settings)
         layers = {id(step) for step in layer_steps(plan)}
         return PlanReport(
             input=str(checkpoint.path),
@@ -113,7 +113,7 @@ def create_template(settings: Settings) -> tuple[Path | None, str]:
     because people edit that file. ConversionError for that, and for -o naming a checkpoint.
     """
     with open_checkpoint(settings.input_file) as checkpoint:
-        text = write_layer_config(layer_template(build_plan(checkpoint, settings)))
+        text = write_layer_config(layer_template(build_plan(checkpoint, settings), settings))
         return _template_path(checkpoint.path, settings.output_file), text
 
 
@@ -133,7 +133,6 @@ def _template_path(source: Path, output: str | None) -> Path | None:
 
 
 def _planned(step: Step, layer: bool) -> PlannedTensor:
-    quantized = step.layer is not None
     return PlannedTensor(
         name=step.layer_name if layer else step.outputs[0].name if step.outputs else step.name,
         layer=layer,
@@ -141,8 +140,8 @@ def _planned(step: Step, layer: bool) -> PlannedTensor:
         action=step.action,
         stored=step.layer.describe() if step.layer else step.outputs[0].dtype if step.outputs else "",
         rotation=step.layer.rotation if step.layer else 0,
-        algorithm=step.algorithm if quantized else "",
-        placement=describe_placement(step) if quantized else "",
+        algorithm=step.algorithm if step.layer else "",
+        placement=describe_placement(step) if step.layer else "",
         bytes_in=0 if step.action == "write" else step.source.nbytes,
         bytes_out=step.output_bytes,
         reason=step.reason,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from .algorithms import default_algorithm
 from .layer_config import LayerOverride
 from .plan import Plan, Step
 from .selection import could_be_linear
+from .settings import Settings
 
 _NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
@@ -17,16 +19,18 @@ def layer_steps(plan: Plan) -> list[Step]:
     return [s for s in plan if s.action not in ("write", "drop") and could_be_linear(s.name, s.source.shape)]
 
 
-def layer_template(plan: Plan) -> dict[str, LayerOverride]:
-    r"""An entry for every layer of a plan, in the plan's order.
+def layer_template(plan: Plan, settings: Settings) -> dict[str, LayerOverride]:
+    r"""An entry for every layer of a plan made with `settings`, in the plan's order.
 
     Layers that differ in their numbers only and are stored alike share an entry (``blocks\.[0-9]+\.qkv``).
-    What is not about layers (removed tensors, merged LoRAs, the header's metadata) is not in it: those
-    options are given again.
+    The algorithm stands in it where it is not what the layer would get by itself, so that a template made
+    without calibration data does not keep a later conversion from using them. What is not about layers
+    (calibration, LoRAs, removed tensors, the header's metadata) is not in it: those options are given again.
     """
     steps = layer_steps(plan)
     full = any(s.layer.full_precision_matrix_mult for s in steps if s.layer)
-    entries = {s.layer_name: _entry(s, full) for s in steps}
+    asked = settings.simple or settings.optimizer is not None
+    entries = {s.layer_name: _entry(s, full, asked or _chosen(s, plan)) for s in steps}
     forms: dict[str, list[str]] = {}
     for name in entries:
         forms.setdefault(_form(name), []).append(name)
@@ -48,7 +52,12 @@ def _alike(entries: Iterable[LayerOverride]) -> bool:
     return len(set(entries)) == 1
 
 
-def _entry(step: Step, full_precision: bool) -> LayerOverride:
+def _chosen(step: Step, plan: Plan) -> bool:
+    """Whether a layer's algorithm is another than it would get by itself."""
+    return step.layer is not None and step.algorithm != default_algorithm(step, plan.calibration)
+
+
+def _entry(step: Step, full_precision: bool, algorithm: bool) -> LayerOverride:
     if step.action == "keep":
         return LayerOverride(skip=True)
     if step.action == "cast":
@@ -62,6 +71,6 @@ def _entry(step: Step, full_precision: bool) -> LayerOverride:
         block_size=layer.block_size if blockwise else None,
         convrot=None if blockwise else layer.rotation > 0,
         convrot_group_size=layer.rotation or None,
-        optimizer=step.algorithm,
+        optimizer=step.algorithm if algorithm else None,
         full_precision_matrix_mult=layer.full_precision_matrix_mult if full_precision else None,
     )

@@ -297,3 +297,15 @@ def test_dry_run_shows_algorithm_and_placement_and_reads_no_weight(tmp_path, mod
     assert "rtn" in rows["blocks.1.mlp.fc2"]
     assert "parts" not in rows["blocks.1.mlp.fc2"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.safetensors", "m.safetensors"]
+
+
+def test_the_order_of_columns_is_a_choice(tmp_path, model):
+    calibration = str(record(tmp_path / "c.safetensors", layers()))
+    made = {}
+    for flag in ("", "--no-quip-actorder", "--quip-actorder"):
+        output = tmp_path / f"q{flag}.safetensors"
+        command = ["-i", str(model), "-o", str(output), "--calibration-data", calibration]
+        assert main([*command, *filter(None, [flag])]) == 0
+        made[flag] = load_file(str(output))["blocks.0.mlp.fc2.weight"]
+    assert torch.equal(made[""], made["--no-quip-actorder"])
+    assert not torch.equal(made[""], made["--quip-actorder"])

@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import block_weights, layers, save, save_sharded
 
+from convert_to_quant.converter import estimate
 from convert_to_quant.converter.checkpoint import open_checkpoint
 from convert_to_quant.converter.cli import main
 from convert_to_quant.converter.dry_run import create_template
 from convert_to_quant.converter.layer_template import layer_template
 from convert_to_quant.converter.planner import build_plan
 from convert_to_quant.converter.settings import Settings
+from convert_to_quant.quant.algorithms import LayerStats
+from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import ConversionError, convert_to_int8, plan_int8
 
 
@@ -100,10 +103,21 @@ def test_an_unknown_kind_of_dry_run_is_a_wrong_command_line(model, capsys):
     assert "must be analyze or create-template, not 'analyse'" in capsys.readouterr().err
 
 
-def test_an_algorithm_without_a_measured_speed_has_no_time(model, tmp_path):
-    config = tmp_path / "c.json"
-    config.write_text('{".*": {"optimizer": "radam"}}')
-    assert plan_int8(model, layer_config=str(config)).seconds is None
+def test_an_algorithm_without_a_measured_speed_has_no_time(model, monkeypatch):
+    learned = plan_int8(model, optimizer="radam", device="cpu").seconds
+    assert learned > plan_int8(model).seconds
+    more = plan_int8(model, optimizer="radam", device="cpu", num_iter=1000).seconds
+    assert more == pytest.approx(7 * learned)
+    monkeypatch.delitem(estimate.PRODUCTS_PER_SECOND, "radam")
+    assert plan_int8(model, optimizer="radam", device="cpu").seconds is None
+
+
+def test_the_place_and_the_memory_of_each_algorithm(model):
+    plain, learned = plan_int8(model), plan_int8(model, optimizer="original", device="cpu")
+    assert {t.placement for t in plain.layers if t.action == "quantize"} == {"cpu"}
+    assert {t.placement for t in learned.layers if t.action == "quantize"} == {"cpu"}
+    assert learned.peak_bytes > plain.peak_bytes
+    assert plan_int8(model, low_memory=True).peak_bytes < plain.peak_bytes
 
 
 def test_a_dry_run_as_a_process_does_not_load_torch(model):
@@ -126,7 +140,6 @@ def test_the_template_goes_beside_the_model_and_is_not_overwritten(model, capsys
         "scaling_mode": "row",
         "convrot": True,
         "convrot_group_size": 256,
-        "optimizer": "rtn",
     }
     assert main(["-i", str(model), "--dry-run", "create-template"]) == 1
     assert "model.layers.json: exists, perhaps with your edits" in capsys.readouterr().err
@@ -172,6 +185,8 @@ OPTIONS = st.fixed_dictionaries(
         "full_precision_matrix_mult": st.booleans(),
         "preset_strict": st.booleans(),
         "block_size": st.sampled_from([16, 64]),
+        "simple": st.just(True),
+        "optimizer": st.sampled_from(["rtn", "ldlq", "original", "radam"]),
         "keep_sets": st.sampled_from([(), ("wan",)]),
     },
 )
@@ -249,7 +264,7 @@ def test_real_catalogs_round_trip(tmp_path, name):
 def test_a_template_is_short(tmp_path):
     model = catalogs.write_hollow(tmp_path / "m.safetensors", catalogs.load(catalogs.SMALL, "qwen-image")[1])
     plan = planned(model)
-    assert len(layer_template(plan)) < len(plan.quantized)
+    assert len(layer_template(plan, Settings(input_file="x"))) < len(plan.quantized)
 
 
 def test_the_estimate_grows_with_the_model(model, tmp_path):
@@ -268,3 +283,15 @@ def test_quantized_weights_keep_their_fate(tmp_path):
     assert outcome(alone) == outcome(first)
     assert name + ".comfy_quant" in {o.name for o in first.outputs}
     assert replace(first, notes=()).output_bytes == alone.output_bytes
+
+
+def test_a_template_made_without_calibration_does_not_keep_a_conversion_from_it(model, tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(create_template(Settings(input_file=str(model), output_file="-"))[1])
+    stats = LayerStats(torch.randn(64, 256).bfloat16())
+    data = str(save_calibration(tmp_path / "c.safetensors", {"blocks.0.attn.qkv": stats}))
+    plan = planned(model, layer_config=str(path), calibration_data=data)
+    assert {s.layer_name for s in plan.quantized if s.algorithm == "quip"} == {"blocks.0.attn.qkv"}
+    simple = Settings(input_file=str(model), output_file="-", calibration_data=data, simple=True)
+    _, text = create_template(simple)
+    assert json.loads(text)["blocks\\.[0-9]+\\.attn\\.qkv"]["optimizer"] == "rtn", "asked for, so it is kept"

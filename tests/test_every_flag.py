@@ -35,7 +35,7 @@ def sources():
 
 @pytest.mark.parametrize(("flag", "keyword"), flags())
 def test_flag_is_used(flag, keyword):
-    spelled = rf"(?<![\w-])(?:{re.escape(flag)}|{re.escape(flag.replace('-', '_'))})(?![\w-])"
+    spelled = rf"(?<![\w-])(?:{re.escape(flag)}|{re.escape('--' + flag[2:].replace('-', '_'))})(?![\w-])"
     by_keyword = rf"\b{keyword}\s*[=\"':]" if keyword != "keep_sets" else f'"{flag[2:]}":'
     text = sources()
     assert re.search(spelled, text) or re.search(by_keyword, text), f"no test uses {flag} or {keyword}="
