@@ -120,7 +120,9 @@ def _rotate_fake(x: torch.Tensor, group: int) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-_op = define("rotate(Tensor x, int group) -> Tensor", eager=_rotate, fake=_rotate_fake, device="rotation.rotate")
+_op = define(
+    "rotate(Tensor x, int group) -> Tensor", eager=_rotate, fake=_rotate_fake, device="rotation.rotate"
+)
 
 
 def rotate(x: torch.Tensor, group: int) -> torch.Tensor:

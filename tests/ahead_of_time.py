@@ -84,15 +84,13 @@ def compile_launch(launch, target: GPUTarget) -> Compiled:
     kernel = triton.compile(source, target=target, options=launch.keywords())
     if target.backend == "hip":
         text = kernel.asm["amdgcn"]
-        found = {key: _amd(text, key) for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")}
-        return Compiled(
-            found["vgpr_count"], found["private_segment_fixed_size"], found["vgpr_spill_count"],
-            kernel.metadata.shared, text,
-        )  # fmt: skip
+        keys = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
+        return Compiled(*(_amd(text, key) for key in keys), kernel.metadata.shared, text)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+        command = [_CUOBJDUMP, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True)
     numbers = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage.stdout)
     return Compiled(*(int(n) for n in numbers.groups()), kernel.metadata.shared, kernel.asm["ptx"])
 
@@ -144,10 +142,9 @@ def compile_case(target_name: str, case: str) -> list[Resources]:
         seen.add(identity(launch))
         done = compile_launch(launch, target)
         found = tuple(name for name, pattern in INSTRUCTIONS.items() if re.search(pattern, done.code))
-        rows.append(
-            Resources(launch.kernel.__name__, describe(launch), done.registers, max(done.stack, done.local),
-                      done.shared, found)  # fmt: skip
-        )
+        spill = max(done.stack, done.local)
+        name = launch.kernel.__name__
+        rows.append(Resources(name, describe(launch), done.registers, spill, done.shared, found))
     return rows
 
 
@@ -158,7 +155,14 @@ def _meta(*shape, dtype=torch.bfloat16):
 def cases() -> dict:
     """Case name -> a call of a launcher on meta tensors: together every kernel and shipped configuration."""
     from convert_to_quant.kernels.triton import (
-        blockwise, dequantize, int8_mm, ldlq, rotation, rowwise, tensorwise, weight_only,
+        blockwise,
+        dequantize,
+        int8_mm,
+        ldlq,
+        rotation,
+        rowwise,
+        tensorwise,
+        weight_only,
     )  # fmt: skip
 
     i8, f32 = torch.int8, torch.float32

@@ -46,7 +46,8 @@ def test_compiles_without_spills(target, case, results):
         pytest.skip(f"this Triton has no {vendor} back end")
     limit = aot.TARGETS[target][2]
     for row in results[target, case].result(timeout=500):
-        print(f"{target} | {row.kernel} | {row.config} | {row.registers} | {row.spill} | {row.shared / 1024:.1f}")
+        needs = f"{row.registers} | {row.spill} | {row.shared / 1024:.1f}"
+        print(f"{target} | {row.kernel} | {row.config} | {needs}")
         assert row.spill == 0, f"{row.kernel} {row.config} spills {row.spill} bytes"
         assert row.shared <= limit * 1024, f"{row.kernel} {row.config} needs {row.shared} bytes"
         if row.kernel == "_int8_mm_kernel":

@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 def test_kernels_under_the_interpreter():
     """All cases of tests/triton_cases.py and the rarer tiles, in one subprocess; its report on failure."""
     root = Path(__file__).parent.parent
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    path = os.pathsep.join(p for p in (str(root), os.environ.get("PYTHONPATH")) if p)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     command = [sys.executable, "-m", "pytest", "-q", "--maxfail=5", "-p", "no:cacheprovider",
                "-W", "ignore::RuntimeWarning", "tests/triton_interpreter"]  # fmt: skip
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+
 from convert_to_quant import kernels
 
-INTS, FLOATS = (torch.int8, torch.int32), (torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHORT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -26,7 +27,7 @@ class Case(NamedTuple):
 CASES: list[Case] = []
 
 
-def case(*values, **named):
+def case(**named):
     """Register the decorated check once for every combination of the given argument lists."""
 
     def register(function):
@@ -171,7 +172,7 @@ def blockwise(ops, place, shape_block, dtype):
         same(g, w)
 
 
-@case(kind=["tensor", "rows", "blocks"], rotation=[0, 16, 64, 256, 1024], dtype=[torch.bfloat16, torch.float32])
+@case(kind=["tensor", "rows", "blocks"], rotation=[0, *kernels.GROUPS[1:]], dtype=FLOATS[::2])
 def dequantize(ops, place, kind, rotation, dtype):
     shape = (2, 35, 1024) if kind == "rows" else (70, 1024)
     q = integers(-127, 127, shape)
@@ -269,9 +270,10 @@ def int8_linear_activations(ops, place, activation, rotation, static):
     w = normal(40, 512, seed=1)
     q, scale = kernels.quantize_rowwise(w, rotation)
     bias, fixed = normal(40), torch.tensor(0.03) if static else None
-    arguments = (rotation, fixed, torch.float32, activation, activation)
-    eager = kernels.int8_linear(x, q, scale, bias, *arguments[:1], fixed, *arguments[2:])
-    got = ops.int8_linear(place(x), place(q), place(scale), place(bias), rotation, place(fixed), *arguments[2:])
+    ends = torch.float32, activation, activation
+    eager = kernels.int8_linear(x, q, scale, bias, rotation, fixed, *ends)
+    operands = [place(t) for t in (x, q, scale, bias)]
+    got = ops.int8_linear(*operands, rotation, place(fixed), *ends)
     functions = kernels.activations.ACTIVATIONS
     weight = kernels.dequantize(q, scale, torch.float32, rotation).double()
     exact = functions[activation](functions[activation](x.double()) @ weight.t() + bias.double())

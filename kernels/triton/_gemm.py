@@ -37,7 +37,9 @@ class TileConfig(NamedTuple):
         tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
         return f"{kind} {tile} warps{self.num_warps} stages{self.num_stages} split{self.split_k}"
 
-    handicap = 1.0
+    @property
+    def handicap(self) -> float:
+        return 1.0
 
 
 @triton.jit
@@ -119,7 +121,7 @@ def _int8_mm_kernel(
             b_scale = b_scale_ptr + (row_n // EDGE_N) * stride_b_scale
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for step in range(0, full - first):
+    for step in range(full - first):
         if DESCRIPTORS:
             left = a_ptr.load([tile_m * BLOCK_M, (first + step) * BLOCK_K])
             right = b_ptr.load([tile_n * BLOCK_N, (first + step) * BLOCK_K])
@@ -138,9 +140,9 @@ def _int8_mm_kernel(
         else:
             acc = tl.dot(left, right.T, acc, out_dtype=tl.int32)
     if not DESCRIPTORS and not EVEN_K:
+        cols = (full - first) * BLOCK_K + offs_k[None, :]
+        inside = first * BLOCK_K + cols < K
         if full < stop:
-            cols = (full - first) * BLOCK_K + offs_k[None, :]
-            inside = first * BLOCK_K + cols < K
             left = tl.load(a + cols * stride_ak, mask=inside, other=0)
             right = tl.load(b + cols * stride_bk, mask=inside, other=0)
             if BLOCKWISE:
@@ -207,7 +209,7 @@ def launch_product(
         "GROUP_M": 8,
         **epilogue.arguments(),
     }
-    if edges:
+    if edges and epilogue.a_scale is not None:
         args["stride_a_scale"] = epilogue.a_scale.stride(0)
         args["stride_b_scale"] = epilogue.b_scale.stride(0)
     grid = (cdiv(m, config.block_m) * cdiv(n, config.block_n), config.split_k)

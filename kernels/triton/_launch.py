@@ -90,8 +90,7 @@ def _arch_of(device: torch.device) -> Arch:
     if device.type == "cpu":
         return Arch("interpreter", "interpreter")
     if device.type == "xpu":
-        properties = torch.xpu.get_device_properties(device)
-        return Arch("xpu", properties.name)
+        return Arch("xpu", torch.xpu.get_device_properties(device).name)
     if device.type != "cuda":
         raise Unsupported(f"no Triton back end for device type {device.type!r}")
     properties = torch.cuda.get_device_properties(device)

@@ -26,7 +26,9 @@ class BlockConfig(NamedTuple):
     def label(self) -> str:
         return f"elements{self.elements} warps{self.num_warps}"
 
-    handicap = 1.0
+    @property
+    def handicap(self) -> float:
+        return 1.0
 
 
 CONFIGS = (BlockConfig(4096, 4), BlockConfig(8192, 8))

@@ -36,9 +36,7 @@ def _dequantize_kernel(
     mask = (row < M) & (cols < K)
     q = tl.load(q_ptr + row * stride_qm + cols, mask=mask, other=0)
     if BLOCKS:
-        scale = tl.load(
-            scale_ptr + (row // EDGE_M) * stride_scale_m + cols // EDGE_K, mask=mask, other=0.0
-        )
+        scale = tl.load(scale_ptr + (row // EDGE_M) * stride_scale_m + cols // EDGE_K, mask=mask, other=0.0)
         y = rotate_tile(q.to(tl.float32) * scale, ROTATION, 3)
     else:
         scale = tl.load(scale_ptr + row * stride_scale_m, mask=row < M, other=0.0)
@@ -86,6 +84,6 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotatio
         rows = rows_of(q)
         scales = scale.float()
         scales = scales.reshape(1, 1) if scales.numel() == 1 else scales.reshape(-1, scales.shape[-1])
-        edges = granularity(*rows.shape, scales)
+        edges = granularity(rows.shape[0], rows.shape[1], scales)
         launch_dequantize(rows, scales.contiguous(), out, edges, rotation).submit(q.device)
     return out

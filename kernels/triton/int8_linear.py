@@ -13,7 +13,7 @@ from ._launch import arch_of, recording, rows_of
 from ._tuning import bucket, choose
 from .blockwise import quantize_blocks
 from .dequantize import dequantize
-from .int8_mm import candidates, operands, product
+from .int8_mm import Engine, candidates, operands, product
 from .rowwise import quantize_rows
 
 SLICE = 32 << 20
@@ -58,9 +58,10 @@ def int8_linear(
     out = torch.empty((m, n), dtype=out_dtype, device=x.device)
     if not out.numel():
         return out.view(*x.shape[:-1], n)
-    found = candidates(arch, torch.empty((m, k), dtype=torch.int8, device="meta"), qweight, edges, output_activation)
+    quantized = torch.empty((m, k), dtype=torch.int8, device="meta")
+    found: list[Engine | FloatLinear] = [*candidates(arch, quantized, qweight, edges, output_activation)]
     if x.dtype == out_dtype != torch.float32 and arch.family != "interpreter" and not recording():
-        found = [*found, FloatLinear()]
+        found.append(FloatLinear())
 
     def run(engine):
         if isinstance(engine, FloatLinear):

@@ -161,9 +161,8 @@ def candidates(
     found = [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
     if activation is not None:  # the activation's registers beside a wide tile's spill 152 bytes on sm_90
         found = [c for c in found if c.block_m * c.block_n <= 128 * 128]
-    if arch.family not in ("interpreter", "xpu") and m > 16 and k % 8 == 0 and n % 8 == 0:
-        return [*found, IntMM()]
-    return found
+    with_library = arch.family not in ("interpreter", "xpu") and m > 16 and k % 8 == 0 and n % 8 == 0
+    return [*found, IntMM()] if with_library else [*found]
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,9 @@ class LdlqConfig(NamedTuple):
     def label(self) -> str:
         return f"rows{self.block_n} warps{self.num_warps}"
 
-    handicap = 1.0
+    @property
+    def handicap(self) -> float:
+        return 1.0
 
 
 # Four warps share the 128 errors of a row (120 registers on sm_80, one barrier a column); one
@@ -55,7 +57,7 @@ def _ldlq_kernel(
     scale = tl.load(scale_ptr + row * stride_scale, mask=inside, other=1.0)
     inverse = tl.div_rn(1.0, scale)
     errors = tl.zeros((COLUMNS, BLOCK_N), tl.float32)
-    for j in range(0, B):
+    for j in range(B):
         # Entries at and below the diagonal are not read: errors of later columns are still 0.
         upper = tl.load(feedback_ptr + i * stride_fi + j * stride_fj, mask=i < j, other=0.0)
         diagonal = tl.load(feedback_ptr + j * stride_fi + j * stride_fj)

@@ -35,7 +35,9 @@ class RowConfig(NamedTuple):
     def label(self) -> str:
         return f"elements{self.elements}"
 
-    handicap = 1.0
+    @property
+    def handicap(self) -> float:
+        return 1.0
 
 
 # 48 a thread amortise the two divisions of a row: 18 instructions an element against 24 at 24.
@@ -77,7 +79,7 @@ def _quantize_rowwise_kernel(
             x = activate(x.to(tl.float32), ACTIVATION)
         y = rotate_tile(x, ROTATION, PARTS)
         peaks = tl.maximum(peaks, magnitude(y))
-        tiles = tiles + (y,)  # noqa: RUF005 - the compiler has no unpacking
+        tiles = tiles + (y,)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
     if CHUNKS == 0 and MODE != 1:
         for start in range(0, K, CHUNK):
             x = tl.load(x_ptr + start + cols, mask=start + cols < K, other=0.0)

@@ -5,6 +5,7 @@ registers. Activations that are not exact in 16 bits (rotated, or float32) come 
 bfloat16 whose sum they are; the weight tile is converted once for all planes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,9 @@ class WeightOnlyConfig(NamedTuple):
         tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
         return f"{tile} warps{self.num_warps} stages{self.num_stages} split{self.split_k}"
 
-    handicap = 1.0
+    @property
+    def handicap(self) -> float:
+        return 1.0
 
 
 # Bound by reading weights: enough programs in flight, and 16 KiB or more a stage.
@@ -184,7 +187,7 @@ def _planes(x: torch.Tensor, rotation: int) -> torch.Tensor:
 def _candidates(arch, planes: torch.Tensor, w: torch.Tensor, edges):
     (_, m, _), n = planes.shape, w.shape[0]
     if arch.family == "interpreter":
-        found = INTERPRETER
+        found: Sequence[WeightOnlyConfig] = INTERPRETER
     elif not (aligned(planes[0]) and aligned(w)):
         found = UNALIGNED
     else:
@@ -224,6 +227,7 @@ def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> 
         else:
             launch_weight_only(config, planes, qweight, out, epilogue, edges).submit(x.device)
 
-    key = f"weight_only m{bucket(m)} n{n} k{k} {planes.dtype} x{planes.shape[0]} {'blocks' if edges else 'rows'}"
+    kind = f"x{planes.shape[0]} {'blocks' if edges else 'rows'}"
+    key = f"weight_only m{bucket(m)} n{n} k{k} {planes.dtype} {kind}"
     run(choose(arch, key, _candidates(arch, planes, qweight, edges), run, x.device))
     return out.view(*x.shape[:-1], n)

@@ -41,7 +41,10 @@ def test_other_tiles_match_eager_twin(case, kind, place, monkeypatch):
     case.check(OPS, place)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name.startswith("weight_only")][::3], ids=lambda c: c.name)
+WEIGHT_ONLY = [c for c in CASES if c.name.startswith("weight_only")]
+
+
+@pytest.mark.parametrize("case", WEIGHT_ONLY[::3], ids=lambda case: case.name)
 def test_split_weight_only_matches_eager_twin(case, place, monkeypatch):
     monkeypatch.setattr(wo, "INTERPRETER", wo.INTERPRETER[1:])
     case.check(OPS, place)
@@ -59,3 +62,25 @@ def test_library_product_with_our_epilogue(place):
         mm.product(engine, place(a), place(b), out, epilogue)
         results.append(out)
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("kind", ["rows", "tensor", "blocks"])
+def test_float_engine(kind, monkeypatch):
+    """The engine chosen where int8 cannot win gives the float linear of the dequantized weight."""
+    import torch.nn.functional as F
+    from convert_to_quant.kernels.triton import int8_linear
+
+    from convert_to_quant import kernels
+
+    monkeypatch.setattr(int8_linear, "SLICE", 64 * 200)
+    x, w, bias = torch.randn(6, 256), torch.randn(200, 256), torch.randn(200)
+    rotation = 0 if kind == "blocks" else 64
+    q, scale = {
+        "rows": lambda: kernels.quantize_rowwise(w, 64),
+        "tensor": lambda: kernels.quantize_tensorwise(w, None, 64),
+        "blocks": lambda: kernels.quantize_blockwise(w, 64, 64),
+    }[kind]()
+    out = torch.full((6, 200), float("nan"))
+    int8_linear._float_linear(x, q, scale, bias, rotation, out, "silu", None)
+    weight = kernels.dequantize(q, scale, torch.float32, rotation)
+    torch.testing.assert_close(out, F.linear(F.silu(x), weight, bias), rtol=1e-4, atol=1e-4)
