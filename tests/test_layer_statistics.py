@@ -75,7 +75,9 @@ def test_smoothquant_keeps_the_function_and_improves_w8a8(rotation, algorithm):
     wanted = x[1000:] @ weight.T
 
     def error(alpha):
-        result = quantize_layer(weight, stats, QuantizeOptions(algorithm, rotation=rotation, smoothquant=alpha))
+        result = quantize_layer(
+            weight, stats, QuantizeOptions(algorithm, rotation=rotation, smoothquant=alpha)
+        )
         y = x[1000:] if alpha is None else x[1000:] * result.pre_quant_scale
         params = result.weight._layout_params
         got = kernels.int8_linear(y, result.weight._qdata, params["scale"], None, rotation)

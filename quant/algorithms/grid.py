@@ -10,6 +10,7 @@ import torch
 
 from ...kernels import rotate
 from ...kernels.scales import QMAX, absmax_rows, scale_from_absmax
+from .. import chunks
 from ..int8_layouts import BlockWiseINT8Layout, TensorWiseINT8Layout
 from ..tensor import QuantizedTensor
 from .types import QuantizeOptions
@@ -38,18 +39,38 @@ def float_tile(weight: torch.Tensor, options: QuantizeOptions, device: torch.dev
 
 
 def row_tiles(
-    weight: torch.Tensor, options: QuantizeOptions, rows: slice | None = None
+    weight: torch.Tensor,
+    options: QuantizeOptions,
+    rows: slice | None = None,
+    ready: torch.Tensor | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield ``(slice, float32 rows)`` on the device of the computation; the rows may be overwritten.
+    """Yield ``(slice, float32 rows)`` on the device of the computation.
 
-    rows: the rows to cover, starting on a tile; None for all.
+    rows: the rows to cover, starting on a tile; None for all. ready: what `whole` made of the weight: its
+    rows are then yielded as they lie there.
     """
     device = compute_device(weight, options)
     tile = tile_rows(weight.shape[1], device, options)
     rows = rows or slice(0, weight.shape[0])
     for start in range(rows.start, rows.stop, tile):
         part = slice(start, min(start + tile, rows.stop))
-        yield part, float_tile(weight[part], options, device)
+        yield part, float_tile(weight[part], options, device) if ready is None else ready[part]
+
+
+def whole(weight: torch.Tensor, options: QuantizeOptions) -> torch.Tensor | None:
+    """The weight as the options' space has it, float32, when all rows are taken at once.
+
+    None when they are not, or when the device has no room: the rows are then made tile by tile.
+    """
+    if options.row_chunk is not None:
+        return None
+    try:
+        out = chunks.allocate(*weight.shape, compute_device(weight, options))
+    except torch.OutOfMemoryError:
+        return None
+    for part, rows in row_tiles(weight, options):
+        out[part] = rows
+    return out
 
 
 def compute_device(weight: torch.Tensor, options: QuantizeOptions) -> torch.device:
@@ -57,9 +78,15 @@ def compute_device(weight: torch.Tensor, options: QuantizeOptions) -> torch.devi
     return weight.device if options.device is None else torch.device(options.device)
 
 
-def layer_scale(weight: torch.Tensor, options: QuantizeOptions, name: str = "") -> torch.Tensor:
-    """The scales that the options ask for. ValueError, naming the layer, for NaN or Inf in the weight."""
-    scale = search_scale(weight, options) if options.scale_search else absmax_scale(weight, options)
+def layer_scale(
+    weight: torch.Tensor, options: QuantizeOptions, name: str = "", ready: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The scales that the options ask for. ValueError, naming the layer, for NaN or Inf in the weight.
+
+    ready: what `whole` made of the weight, if it did.
+    """
+    find = search_scale if options.scale_search else absmax_scale
+    scale = find(weight, options, ready)
     refuse_non_finite(scale, name)
     return scale
 
@@ -70,15 +97,17 @@ def refuse_non_finite(scale: torch.Tensor, name: str) -> None:
         raise ValueError(f"{name or 'layer'}: the weight holds NaN or Inf")
 
 
-def absmax_scale(weight: torch.Tensor, options: QuantizeOptions) -> torch.Tensor:
+def absmax_scale(
+    weight: torch.Tensor, options: QuantizeOptions, ready: torch.Tensor | None = None
+) -> torch.Tensor:
     """absmax / 127 of the (rotated) weight: float32 [], [N, 1] or [ceil(N / b), ceil(K / b)]."""
-    peaks = [_absmax(work, options) for _, work in row_tiles(weight, options)]
+    peaks = [_absmax(work, options) for _, work in row_tiles(weight, options, ready=ready)]
     return scale_from_absmax(torch.stack(peaks).amax() if options.scaling == "tensor" else torch.cat(peaks))
 
 
 def _absmax(work: torch.Tensor, options: QuantizeOptions) -> torch.Tensor:
     if options.scaling == "block":
-        return _blocks(work.abs_(), options.block_size).amax((1, 3))
+        return _blocks(work.abs(), options.block_size).amax((1, 3))
     peak = absmax_rows(work)
     return peak.amax() if options.scaling == "tensor" else peak
 
@@ -90,16 +119,18 @@ def _blocks(work: torch.Tensor, edge: int) -> torch.Tensor:
     return padded.view(padded.shape[0] // edge, edge, padded.shape[1] // edge, edge)
 
 
-def search_scale(weight: torch.Tensor, options: QuantizeOptions) -> torch.Tensor:
+def search_scale(
+    weight: torch.Tensor, options: QuantizeOptions, ready: torch.Tensor | None = None
+) -> torch.Tensor:
     """The scale of least squared rounding error among SHRINKS times absmax / 127; shapes as there.
 
     The larger scale wins a tie.
     """
-    start = absmax_scale(weight, options)
+    start = absmax_scale(weight, options, ready)
     if not torch.isfinite(start).all():
         return start
     errors = []
-    for part, work in row_tiles(weight, options):
+    for part, work in row_tiles(weight, options, ready=ready):
         fine = rows_of(start, part, weight.shape, options)
         errors.append(torch.stack([_squared_error(work, fine * s, options) for s in SHRINKS]))
     total = torch.stack(errors).sum(0) if options.scaling == "tensor" else torch.cat(errors, 1)

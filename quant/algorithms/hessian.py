@@ -21,8 +21,8 @@ BLOCK = 128
 DAMPING_STEPS = 4
 """How often a failing factorization is tried again, with ten times the damping each time."""
 
-_TOKEN_ELEMENTS = 1 << 24
-"""Elements of X held as float32 at once: 64 MiB."""
+_TOKEN_ELEMENTS = 1 << 22
+"""Elements of X held as float32 at once: 16 MiB."""
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,12 @@ def ldlq(
     if not has_hessian(stats, options):
         note = "synthetic samples: LDLQ would fit noise, rounded to nearest" if _made_up(stats) else None
         return rtn(weight, stats, options, name)[0], note or NOT_CALIBRATED
-    scale = grid.layer_scale(weight, options, name)
+    ready = grid.whole(weight, options)
+    scale = grid.layer_scale(weight, options, name, ready)
     device = grid.compute_device(weight, options)
     order = column_order(stats, options, device)
     factor = factorize(lambda: layer_hessian(stats, options, device, order), options, order, name)
-    q = quantize_with_factor(weight, factor, scale, options, name)
+    q = quantize_with_factor(weight, factor, scale, options, name, ready)
     raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
     return grid.wrap(q, scale.to(weight.device), weight.dtype, options), raised
 
@@ -45,9 +46,17 @@ def _made_up(stats: LayerStats | None) -> bool:
 
 
 def quantize_with_factor(
-    weight: torch.Tensor, factor: Factor, scale: torch.Tensor, options: QuantizeOptions, name: str = ""
+    weight: torch.Tensor,
+    factor: Factor,
+    scale: torch.Tensor,
+    options: QuantizeOptions,
+    name: str = "",
+    ready: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The int8 values [N, K] of LDLQ for given scales (as `grid` shapes them), on the weight's device."""
+    """The int8 values [N, K] of LDLQ for given scales (as `grid` shapes them), on the weight's device.
+
+    ready: the weight as `grid.whole` made it, overwritten; None makes its rows chunk by chunk.
+    """
     n, k = weight.shape
     q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
     device = factor.matrix.device
@@ -55,17 +64,24 @@ def quantize_with_factor(
     feedback = _Feedback.of(factor, options)
 
     def work(start: int, stop: int) -> None:
-        rows = slice(start, stop)
-        floats = chunks.allocate(stop - start, k, device)
-        for part, values in grid.row_tiles(weight, options, rows):
-            floats[part.start - start : part.stop - start] = values
+        floats = ready if ready is not None else _floats(weight, options, slice(start, stop), device)
         for first in range(start, stop, tile):
             part = slice(first, min(first + tile, stop))
             w = floats[first - start : part.stop - start]
             q[part] = _quantize_tile(w, feedback, scale, part, options).to(q.device)
 
+    # With all rows ready there is one chunk, which needs no room of its own.
     chunks.in_chunks(n, options.row_chunk, work, multiple=tile, name=name)
     return q
+
+
+def _floats(
+    weight: torch.Tensor, options: QuantizeOptions, rows: slice, device: torch.device
+) -> torch.Tensor:
+    out = chunks.allocate(rows.stop - rows.start, weight.shape[1], device)
+    for part, values in grid.row_tiles(weight, options, rows):
+        out[part.start - rows.start : part.stop - rows.start] = values
+    return out
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""What a quantized layer, and a quantized model, lose on held-out text."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from minilm import MiniLM
+from torch import nn
+
+from convert_to_quant import kernels
+from convert_to_quant.quant.algorithms import LayerResult
+from convert_to_quant.quant.layout_ops import weight_scale
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Output SQNR of each layer in dB, and 1 - cosine of the embeddings with float32's (means)."""
+
+    w8a16: dict[str, float]
+    w8a8: dict[str, float]
+    drift16: float = math.nan
+    drift8: float = math.nan
+
+    def row(self) -> list[float]:
+        """mean and worst W8A16, mean and worst W8A8, drift W8A16, drift W8A8."""
+        return [
+            mean(self.w8a16),
+            min(self.w8a16.values()),
+            mean(self.w8a8),
+            min(self.w8a8.values()),
+            self.drift16,
+            self.drift8,
+        ]
+
+
+def mean(scores: dict[str, float]) -> float:
+    """Of all layers."""
+    return sum(scores.values()) / len(scores)
+
+
+def sqnr(exact: torch.Tensor, got: torch.Tensor) -> float:
+    """10 log10(|exact|^2 / |exact - got|^2), in dB."""
+    noise = (exact.double() - got.double()).square().sum()
+    return (10 * torch.log10(exact.double().square().sum() / noise)).item()
+
+
+def integer_output(x: torch.Tensor, result: LayerResult) -> torch.Tensor:
+    """x through the INT8 linear as it runs: dynamic int8 activations, rotated where the weight is."""
+    q = result.weight
+    rotation = q._layout_params.get("rotation", 0)
+    return kernels.int8_linear(smoothed(x, result), q._qdata, weight_scale(q), result.bias, rotation)
+
+
+def smoothed(x: torch.Tensor, result: LayerResult) -> torch.Tensor:
+    """x as the layer receives it."""
+    return x if result.pre_quant_scale is None else x * result.pre_quant_scale
+
+
+def layer_scores(x: torch.Tensor, weight: torch.Tensor, result: LayerResult) -> tuple[float, float]:
+    """(W8A16, W8A8) output SQNR of tokens x [n, K]; a corrected bias counts as a correction of zero."""
+    exact = x @ weight.T
+    dense = torch.nn.functional.linear(smoothed(x, result), result.weight.dequantize().float(), result.bias)
+    return sqnr(exact, dense), sqnr(exact, integer_output(x, result))
+
+
+class _Replaced(nn.Module):
+    """A linear layer run from its quantized form."""
+
+    def __init__(self, original: nn.Linear, result: LayerResult, integer: bool) -> None:
+        super().__init__()
+        self.bias, self.result, self.integer = original.bias, result, integer
+        self.dense = None if integer else result.weight.dequantize().float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.integer:
+            return integer_output(x, self.result) + self.bias
+        y = torch.nn.functional.linear(smoothed(x, self.result), self.dense, self.result.bias)
+        return y + self.bias
+
+
+def embeddings(model: MiniLM, batches: list) -> torch.Tensor:
+    """[sequences, 384]"""
+    with torch.no_grad():
+        return torch.cat([model(*batch) for batch in batches])
+
+
+def drift(
+    model: MiniLM, results: dict[str, LayerResult], batches: list, exact: torch.Tensor, integer: bool
+) -> float:
+    """Mean 1 - cosine between the embeddings of the quantized model and the exact ones."""
+    originals = {name: model.get_submodule(name) for name in results}
+    try:
+        for name, result in results.items():
+            _set(model, name, _Replaced(originals[name], result, integer))
+        got = embeddings(model, batches)
+    finally:
+        for name, module in originals.items():
+            _set(model, name, module)
+    return (1 - (got.double() * exact.double()).sum(1)).mean().item()
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
