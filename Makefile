@@ -14,8 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
 
-$(VENV)/installed-# A process a core, one thread each: the tests are many and small.
-test: $(VENV)/installed
+$(VENV)/installed-test: $(VENV)/installed-example
 	$(PIP) -e '.[test]'
 	touch $@
 
@@ -29,6 +28,7 @@ quickstart: $(VENV)/installed-example
 	$(VENV)/bin/convert_to_quant -i $(MODEL).safetensors --comfy_quant
 	$(VENV)/bin/ctq verify $(MODEL).safetensors $(MODEL)-int8_row_convrot.safetensors
 
+# A process a core, one thread each: the tests are many and small.
 test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
