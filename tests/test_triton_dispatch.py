@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from convert_to_quant.kernels import _library
 
 from convert_to_quant import kernels
+from convert_to_quant.kernels import _library
 
 pytest.importorskip("triton")
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import activations
-from ..int8_linear import _check_blockwise, check_weight
+from ..int8_linear import check_weight
 from ..int8_mm import is_blockwise
 from ..scales import granularity
 from ._launch import arch_of, recording, rows_of
@@ -53,7 +53,8 @@ def int8_linear(
     m = rows.shape[0]
     edges = None
     if is_blockwise(qweight, weight_scale):
-        _check_blockwise(rotation, input_scale)
+        if input_scale is not None:
+            raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
         edges = granularity(n, k, weight_scale)
     out = torch.empty((m, n), dtype=out_dtype, device=x.device)
     if not out.numel():
