@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from convert_to_quant.kernels import _library
 
 from convert_to_quant import kernels
+from convert_to_quant.kernels import _library
 
 pytest.importorskip("triton")
 
@@ -150,7 +150,8 @@ def test_the_fastest_is_chosen_and_a_second_process_does_not_measure(tuner):
     assert tuner.pick(SLOW, FAST, BROKEN) == "fast"
     assert tuner.measured == ["slow", "fast", "broken"]
     stored = json.loads(tuner.path.read_text())
-    assert stored == {"op m16": {"choice": "fast", "microseconds": {"fast": 5.0, "slow": 9.0}}}
+    assert list(stored.values()) == [{"choice": "fast", "microseconds": {"fast": 5.0, "slow": 9.0}}]
+    assert next(iter(stored)).startswith("op m16 #")
     _tuning.forget()
     assert tuner.pick(SLOW, FAST, BROKEN) == "fast"
     assert len(tuner.measured) == 3
@@ -177,12 +178,22 @@ def test_nothing_is_measured_or_kept_while_a_graph_is_captured(tuner, monkeypatc
     assert not tuner.path.exists()
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"op m16": 3}', '{"op m16": {"choice": "gone"}}'])
+@pytest.mark.parametrize("content", ["", "[1]", '{"ENTRY": 3}', '{"ENTRY": {"choice": "gone"}}'])
 def test_a_useless_cache_is_measured_again(tuner, content):
+    entry = _tuning._entry("op m16", (SLOW, FAST))
     tuner.path.parent.mkdir(parents=True)
-    tuner.path.write_text(content)
+    tuner.path.write_text(content.replace("ENTRY", entry))
     assert tuner.pick(SLOW, FAST) == "fast"
-    assert json.loads(tuner.path.read_text())["op m16"]["choice"] == "fast"
+    assert json.loads(tuner.path.read_text())[entry]["choice"] == "fast"
+
+
+def test_sets_of_candidates_do_not_share_an_entry(tuner):
+    """Aligned and unaligned calls of one shape have different tiles; alternating must not measure again."""
+    aligned, unaligned = (SLOW, FAST), (Option("bytes", 20.0), Option("more bytes", 30.0))
+    for _ in range(3):
+        assert tuner.pick(*aligned) == "fast"
+        assert tuner.pick(*unaligned) == "bytes"
+    assert len(tuner.measured) == 4
 
 
 def test_an_unwritable_cache_costs_a_warning_only(tuner, caplog):
@@ -208,3 +219,34 @@ def test_a_model_with_these_ops_compiles_without_graph_breaks():
     x = torch.randn(5, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
+
+
+class FakeEvent:
+    """A device event on a clock that the runs advance."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        self.at = 0.0
+
+    def record(self):
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, other):
+        return other.at - self.at
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel"), None], ids=["fails", "runs"])
+def test_measuring_takes_the_median_and_leaves_out_what_cannot_run(monkeypatch, error):
+    module = SimpleNamespace(Event=FakeEvent, synchronize=lambda device: None)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(_tuning, "FLUSH", 16)
+    steps = iter([100.0, 3.0, 1.0, 2.0, 9.0, 2.5])
+
+    def run(option):
+        if error:
+            raise error
+        FakeEvent.now += next(steps)
+
+    found = _tuning._measure(FAST, run, torch.device("cpu"))
+    assert found == (None if error else 2500.0)

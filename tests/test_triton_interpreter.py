@@ -15,7 +15,7 @@ def test_kernels_under_the_interpreter():
     root = Path(__file__).parent.parent
     path = os.pathsep.join(p for p in (str(root), os.environ.get("PYTHONPATH")) if p)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "pytest", "-q", "--maxfail=5", "-p", "no:cacheprovider",
+    command = [sys.executable, "-m", "pytest", "--maxfail=5", "-p", "no:cacheprovider",
                "-W", "ignore::RuntimeWarning", "tests/triton_interpreter"]  # fmt: skip
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

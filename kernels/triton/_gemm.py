@@ -196,7 +196,7 @@ def launch_product(
         "stride_bn": b.stride(0),
         "stride_bk": b.stride(1),
         "stride_om": n,
-        "stride_split": m * n,
+        "stride_split": m * n if config.split_k > 1 else 0,
         "BLOCKWISE": edges is not None,
         "EDGE_N": triton.next_power_of_2(edges[0]) if edges else 1,
         "EDGE_K": triton.next_power_of_2(edges[1]) if edges else 1,

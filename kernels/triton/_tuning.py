@@ -11,11 +11,11 @@ import os
 import re
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import triton
@@ -25,9 +25,13 @@ from ._launch import Arch, recording
 ROUNDS = 5
 """Timed runs a candidate, each after the L2 cache was overwritten; the median counts."""
 
+FLUSH = 256 << 20
+"""Bytes written before each timed run: more than any L2 (H100: 50 MB, B200: 126 MB)."""
+
 _log = logging.getLogger("convert_to_quant.kernels")
 _lock = threading.RLock()
 _tables: dict[str, dict] = {}
+_chosen: dict[tuple, Any] = {}
 
 
 class Candidate(Protocol):
@@ -61,22 +65,43 @@ def choose(
         return candidates[0]
     if len(candidates) == 1 or device.type == "cpu" or os.environ.get("CONVERT_TO_QUANT_AUTOTUNE") == "0":
         return candidates[0]
+    # Which candidates there are is part of the key: alignment and the workspace limit change them
+    # within one bucket of M, and two sets sharing an entry would measure again at every change.
+    memo = (arch, key, tuple(candidates))
+    if memo not in _chosen:
+        found = _remembered(arch, key, candidates)
+        if found is None:
+            if _capturing(device):
+                return candidates[0]
+            found = _tune(arch, key, candidates, run, device)
+        _chosen[memo] = found
+    return _chosen[memo]
+
+
+def _entry(key: str, candidates: Sequence[C]) -> str:
+    """The name of an entry in the file: the key, and which candidates it chose from."""
+    labels = "|".join(c.label for c in candidates)
+    return f"{key} #{zlib.crc32(labels.encode()):08x}"
+
+
+def _remembered(arch: Arch, key: str, candidates: Sequence[C]) -> C | None:
     with _lock:
+        known = _table(arch).get(_entry(key, candidates))
+    return next((c for c in candidates if known and c.label == known["choice"]), None)
+
+
+def _tune(arch: Arch, key: str, candidates: Sequence[C], run, device: torch.device) -> C:
+    """Measure all candidates and keep the choice; the first where none could run."""
+    with _lock:
+        measured = [(t, c) for c in candidates if (t := _measure(c, run, device)) is not None]
+        if not measured:
+            return candidates[0]
+        best = min(measured, key=lambda pair: pair[0] * pair[1].handicap)[1]
+        times = {c.label: round(t, 2) for t, c in measured}
         table = _table(arch)
-        known = table.get(key)
-        by_label = {c.label: c for c in candidates}
-        if known and known["choice"] in by_label:
-            return by_label[known["choice"]]
-        if _capturing(device):
-            return candidates[0]
-        times = {c.label: _measure(c, run, device) for c in candidates}
-        finite = {label: t for label, t in times.items() if t is not None}
-        if not finite:
-            return candidates[0]
-        best = min(finite, key=lambda label: finite[label] * by_label[label].handicap)
-        table[key] = {"choice": best, "microseconds": {k: round(v, 2) for k, v in finite.items()}}
+        table[_entry(key, candidates)] = {"choice": best.label, "microseconds": times}
         _save(arch, table)
-        return by_label[best]
+        return best
 
 
 def bucket(m: int) -> int:
@@ -95,6 +120,7 @@ def forget() -> None:
     """Drop the choices held in memory; the next call reads the file again."""
     with _lock:
         _tables.clear()
+        _chosen.clear()
 
 
 def _table(arch: Arch) -> dict:
@@ -137,22 +163,16 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-@lru_cache(maxsize=8)
-def _flush(device: torch.device) -> torch.Tensor:
-    """A buffer larger than any L2 (H100: 50 MB, B200: 126 MB): writing it makes the next run cold."""
-    return torch.empty(256 << 20, dtype=torch.int8, device=device)
-
-
 def _measure(candidate: C, run: Callable[[C], object], device: torch.device) -> float | None:
     """Median microseconds of one run from a cold cache, or None when it cannot run here."""
     module = torch.get_device_module(device)
     try:
         run(candidate)
         module.synchronize(device)
-    except (triton.runtime.errors.OutOfResources, triton.CompilationError, torch.OutOfMemoryError) as error:
+        flush = torch.empty(FLUSH, dtype=torch.int8, device=device)  # released again: memory is scarce here
+    except (triton.runtime.errors.OutOfResources, triton.CompilationError, RuntimeError) as error:
         _log.info("candidate %s left out: %s", candidate.label, error)
         return None
-    flush = _flush(device)
     times = []
     for _ in range(ROUNDS):
         flush.zero_()

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from .. import _checks
+from ..dequantize import _matrix_of_scales
 from ..rotation import check_rotation
 from ..scales import granularity
 from ._launch import Launch, arch_of, cdiv, rows_of
@@ -82,8 +83,7 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotatio
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
     if q.numel():
         rows = rows_of(q)
-        scales = scale.float()
-        scales = scales.reshape(1, 1) if scales.numel() == 1 else scales.reshape(-1, scales.shape[-1])
+        scales = _matrix_of_scales(q, scale)
         edges = granularity(rows.shape[0], rows.shape[1], scales)
         launch_dequantize(rows, scales.contiguous(), out, edges, rotation).submit(q.device)
     return out

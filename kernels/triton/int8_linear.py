@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from .. import activations
-from ..int8_linear import _check_blockwise, check_weight
+from ..int8_linear import check_weight
 from ..int8_mm import is_blockwise
 from ..scales import granularity
+from ._gemm import aligned
 from ._launch import arch_of, recording, rows_of
 from ._tuning import bucket, choose
 from .blockwise import quantize_blocks
@@ -53,13 +54,14 @@ def int8_linear(
     m = rows.shape[0]
     edges = None
     if is_blockwise(qweight, weight_scale):
-        _check_blockwise(rotation, input_scale)
+        if input_scale is not None:
+            raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
         edges = granularity(n, k, weight_scale)
     out = torch.empty((m, n), dtype=out_dtype, device=x.device)
     if not out.numel():
         return out.view(*x.shape[:-1], n)
-    quantized = torch.empty((m, k), dtype=torch.int8, device="meta")
-    found: list[Engine | FloatLinear] = [*candidates(arch, quantized, qweight, edges, output_activation)]
+    is_aligned = k % 16 == 0 and aligned(qweight)
+    found: list[Engine | FloatLinear] = [*candidates(arch, (m, n, k), is_aligned, edges, output_activation)]
     if x.dtype == out_dtype != torch.float32 and arch.family != "interpreter" and not recording():
         found.append(FloatLinear())
 

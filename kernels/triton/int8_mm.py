@@ -139,20 +139,26 @@ _log = logging.getLogger("convert_to_quant.kernels")
 
 
 def candidates(
-    arch: Arch, a, b, edges: tuple[int, int] | None, activation: str | None = None
+    arch: Arch,
+    shape: tuple[int, int, int],
+    is_aligned: bool,
+    edges: tuple[int, int] | None,
+    activation: str | None = None,
 ) -> list[Engine]:
-    """What can serve this product on `arch`, safest first. Unsupported for blocks under 32 columns."""
-    (m, k), n = a.shape, b.shape[0]
+    """What can serve a product of shape (M, N, K) on `arch`, safest first.
+
+    is_aligned: both operands have rows on 16-byte boundaries. Unsupported for scale blocks of
+    under 32 columns.
+    """
+    m, n, k = shape
     if arch.family == "interpreter":
-        found = list(INTERPRETER)
-    elif not (aligned(a) and aligned(b)):
-        _say_unaligned(k)
-        found = list(UNALIGNED)
-    else:
+        found = [c if is_aligned else c._replace(descriptors=False) for c in INTERPRETER]
+    elif is_aligned:
         table = TABLES[arch.family if TensorDescriptor else "sm80"][edges is not None]
         found = list(next(configs for limit, configs in table if limit is None or m <= limit))
-    if not (aligned(a) and aligned(b)):
-        found = [c._replace(descriptors=False) for c in found]
+    else:
+        _say_unaligned(k)
+        found = list(UNALIGNED)
     if edges:
         block = triton.next_power_of_2(edges[1])
         if block < 32:
@@ -161,7 +167,7 @@ def candidates(
     found = [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
     if activation is not None:  # the activation's registers beside a wide tile's spill 152 bytes on sm_90
         found = [c for c in found if c.block_m * c.block_n <= 128 * 128]
-    with_library = arch.family not in ("interpreter", "xpu") and m > 16 and k % 8 == 0 and n % 8 == 0
+    with_library = is_aligned and arch.family not in ("interpreter", "xpu") and m > 16 and n % 8 == 0
     return [*found, IntMM()] if with_library else [*found]
 
 
@@ -210,7 +216,7 @@ def int8_mm(
     if out.numel():
         edges = granularity(n, k, b_scale) if is_blockwise(b, b_scale) else None
         epilogue = operands(a_scale, b_scale, bias, output_activation, m, edges is not None)
-        found = candidates(arch, rows, b, edges, output_activation)
+        found = candidates(arch, (m, n, k), aligned(rows) and aligned(b), edges, output_activation)
 
         def run(engine):
             product(engine, rows, b, out, epilogue, edges)

@@ -156,7 +156,7 @@ def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None) -
         "stride_xm": planes.stride(1),
         "stride_wn": w.stride(0),
         "stride_wk": w.stride(1),
-        "stride_split": m * n,
+        "stride_split": m * n if config.split_k > 1 else 0,
         "BLOCKWISE": edges is not None,
         "EDGE_N": triton.next_power_of_2(edges[0]) if edges else 1,
         "EDGE_K": triton.next_power_of_2(edges[1]) if edges else 1,

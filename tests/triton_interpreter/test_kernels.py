@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from triton_cases import CASES
+
 from convert_to_quant.kernels.triton import _gemm
 from convert_to_quant.kernels.triton import int8_mm as mm
 from convert_to_quant.kernels.triton import weight_only as wo
-from triton_cases import CASES
 
 MODULES = {
     "quantize_rowwise": "rowwise", "quantize_tensorwise": "tensorwise", "quantize_blockwise": "blockwise",
@@ -68,9 +69,9 @@ def test_library_product_with_our_epilogue(place):
 def test_float_engine(kind, monkeypatch):
     """The engine chosen where int8 cannot win gives the float linear of the dequantized weight."""
     import torch.nn.functional as F
-    from convert_to_quant.kernels.triton import int8_linear
 
     from convert_to_quant import kernels
+    from convert_to_quant.kernels.triton import int8_linear
 
     monkeypatch.setattr(int8_linear, "SLICE", 64 * 200)
     x, w, bias = torch.randn(6, 256), torch.randn(200, 256), torch.randn(200)
