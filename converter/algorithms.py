@@ -84,7 +84,10 @@ def open_calibration(
     from .lora.directions import lora_directions
 
     try:
-        data, records, directions, notes = None, {}, {}, []
+        data: CalibrationData | None = None
+        records: dict[str, str] = {}
+        directions: dict[str, torch.Tensor] = {}
+        notes: list[str] = []
         if settings.calibration_data is not None:
             data = CalibrationData.load(settings.calibration_data)
             records, report = data.match(layers)

@@ -102,7 +102,7 @@ class Checkpoint:
                 f"{info.file}: tensor {info.name!r} has dtype {info.dtype}, which cannot be computed with"
             )
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
-        self.read_into(info, memoryview(raw.numpy()))
+        self.read_into(info, raw.numpy().data)
         return raw.view(dtype).view(info.shape)
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:

@@ -165,7 +165,7 @@ class _Run:
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """A contiguous tensor's memory, of any dtype."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _key(step: Step) -> str:

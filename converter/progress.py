@@ -57,8 +57,9 @@ class Bar:
 
     def advance(self, name: str, nbytes: int) -> None:
         """Move it."""
-        label = {"layer": f"{name[-_LABEL:]:{_LABEL}}"} if name else {}
-        self._bar.update(self._task, advance=nbytes, **label)
+        if name:
+            self._bar.update(self._task, layer=f"{name[-_LABEL:]:{_LABEL}}")
+        self._bar.advance(self._task, nbytes)
 
     def stop(self) -> None:
         """Take it away."""

@@ -56,7 +56,7 @@ def find_handler(func: Any, layout: str) -> Handler | None:
     return _LAYOUT_OPS.get((func, layout)) or _GENERIC_OPS.get(func)
 
 
-def dispatch(func: Any, args: tuple, kwargs: dict, quantized: type) -> Any:
+def dispatch(func: Any, args: tuple, kwargs: dict, quantized: Any) -> Any:
     """Run `func` on arguments that hold at least one QuantizedTensor."""
     layout = first_quantized(args, kwargs, quantized)._layout_type
     handler = find_handler(func, layout)
@@ -67,7 +67,7 @@ def dispatch(func: Any, args: tuple, kwargs: dict, quantized: type) -> Any:
     return fall_back(func, args, kwargs, quantized, layout) if parts is NotImplemented else parts
 
 
-def first_quantized(args: tuple, kwargs: dict, quantized: type) -> Any:
+def first_quantized(args: tuple, kwargs: dict, quantized: Any) -> Any:
     """The first QuantizedTensor among the arguments: its layout decides."""
     for a in args:
         if isinstance(a, quantized):
@@ -76,12 +76,12 @@ def first_quantized(args: tuple, kwargs: dict, quantized: type) -> Any:
     return next(a for a in leaves if isinstance(a, quantized))
 
 
-def dequantize_args(tree: Any, quantized: type) -> Any:
+def dequantize_args(tree: Any, quantized: Any) -> Any:
     """`tree` with every QuantizedTensor replaced by its float tensor."""
     return tree_map(lambda a: a.dequantize() if isinstance(a, quantized) else a, tree)
 
 
-def fall_back(func: Any, args: tuple, kwargs: dict, quantized: type, layout: str) -> Any:
+def fall_back(func: Any, args: tuple, kwargs: dict, quantized: Any, layout: str) -> Any:
     """Run `func` on dequantized arguments; what it changed in place is quantized again.
 
     Said once for each (op, layout) in the log: a silent fallback hides lost speed.
@@ -115,7 +115,7 @@ def _mode_of_views(func: Any, q: Any) -> Any:
     return torch.inference_mode(q.is_inference()) if is_view else contextlib.nullcontext()
 
 
-def _mutated(func: Any, args: tuple, kwargs: dict, quantized: type) -> list:
+def _mutated(func: Any, args: tuple, kwargs: dict, quantized: Any) -> list:
     """The QuantizedTensors that `func`'s schema says it writes."""
     found = []
     for i, arg in enumerate(func._schema.arguments):

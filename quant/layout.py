@@ -36,12 +36,14 @@ class QuantizedLayout:
         LAYOUTS[cls.__name__] = cls
 
     @classmethod
-    def quantize(cls, tensor: torch.Tensor, **options: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    def quantize(
+        cls, tensor: torch.Tensor, *args: Any, **options: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Quantize `tensor`; returns ``(qdata, params)``."""
         raise TypeError(f"{cls.__name__} must define the classmethod quantize(tensor, **options)")
 
     @staticmethod
-    def dequantize(qdata: torch.Tensor, **params: Any) -> torch.Tensor:
+    def dequantize(qdata: torch.Tensor, *args: Any, **params: Any) -> torch.Tensor:
         """The float tensor of ``(qdata, params)``, in its original dtype and shape."""
         raise TypeError("a QuantizedLayout must define the static method dequantize(qdata, **params)")
 

@@ -133,13 +133,15 @@ class QuantizedTensor(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares a C function there
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         return dispatch(func, args, kwargs or {}, QuantizedTensor)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return _rebuild, (self._qdata, self._layout_type, self._layout_params)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # untyped there
         extra = {
             k: v
             for k, v in self._layout_params.items()
