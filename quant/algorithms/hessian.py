@@ -22,7 +22,7 @@ DAMPING_STEPS = 4
 """How often a failing factorization is tried again, with ten times the damping each time."""
 
 _TOKEN_ELEMENTS = 1 << 22
-"""Elements of X held as float32 at once: 16 MiB."""
+"""Elements of X held as float32 at once where it is reordered: 16 MiB."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ def _accumulate(
     h: torch.Tensor, x: torch.Tensor, options: QuantizeOptions, order: torch.Tensor | None
 ) -> None:
     bf16 = use_bf16(options, h.device)
+    if order is None and not bf16:
+        accumulate_hessian_(h, x.to(h.device), options.rotation)
+        return
     step = max(1, _TOKEN_ELEMENTS // x.shape[1])
     for start in range(0, x.shape[0], step):
         part = _rotated(x[start : start + step], options, h.device)
@@ -202,7 +205,7 @@ def _reversed_cholesky_(h: torch.Tensor, shift: float) -> torch.Tensor | None:
     return None if info else _reverse_(h)
 
 
-def _reverse_(h: torch.Tensor, step: int = 256) -> torch.Tensor:
+def _reverse_(h: torch.Tensor, step: int = 64) -> torch.Tensor:
     """Reverse both axes in place, through a few rows at a time."""
     k = h.shape[0]
     for start in range(0, k // 2, step):
