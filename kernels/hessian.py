@@ -6,7 +6,9 @@ from . import _checks
 from ._library import define
 from .rotation import _rotate, check_rotation
 
-_ROWS = 2048
+_ELEMENTS = 1 << 21
+"""Elements of x held as float32 at once: 8 MiB, little beside an h that is large."""
+
 _COLUMNS = 1024
 
 
@@ -20,8 +22,9 @@ def _accumulate_hessian_(h: torch.Tensor, x: torch.Tensor, rotation: int = 0) ->
         )
     check_rotation(k, rotation)
     rows = x.reshape(-1, k)
-    for start in range(0, rows.shape[0], _ROWS):
-        part = rows[start : start + _ROWS].float()
+    step = max(1, _ELEMENTS // k)
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step].float()
         part = _rotate(part, rotation) if rotation else part
         # Only from the diagonal to the right: the rest is mirrored, which saves up to half the GEMM.
         for i in range(0, k, _COLUMNS):

@@ -22,7 +22,7 @@ CPU_ROWS = 1024
 """Rows at a time on the CPU, where more buy no speed."""
 
 _LEAST_ROWS = 256
-_TOKENS = 1 << 24
+_TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,19 @@ def device_budget(mode: str, free: int) -> int | None:
 def estimate(shape: tuple[int, int], algorithm: str, rows: int | None = None, in_place: bool = False) -> int:
     """Bytes that quantizing a weight [N, K] takes at its peak, `rows` (None: all) at a time.
 
-    rtn: the rows in 16 bit, two float32 work buffers and the integers. Calibrated algorithms add the
-    Hessian: one [K, K] float32 in place, else four, and 64 MiB of tokens. Learned rounding holds the
-    weight, the latent, its gradient and two moments.
+    rtn: the rows in 16 bit, two float32 work buffers and the integers. Calibrated algorithms hold the
+    Hessian, one [K, K] float32 in place, else four; 48 MiB of tokens; the rows as float32 and integers, and
+    three tiles of rows at work. Learned rounding also holds H, a latent, its gradient, two moments and more
+    of a tile.
     """
     n, k = shape
     n = n if rows is None else min(n, rows)
     if algorithm == "rtn":
         return n * k * (2 + 8 + 1)
-    floats = 8 if algorithm in LEARNED else 3
-    hessian = 4 * k * k * (1 if in_place else 4) + 4 * 256 * k
-    return hessian + 2 * 4 * min(_TOKENS, 1 << 24) + n * k * (4 * floats + 1)
+    learned = algorithm in LEARNED
+    squares = (1 if in_place else 4) + learned
+    tiles = min(n, _TILE) * k * 4 * (12 if learned else 3)
+    return 4 * k * k * squares + (48 << 20) + n * k * (4 + 1) + tiles
 
 
 def place(

@@ -33,7 +33,7 @@ def test_bias_correction_removes_the_mean_error_exactly(rotation, scaling, given
 
 
 def test_bias_correction_removes_a_planted_bias_exactly():
-    """Weights of 0.4 steps all round to zero: the whole output is rounding error, and one mean restores it."""
+    """Weights of 0.4 steps all round to zero: the output is all rounding error, and one mean restores it."""
     weight = torch.full((3, 16), 0.4)
     weight[:, 0] = 127.0
     x = torch.ones(8, 16)

@@ -137,9 +137,8 @@ def against_float64(bench: Bench, scores: measure.Scores) -> float:
         got = measure.sqnr(x @ weight.double().T, x @ exact.T)
         worst = max(worst, abs(got - scores.w8a16[name]))
         total += got
-    print(
-        f"\nfloat64 reference of QuIP: W8A16 {total / len(bench.layers):.2f}; largest difference {worst:.3f} dB"
-    )
+    total /= len(bench.layers)
+    print(f"\nfloat64 reference of QuIP: W8A16 {total:.2f}; largest difference {worst:.3f} dB", flush=True)
     return worst
 
 
@@ -180,10 +179,8 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, default=Path(__file__).parents[2] / "docs" / "quality.png")
     parser.add_argument("--json", type=Path, help="every layer's scores")
     a = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; calibrated on {text.SOURCES['train']},"
-    )
-    print(f"measured on {text.SOURCES['eval']}; {TOKENS} calibration tokens a layer, {a.tokens} held-out")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {TOKENS} calibration tokens,")
+    print(f"calibrated on {text.SOURCES['train']}, measured on {a.tokens} tokens of {text.SOURCES['eval']}")
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(a.folder or Path(temporary), a.quick, a.tokens)
         found = table(bench, MAIN)

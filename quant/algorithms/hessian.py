@@ -22,7 +22,7 @@ DAMPING_STEPS = 4
 """How often a failing factorization is tried again, with ten times the damping each time."""
 
 _TOKEN_ELEMENTS = 1 << 22
-"""Elements of X held as float32 at once: 16 MiB."""
+"""Elements of X at once: 16 MiB of float32 where it is reordered, else 32 MiB of bf16 on the device."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,12 @@ def _accumulate(
     h: torch.Tensor, x: torch.Tensor, options: QuantizeOptions, order: torch.Tensor | None
 ) -> None:
     bf16 = use_bf16(options, h.device)
-    step = max(1, _TOKEN_ELEMENTS // x.shape[1])
+    plain = order is None and not bf16
+    step = max(1, (4 if plain else 1) * _TOKEN_ELEMENTS // x.shape[1])
+    if plain:
+        for start in range(0, x.shape[0], step):
+            accumulate_hessian_(h, x[start : start + step].to(h.device), options.rotation)
+        return
     for start in range(0, x.shape[0], step):
         part = _rotated(x[start : start + step], options, h.device)
         part = part if order is None else part[:, order]
@@ -202,7 +207,7 @@ def _reversed_cholesky_(h: torch.Tensor, shift: float) -> torch.Tensor | None:
     return None if info else _reverse_(h)
 
 
-def _reverse_(h: torch.Tensor, step: int = 256) -> torch.Tensor:
+def _reverse_(h: torch.Tensor, step: int = 64) -> torch.Tensor:
     """Reverse both axes in place, through a few rows at a time."""
     k = h.shape[0]
     for start in range(0, k // 2, step):

@@ -211,7 +211,7 @@ def _descend_block(
 
 
 def _singular_directions(weight: torch.Tensor, options: QuantizeOptions, rounds: int = 4) -> torch.Tensor:
-    """The top right singular vectors of the weight times their singular values, [r, K]: subspace iteration."""
+    """The weight's top right singular vectors times their singular values, [r, K], by subspace iteration."""
     k = weight.shape[1]
     rank = min(RANK, *weight.shape)
     basis = torch.randn(k, rank, generator=torch.Generator().manual_seed(options.seed)).to(weight.device)
