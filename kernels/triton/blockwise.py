@@ -67,10 +67,10 @@ def _quantize_blockwise_kernel(
 def launch_blocks(config, rows, q, scale, block_m: int, block_k: int, activation=None) -> Launch:
     """The launch for rows [M, K]: q int8 [M, K] and scale [ceil(M / bm), ceil(K / bk)], contiguous."""
     m, k = rows.shape
-    blocks_k = min(triton.next_power_of_2(cdiv(k, block_k)), max(1, 256 // block_k))
-    blocks_m = min(
-        triton.next_power_of_2(cdiv(m, block_m)), max(1, config.elements // (block_m * block_k * blocks_k))
-    )
+    # 256 columns a program read whole sectors; beyond one block only as far as `elements` go.
+    blocks = max(1, config.elements // (block_m * block_k))
+    blocks_k = min(triton.next_power_of_2(cdiv(k, block_k)), max(1, 256 // block_k), blocks)
+    blocks_m = min(triton.next_power_of_2(cdiv(m, block_m)), max(1, blocks // blocks_k))
     args = {
         "x_ptr": rows,
         "q_ptr": q,
