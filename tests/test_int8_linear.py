@@ -179,7 +179,7 @@ def test_refusals(args, error, match):
 @pytest.mark.parametrize(
     ("rows", "scale", "options"),
     [
-        ((5,), (7, 1), {"rotation": 16, "bias": torch.randn(7)}),
+        ((5,), (7, 1), {"rotation": 16, "bias": torch.ones(7)}),
         ((2, 3), (), {"input_scale": torch.tensor(0.1), "out_dtype": torch.bfloat16}),
         ((5,), (1, 2), {"input_activation": "silu", "output_activation": "gelu"}),
     ],
