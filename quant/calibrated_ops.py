@@ -7,7 +7,7 @@ import torch
 from .. import kernels
 from .algorithms.hessian import factorize
 from .algorithms.ldlq import quantize_with_factor
-from .algorithms.types import QuantizeOptions
+from .algorithms.types import QuantizeOptions, Scaling
 from .dispatch import register_layout_op
 from .int8_layouts import BlockWiseINT8Layout, TensorWiseINT8Layout
 from .tensor import QuantizedTensor
@@ -49,7 +49,7 @@ def _options(q: QuantizedTensor) -> QuantizeOptions:
     params = q._layout_params
     if q._layout_type == "BlockWiseINT8Layout":
         return QuantizeOptions("ldlq", "block", block_size=params.get("block_size", 128))
-    scaling = "tensor" if params["scale"].numel() == 1 and q.shape[0] != 1 else "row"
+    scaling: Scaling = "tensor" if params["scale"].numel() == 1 and q.shape[0] != 1 else "row"
     return QuantizeOptions("ldlq", scaling, rotation=params.get("rotation", 0))
 
 

@@ -111,7 +111,7 @@ def place(
         need = estimate(shape, algorithm, rows, inside)
         if device_memory_budget is None or need <= device_memory_budget:
             return _placement(kind, shape, algorithm, rows, inside, "fits the device")
-    reason = f"needs {need >> 20} MiB, the device budget is {device_memory_budget >> 20} MiB"
+    reason = f"needs {need >> 20} MiB, the device budget is {(device_memory_budget or 0) >> 20} MiB"
     return _placement("cpu", shape, algorithm, CPU_ROWS if calibrated else None, forced, reason)
 
 

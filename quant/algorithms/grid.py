@@ -66,7 +66,7 @@ def whole(weight: torch.Tensor, options: QuantizeOptions) -> torch.Tensor | None
     if options.row_chunk is not None:
         return None
     try:
-        out = chunks.allocate(*weight.shape, compute_device(weight, options))
+        out = chunks.allocate(weight.shape[0], weight.shape[1], compute_device(weight, options))
     except torch.OutOfMemoryError:
         return None
     for part, rows in row_tiles(weight, options):

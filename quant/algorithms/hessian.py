@@ -80,9 +80,9 @@ def layer_hessian(
     """
     x = tokens(stats, options)
     extra = None if stats is None else stats.extra_directions
-    if x is None and extra is None:
-        raise NoCalibration("no calibration samples")
     if x is None:
+        if extra is None:
+            raise NoCalibration("no calibration samples")
         h = torch.eye(extra.shape[1], device=device)
     else:
         h = torch.zeros(x.shape[1], x.shape[1], device=device)

@@ -31,7 +31,7 @@ def quantize_layer(
     if options.smoothquant is not None:
         factors, note = _smoothing(weight, stats, options)
         notes.append(note)
-        if factors is not None:
+        if factors is not None and stats is not None:
             source, measured = smoothquant.smooth(weight, stats, factors)
     quantized, note = ALGORITHMS[options.algorithm](source, measured, options, name)
     notes.append(note)
@@ -69,8 +69,9 @@ def _smoothing(
     weight: torch.Tensor, stats: LayerStats | None, options: QuantizeOptions
 ) -> tuple[torch.Tensor | None, str | None]:
     factors = None
-    if stats is not None and not stats.synthetic:
-        factors = smoothquant.pre_quant_scale(weight, stats, options.smoothquant, options.rotation > 0)
+    alpha = options.smoothquant
+    if alpha is not None and stats is not None and not stats.synthetic:
+        factors = smoothquant.pre_quant_scale(weight, stats, alpha, options.rotation > 0)
     return factors, None if factors is not None else "no measured inputs: SmoothQuant left out"
 
 

@@ -37,7 +37,7 @@ def _chunked(weight: torch.Tensor, options: QuantizeOptions, name: str) -> Quant
     n, k = weight.shape
     device, edge = grid.compute_device(weight, options), options.block_size
     q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
-    scales = []
+    scales: list[torch.Tensor] = []
     # A multiple of the kernels' own chunk: the rotation then sees the same shapes, hence the same bits.
     multiple = edge if options.scaling == "block" else max(1, CHUNK // k)
 

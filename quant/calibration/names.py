@@ -73,9 +73,9 @@ def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str]
     found = {}
     for layer in layers:
         own = layer.removesuffix(".weight")
-        record = next((r for r in (layer, own) if r in known), None) or by_bare.get(bare(layer))
-        if record is not None:
-            found[layer] = record
+        own_or_bare = next((r for r in (layer, own) if r in known), None) or by_bare.get(bare(layer))
+        if own_or_bare is not None:
+            found[layer] = own_or_bare
     if not found:
         raise NothingMatched(
             f"calibration: none of {len(records)} records ({_some(tuple(records))}) matches any of "

@@ -8,7 +8,7 @@ share one record. Memory is bounded by tokens x in_features x 2 bytes a record, 
 import os
 import weakref
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import torch
@@ -175,7 +175,7 @@ def calibrate(
     output: .safetensors (with samples) or .json. progress: called as ``progress(done, total or None)``.
     Other arguments as in `Recorder`. The model runs as it is set (put it in eval mode first).
     """
-    total = len(batches) if hasattr(batches, "__len__") else None
+    total = len(batches) if isinstance(batches, Sized) else None
     with Recorder(model, tokens, seed, layers, max_bytes) as recorder, torch.no_grad():
         for done, batch in enumerate(batches, 1):
             (forward or _call)(model, batch)
