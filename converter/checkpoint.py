@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .dtypes import BITS, nbytes, torch_dtype
 from .errors import ConversionError
+from .memory import in_huge_pages
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +102,7 @@ class Checkpoint:
             raise ConversionError(
                 f"{info.file}: tensor {info.name!r} has dtype {info.dtype}, which cannot be computed with"
             )
-        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        raw = in_huge_pages(torch.empty(info.nbytes, dtype=torch.uint8))
         self.read_into(info, raw.numpy().data)
         return raw.view(dtype).view(info.shape)
 

@@ -7,7 +7,7 @@ from .dtypes import FLOAT8, torch_dtype
 from .errors import ConversionError
 from .lora.delta import merge_into
 from .lora.merge import Merge
-from .memory import empty_float32
+from .memory import in_huge_pages
 from .plan import Step
 
 _PART = 1 << 17
@@ -61,7 +61,7 @@ def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...])
 def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     """The weight in float32, converted part by part: it is never held in two dtypes."""
     info = step.source
-    weight = empty_float32(info.shape)
+    weight = in_huge_pages(torch.empty(info.shape, dtype=torch.float32))
     flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
     for start in range(0, info.numel, _PART):
         piece = part[: info.numel - start]
