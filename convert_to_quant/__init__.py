@@ -21,16 +21,32 @@ if not os.path.isdir(os.path.join(_HERE, "kernels")):
 
 _LAZY = {
     "convert_to_int8": ".quantization",
+    "calibrate": ".quant.calibration",
+    "load_quantized": ".runtime",
+    "quantize_model": ".runtime",
+    "save_quantized": ".runtime",
     "QuantizedTensor": ".comfy.quant_ops",
     "QuantizedLayout": ".comfy.quant_ops",
     "register_layout_op": ".comfy.quant_ops",
 }
 
-__all__ = ["QuantizedLayout", "QuantizedTensor", "__version__", "convert_to_int8", "register_layout_op"]
+__all__ = [
+    "QuantizedLayout",
+    "QuantizedTensor",
+    "__version__",
+    "calibrate",
+    "convert_to_int8",
+    "load_quantized",
+    "quantize_model",
+    "register_layout_op",
+    "save_quantized",
+]
 
 if TYPE_CHECKING:
     from .comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_op
+    from .quant.calibration import calibrate
     from .quantization import convert_to_int8
+    from .runtime import load_quantized, quantize_model, save_quantized
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,10 @@
-"""Checkpoint conversion from Python, under the import path that users know::
+"""Checkpoint conversion from Python, under the import path that users know.
 
-from convert_to_quant.quantization import convert_to_int8
-report = convert_to_int8("model.safetensors", "model-int8.safetensors")
-print(report.summary())
+Example::
+
+    from convert_to_quant.quantization import convert_to_int8
+    report = convert_to_int8("model.safetensors", "model-int8.safetensors")
+    print(report.summary())
 """
 
 from .converter.api import convert_many_to_int8, convert_to_int8, plan_int8

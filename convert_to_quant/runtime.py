@@ -1,9 +1,11 @@
-"""Running quantized models in any torch program::
+"""Running quantized models in any torch program.
 
-from convert_to_quant.runtime import empty_weights, load_quantized
-with empty_weights():
-    model = MyTransformer(config)
-print(load_quantized(model, "model-int8.safetensors", device="cuda").summary())
+Example::
+
+    from convert_to_quant.runtime import empty_weights, load_quantized
+    with empty_weights():
+        model = MyTransformer(config)
+    print(load_quantized(model, "model-int8.safetensors", device="cuda").summary())
 """
 
 from .quant.runtime import (

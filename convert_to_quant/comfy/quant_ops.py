@@ -1,8 +1,10 @@
-"""Quantized tensors and their layouts, under the import path that ComfyUI users know::
+"""Quantized tensors and their layouts, under the import path that ComfyUI users know.
 
-from convert_to_quant.comfy.quant_ops import QuantizedTensor
-q = QuantizedTensor.from_float(weight, "TensorWiseINT8Layout", rotation=256)
-y = torch.nn.functional.linear(x, q, bias)
+Example::
+
+    from convert_to_quant.comfy.quant_ops import QuantizedTensor
+    q = QuantizedTensor.from_float(weight, "TensorWiseINT8Layout", rotation=256)
+    y = torch.nn.functional.linear(x, q, bias)
 """
 
 from ..quant import (
