@@ -9,6 +9,7 @@ from typing import Any
 from .command_options import CommandOptions
 from .presets import keep_set
 from .settings import GROUPS, Settings
+from .version import VERSION
 
 DESCRIPTION = "Quantize a safetensors checkpoint to INT8 that ComfyUI loads."
 EPILOG = """\
@@ -64,7 +65,9 @@ class ConvertParser(argparse.ArgumentParser):
             default=argparse.SUPPRESS,
             help="this page, or one topic's options",
         )
-        general.add_argument("--version", action="version", version=_version(), help="show the version")
+        general.add_argument(
+            "--version", action="version", version=f"convert_to_quant {VERSION}", help="show the version"
+        )
 
     def _add(self, group: Any, key: str, f: Any) -> None:
         extra = dict(f.metadata["argparse"])
@@ -125,9 +128,3 @@ def _reported(convert: Any) -> Any:
             raise argparse.ArgumentTypeError(str(e)) from e
 
     return parse
-
-
-def _version() -> str:
-    from .. import __version__
-
-    return f"convert_to_quant {__version__}"
