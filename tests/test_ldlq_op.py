@@ -147,14 +147,9 @@ def test_lower_triangle_is_not_read():
     assert torch.equal(q, poisoned)
 
 
-overwrites = pytest.mark.xfail(
-    reason="the transpose of such a w is contiguous, so the working copy is w itself"
-)
-
-
 @pytest.mark.parametrize(
     "memory",
-    ["contiguous", pytest.param("one row", marks=overwrites), pytest.param("transposed", marks=overwrites)],
+    ["contiguous", "one row", "transposed"],
 )
 def test_weights_are_left_alone(memory):
     w, scale, _, feedback = problem(1 if memory == "one row" else 12, 32)

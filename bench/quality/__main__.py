@@ -197,7 +197,9 @@ def main() -> int:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {TOKENS} calibration tokens,")
     print(f"calibrated on {text.SOURCES['train']}, measured on {a.tokens} tokens of {text.SOURCES['eval']}")
     with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench(a.folder or Path(temporary), a.quick, a.tokens)
+        folder = a.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        bench = Bench(folder, a.quick, a.tokens)
         found = table(bench, MAIN)
         apart = against_float64(bench, found[BEST])
         if not a.quick:
