@@ -54,6 +54,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         True,
         "--comfy_quant",
         "--comfy-quant",
+        "--int8",
         group="main",
         action="store_true",
         help="write what ComfyUI loads; always on, accepted because people type it",

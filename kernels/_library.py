@@ -17,6 +17,7 @@ import torch
 
 NAMESPACE = "convert_to_quant"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_OLDEST_TRITON = (3, 6)  # the oldest that these kernels' descriptors and int8 products were tried with
 _DEVICE_KEYS = ("CUDA", "XPU")
 _EAGER: ContextVar[bool] = ContextVar("convert_to_quant_force_eager", default=False)
 _log = logging.getLogger(NAMESPACE + ".kernels")
@@ -78,9 +79,11 @@ def on_device(name: str, eager: Callable, target: str | None) -> Callable:
 def _launcher(target: str) -> Callable:
     module, _, function = target.partition(".")
     try:
-        importlib.import_module("triton")
+        found = importlib.import_module("triton").__version__
     except ImportError as error:
         raise Unsupported(f"Triton cannot be imported ({error})") from error
+    if tuple(int(n) for n in found.split(".")[:2]) < _OLDEST_TRITON:
+        raise Unsupported(f"Triton {found} is older than {'.'.join(map(str, _OLDEST_TRITON))}")
     return getattr(importlib.import_module(f"{__package__}.triton.{module}"), function)
 
 

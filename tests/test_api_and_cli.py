@@ -82,6 +82,7 @@ FLAGS = {
     "defaults": ([], {}),
     "comfy_quant": (["--comfy_quant"], {}),
     "comfy-quant": (["--comfy-quant"], {}),
+    "int8": (["--int8", "--comfy_quant"], {}),
     "tensor": (["--scaling_mode", "tensor"], {"scaling_mode": "tensor"}),
     "axis": (["--scaling-mode", "axis", "--no-convrot"], {"convrot": False}),
     "block": (["--scaling_mode=block", "--block_size=64"], {"scaling_mode": "block", "block_size": 64}),

@@ -84,6 +84,17 @@ def test_without_triton_the_twin_runs(monkeypatch):
     _library._launcher.cache_clear()
 
 
+def test_an_old_triton_is_refused_by_name(monkeypatch):
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    _library._launcher.cache_clear()
+    with pytest.raises(_library.Unsupported, match=r"Triton 3\.5\.1 is older than 3\.6"):
+        _library._launcher("rowwise.quantize_rowwise")
+    monkeypatch.undo()
+    assert callable(_library._launcher("rowwise.quantize_rowwise"))
+
+
 @pytest.mark.parametrize("name", ["fp32_precision", "allow_tf32"])
 def test_twins_run_without_tf32(name):
     settings = torch.backends.cuda.matmul
