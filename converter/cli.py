@@ -13,6 +13,7 @@ from pathlib import Path
 from .arguments import ConvertParser
 from .command_options import CommandOptions
 from .errors import ConversionError
+from .options import nearest
 from .run import run_many, run_one
 from .settings import Settings
 
@@ -63,6 +64,10 @@ def _convert(argv: Sequence[str]) -> int:
     if not argv:
         parser.show(None)
         return 2
+    if not argv[0].startswith("-"):
+        known = Path(argv[0]).exists()
+        hint = f"an input is given with -i {argv[0]}" if known else nearest(argv[0], COMMANDS)
+        parser.error(f"there is no command {argv[0]!r}; {hint}")
     values = vars(parser.parse_args(argv))
     command = CommandOptions(**{f.name: values.pop(f.name) for f in fields(CommandOptions)})
     inputs = values.pop("input_file")

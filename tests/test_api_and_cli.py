@@ -145,6 +145,16 @@ def test_a_wrong_command_line_is_code_2(argv, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_word_that_is_no_command_is_told_what_was_meant(model, capsys):
+    for word, hint in (
+        (str(model), f"an input is given with -i {model}"),
+        ("verfy", "did you mean 'verify'?"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([word])
+        assert hint in capsys.readouterr().err
+
+
 def test_no_arguments_show_the_help(capsys):
     assert main([]) == 2
     assert "usage:" in capsys.readouterr().out
