@@ -129,7 +129,7 @@ def _pread_into(fd: int, buffer: memoryview, offset: int) -> int:
     return len(data)
 
 
-def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a ``.safetensors`` file, a ``*.safetensors.index.json``, or a folder of shards.
 
     Raises ConversionError, saying what is wrong and where, for a missing, truncated or corrupt file,

@@ -31,7 +31,7 @@ def custom_nodes(path: Path) -> Path:
     raise ConversionError(f"{path}: not a ComfyUI folder (no custom_nodes in it)")
 
 
-def install(path: str | os.PathLike, copy: bool = False, remove: bool = False) -> Path:
+def install(path: str | os.PathLike[str], copy: bool = False, remove: bool = False) -> Path:
     """Link (or copy) the node pack into the ComfyUI at `path`, replacing an older one; returns the place.
 
     copy: copy instead; done anyway where links are not allowed (Windows without the privilege).

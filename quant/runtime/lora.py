@@ -68,7 +68,7 @@ class LoraHandle:
 
 def apply_lora(
     model: nn.Module,
-    lora: "str | os.PathLike | Mapping[str, LowRank | torch.Tensor]",
+    lora: "str | os.PathLike[str] | Mapping[str, LowRank | torch.Tensor]",
     strength: float = 1.0,
 ) -> LoraHandle:
     """Add a LoRA to the weights of `model`, quantized or not, in place; returns its handle.
@@ -152,7 +152,7 @@ def _check(model: nn.Module, deltas: Mapping[str, LowRank | torch.Tensor]) -> No
             raise CheckpointError(f"LoRA for {name} is {list(shape)}, the weight {list(weight.shape)}")
 
 
-def read_lora(path: str | os.PathLike, model: nn.Module) -> dict[str, LowRank]:
+def read_lora(path: str | os.PathLike[str], model: nn.Module) -> dict[str, LowRank]:
     """The low-rank deltas of a LoRA file by the module names of `model`.
 
     scale = alpha / rank where the file has an alpha, else 1. CheckpointError for keys of unknown form or

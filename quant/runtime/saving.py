@@ -21,7 +21,7 @@ _CHUNK = 1 << 26
 
 def save_quantized(
     model: nn.Module,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     prefix: str = "",
     metadata: dict[str, str] | None = None,
@@ -71,7 +71,7 @@ def _renamed(tensors: dict[str, torch.Tensor], table: KeyMap) -> Iterator[tuple[
 
 def write_tensors(
     tensors: Iterable[tuple[str, torch.Tensor]],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     metadata: dict[str, str] | None = None,
     quant_metadata: bool = False,
 ) -> Path:

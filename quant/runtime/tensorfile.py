@@ -49,7 +49,7 @@ class TensorFile:
     context manager or `close` it.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, str] = {}
