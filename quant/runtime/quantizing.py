@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from .layerformat import INT8_FORMATS, as_parameter
 
 if TYPE_CHECKING:
     from ..algorithms import LayerStats, QuantizeOptions
+    from ..calibration import CalibrationData
+
+    Calibration = str | os.PathLike[str] | CalibrationData | Mapping[str, LayerStats] | None
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def quantize_model(
     layout: str = "TensorWiseINT8Layout",
     *,
     skip: Skip = None,
-    calibration: Any = None,
+    calibration: "Calibration" = None,
     rotation: int | str = "auto",
     scaling: str = "row",
     block_size: int = 128,
@@ -145,7 +148,7 @@ def _reason(name: str, module: nn.Linear, refuse: Callable, owners: dict[int, st
     return None
 
 
-def _statistics(calibration: Any, names: list[str]) -> "Callable[[str], LayerStats | None] | None":
+def _statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str], LayerStats | None] | None":
     if calibration is None:
         return None
     if isinstance(calibration, Mapping):
