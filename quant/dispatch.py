@@ -12,7 +12,7 @@ from .layout import QuantizedLayout
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[Any, tuple, dict], Any]
+Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 _LAYOUT_OPS: dict[tuple[Any, str], Handler] = {}
 _GENERIC_OPS: dict[Any, Handler] = {}

@@ -1,5 +1,7 @@
 """Int8Linear: the fused linear as a module of plain tensors, for those who want no tensor subclass."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,7 +18,14 @@ class Int8Linear(nn.Module):
     pre_quant_scale, bias), so ``load_state_dict`` takes a checkpoint's layer.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         """An empty layer to be filled by ``load_state_dict``; see `from_float` and `from_linear`."""
         super().__init__()
         self.in_features, self.out_features, self.rotation = in_features, out_features, 0
@@ -40,7 +49,9 @@ class Int8Linear(nn.Module):
         return self
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, layout: str = "TensorWiseINT8Layout", **options) -> "Int8Linear":
+    def from_linear(
+        cls, linear: nn.Linear, layout: str = "TensorWiseINT8Layout", **options: Any
+    ) -> "Int8Linear":
         """Quantize `linear` to nearest; options go to the layout (``rotation=256``, ``block_size=128``)."""
         weight = linear.weight
         if not isinstance(weight, QuantizedTensor):
