@@ -130,7 +130,8 @@ def describe(launch) -> str:
 
 def compile_case(target_name: str, case: str) -> list[Resources]:
     """Compile every distinct launch of a case for a target; runs in a worker process."""
-    from convert_to_quant.kernels.triton._launch import Arch, record
+    from convert_to_quant.kernels.triton._arch import Arch
+    from convert_to_quant.kernels.triton._launch import record
 
     family, target, _ = TARGETS[target_name]
     with record(Arch(family, target_name)) as launches:

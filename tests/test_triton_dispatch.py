@@ -16,10 +16,10 @@ from convert_to_quant.kernels import _library
 
 pytest.importorskip("triton")
 
-from convert_to_quant.kernels.triton import _launch, _tuning
+from convert_to_quant.kernels.triton import _arch, _tuning
 
 CUDA = torch.device("cuda", 0)
-ARCH = _launch.Arch("sm90", "Some GPU 80GB")
+ARCH = _arch.Arch("sm90", "Some GPU 80GB")
 
 
 def test_import_loads_no_triton_and_touches_no_device():
@@ -116,14 +116,14 @@ def test_family_of_a_gpu(monkeypatch, version, family):
     found = SimpleNamespace(major=version[0], minor=version[1], name="GPU", multi_processor_count=1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: found)
     monkeypatch.setattr(torch.version, "hip", None)
-    assert _launch._arch_of.__wrapped__(CUDA).family == family
+    assert _arch._arch_of.__wrapped__(CUDA).family == family
 
 
 def test_turing_is_refused_by_name(monkeypatch):
     found = SimpleNamespace(major=7, minor=5, name="GPU")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: found)
     with pytest.raises(_library.Unsupported, match="sm_75"):
-        _launch._arch_of.__wrapped__(CUDA)
+        _arch._arch_of.__wrapped__(CUDA)
 
 
 class Option(NamedTuple):

@@ -5,7 +5,8 @@
     python bench/kernels --device cpu --tiny --out DIR   runs the code, measures nothing
 
 Writes JSON and Markdown to bench/results. Refuses to time an op whose answer is wrong. Columns: "of
-floor" is the least possible time over ours; "x RIVAL" is the rival's time over ours.
+floor" is the least possible time over ours; "x RIVAL" is the rival's time over ours; "host µs" is
+how long the processor is busy with a call (bench/launch measures it without a GPU).
 """
 
 import argparse

@@ -60,13 +60,24 @@ def markdown(machine: dict, rows: list[Row], notes: list[str]) -> str:
     for section in dict.fromkeys(row.section for row in rows):
         part = [row for row in rows if row.section == section]
         names = list(dict.fromkeys(n for row in part for n in row.rivals))
-        head = ["shape", "op", "µs", "spread", "TFLOP/s", "GB/s", "of floor", *(f"x {n}" for n in names)]
+        head = [
+            "shape",
+            "op",
+            "µs",
+            "spread",
+            "host µs",
+            "TFLOP/s",
+            "GB/s",
+            "of floor",
+            *(f"x {n}" for n in names),
+        ]
         lines += [f"## {section}", "", _line(head), _line(["---"] * len(head))]
         for row in part:
             t = row.time
             ratios = [f"{row.rivals[n] / t.median:.2f}" if n in row.rivals else "" for n in names]
             floor = f"{row.floor / t.median:.0%}" if row.floor else ""
             cells = [row.shape, row.name, f"{t.median:.1f}", f"{t.low:.1f} to {t.high:.1f}"]
+            cells.append(f"{t.host:.0f}")
             lines.append(_line([*cells, _number(row.tflops), _number(row.gbs), floor, *ratios]))
         lines.append("")
     return "\n".join([*lines, *(f"- {note}" for note in notes), ""])

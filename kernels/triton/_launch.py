@@ -1,4 +1,4 @@
-"""What every launcher shares: the device's family, one launch as a value, and row views.
+"""One kernel launch as a value, and what its arguments need: row views, tile counts.
 
 A launch is built from the same values whether it runs or is only recorded, so that the
 ahead-of-time tests compile exactly what ships.
@@ -6,31 +6,13 @@ ahead-of-time tests compile exactly what ships.
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from .._library import Unsupported
-
-
-class Arch(NamedTuple):
-    """What a launcher needs to know of a device.
-
-    family: "sm80" (pointer kernels: Ampere, Ada, and consumer Blackwell, whose 99 KiB of shared
-        memory and mma.sync are Ada's), "sm90" or "sm100" (tensor descriptors), "cdna" (64 lanes),
-        "rdna" (32 lanes), "xpu" or "interpreter".
-    name: the device's own name: the key of its tuning cache.
-    """
-
-    family: str
-    name: str
-
-
-_ARCH: ContextVar[Arch | None] = ContextVar("convert_to_quant_arch", default=None)
-_RECORD: ContextVar[list | None] = ContextVar("convert_to_quant_record", default=None)
+from ._arch import _ARCH, Arch
+from ._trace import _RECORD, _TRACE, Launched
 
 
 @dataclass
@@ -59,8 +41,11 @@ class Launch:
         if recorded is not None:
             recorded.append(self)
             return
-        with _on(device):
-            self.kernel[self.grid](**self.args, **self.keywords())
+        with on(device):
+            compiled = self.kernel[self.grid](**self.args, **self.keywords())
+        trace = _TRACE.get()
+        if trace is not None:
+            trace.steps.append(Launched(self, compiled))
 
 
 @contextlib.contextmanager
@@ -75,36 +60,7 @@ def record(arch: Arch) -> Iterator[list[Launch]]:
         _ARCH.reset(tokens[1])
 
 
-def recording() -> bool:
-    """Whether launches are collected and not run."""
-    return _RECORD.get() is not None
-
-
-def arch_of(device: torch.device) -> Arch:
-    """The family of `device`; Unsupported, with the reason, where the kernels do not run."""
-    return _ARCH.get() or _arch_of(device)
-
-
-@lru_cache(maxsize=32)
-def _arch_of(device: torch.device) -> Arch:
-    if device.type == "cpu":
-        return Arch("interpreter", "interpreter")
-    if device.type == "xpu":
-        return Arch("xpu", torch.xpu.get_device_properties(device).name)
-    if device.type != "cuda":
-        raise Unsupported(f"no Triton back end for device type {device.type!r}")
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        cdna = str(getattr(properties, "gcnArchName", "gfx9")).startswith("gfx9")
-        return Arch("cdna" if cdna else "rdna", properties.name)
-    major, minor = properties.major, properties.minor
-    if major < 8:
-        raise Unsupported(f"sm_{major}{minor} has no int8 tensor-core product in Triton (sm_80 is the least)")
-    family = {9: "sm90", 10: "sm100"}.get(major, "sm80")
-    return Arch(family, properties.name)
-
-
-def _on(device: torch.device):
+def on(device: torch.device):
     """Make `device` current for a launch; nothing to do for the interpreter's CPU tensors."""
     if device.type == "cpu" or device.index is None:
         return contextlib.nullcontext()
@@ -118,12 +74,6 @@ def rows_of(x: torch.Tensor) -> torch.Tensor:
     """
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
-def check_group(arch: Arch, rotation: int) -> None:
-    """Unsupported for the one group that does not fit: 1024 spills 400 bytes and more on RDNA."""
-    if arch.family == "rdna" and rotation == 1024:
-        raise Unsupported("a rotation group of 1024 spills registers on RDNA")
 
 
 def cdiv(a: int, b: int) -> int:

@@ -20,13 +20,19 @@ from typing import Any, Protocol, TypeVar
 import torch
 import triton
 
-from ._launch import Arch, recording
+from . import _replay
+from ._arch import Arch
+from ._trace import recording, tracing, unsettled
 
 ROUNDS = 5
 """Timed runs a candidate, each after the L2 cache was overwritten; the median counts."""
 
 FLUSH = 256 << 20
-"""Bytes written before each timed run: more than any L2 (H100: 50 MB, B200: 126 MB)."""
+"""Bytes overwritten at once: more than any L2 (H100: 50 MB, B200: 126 MB)."""
+
+QUEUED = 0.5
+"""Milliseconds of overwriting queued before each timed run: more than the host takes to submit one,
+so that the device's time is measured and not the host's."""
 
 _log = logging.getLogger("convert_to_quant.kernels")
 _lock = threading.RLock()
@@ -72,6 +78,7 @@ def choose(
         found = _remembered(arch, key, candidates)
         if found is None:
             if _capturing(device):
+                unsettled()
                 return candidates[0]
             found = _tune(arch, key, candidates, run, device)
         _chosen[memo] = found
@@ -92,7 +99,7 @@ def _remembered(arch: Arch, key: str, candidates: Sequence[C]) -> C | None:
 
 def _tune(arch: Arch, key: str, candidates: Sequence[C], run, device: torch.device) -> C:
     """Measure all candidates and keep the choice; the first where none could run."""
-    with _lock:
+    with _lock, tracing(None):
         measured = [(t, c) for c in candidates if (t := _measure(c, run, device)) is not None]
         if not measured:
             return candidates[0]
@@ -117,10 +124,11 @@ def cache_path(arch: Arch) -> Path:
 
 
 def forget() -> None:
-    """Drop the choices held in memory; the next call reads the file again."""
+    """Drop the choices held in memory, and the plans made with them; the next call reads the file again."""
     with _lock:
         _tables.clear()
         _chosen.clear()
+    _replay.forget()
 
 
 def _table(arch: Arch) -> dict:
@@ -163,6 +171,16 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def _passes(flush: torch.Tensor, module, device: torch.device) -> int:
+    """How often to overwrite `flush` to keep the device busy for QUEUED milliseconds."""
+    start, stop = module.Event(enable_timing=True), module.Event(enable_timing=True)
+    start.record()
+    flush.zero_()
+    stop.record()
+    module.synchronize(device)
+    return min(32, 1 + int(QUEUED / max(start.elapsed_time(stop), 1e-3)))
+
+
 def _measure(candidate: C, run: Callable[[C], object], device: torch.device) -> float | None:
     """Median microseconds of one run from a cold cache, or None when it cannot run here."""
     module = torch.get_device_module(device)
@@ -173,9 +191,10 @@ def _measure(candidate: C, run: Callable[[C], object], device: torch.device) -> 
     except (triton.runtime.errors.OutOfResources, triton.CompilationError, RuntimeError) as error:
         _log.info("candidate %s left out: %s", candidate.label, error)
         return None
-    times = []
+    passes, times = _passes(flush, module, device), []
     for _ in range(ROUNDS):
-        flush.zero_()
+        for _ in range(passes):
+            flush.zero_()
         start, stop = module.Event(enable_timing=True), module.Event(enable_timing=True)
         start.record()
         run(candidate)

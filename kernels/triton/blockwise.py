@@ -8,8 +8,11 @@ import triton.language as tl
 
 from .._library import Unsupported
 from ..blockwise import _check, _scale_shape
-from ._launch import Launch, arch_of, cdiv, rows_of
+from ._arch import arch_of
+from ._launch import Launch, cdiv, rows_of
+from ._replay import planned
 from ._tiles import activate, magnitude, scale_from_peak, to_int8
+from ._trace import empty
 from ._tuning import bucket, choose
 
 MAX_BLOCK = 16384
@@ -95,8 +98,8 @@ def quantize_blocks(x, block_m: int, block_k: int, activation=None):
     if block_m * block_k > MAX_BLOCK:
         raise Unsupported(f"a block of {block_m} x {block_k} does not fit one program ({MAX_BLOCK} elements)")
     arch = arch_of(x.device)
-    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = torch.empty(_scale_shape(x, block_m, block_k), dtype=torch.float32, device=x.device)
+    q = empty(x.shape, torch.int8, x.device)
+    scale = empty(_scale_shape(x, block_m, block_k), torch.float32, x.device)
     if x.numel() == 0:
         return q, scale
     rows = rows_of(x)
@@ -110,6 +113,7 @@ def quantize_blocks(x, block_m: int, block_k: int, activation=None):
     return q, scale
 
 
+@planned
 def quantize_blockwise(x: torch.Tensor, block_m: int, block_k: int):
     """`kernels.quantize_blockwise` in one launch."""
     _check(x, block_m, block_k)

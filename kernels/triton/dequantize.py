@@ -8,8 +8,11 @@ from .. import _checks
 from ..dequantize import _matrix_of_scales
 from ..rotation import check_rotation
 from ..scales import granularity
-from ._launch import Launch, arch_of, cdiv, rows_of
+from ._arch import arch_of
+from ._launch import Launch, cdiv, rows_of
+from ._replay import planned
 from ._tiles import rotate_tile, tile_columns
+from ._trace import empty
 from .rotation import PIECES, WARPS
 
 
@@ -72,6 +75,7 @@ def launch_dequantize(rows, scales, out, edges: tuple[int, int], rotation: int) 
     return Launch(_dequantize_kernel, grid, args, num_warps=WARPS, num_stages=1)
 
 
+@planned
 def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0) -> torch.Tensor:
     """`kernels.dequantize` in one launch."""
     _checks.int8("q", q)
@@ -80,7 +84,7 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotatio
     if dtype not in _checks.FLOATS:
         raise TypeError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
     arch_of(q.device)
-    out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    out = empty(q.shape, dtype, q.device)
     if q.numel():
         rows = rows_of(q)
         scales = _matrix_of_scales(q, scale)

@@ -9,8 +9,11 @@ from .. import activations
 from ..int8_linear import check_weight
 from ..int8_mm import is_blockwise
 from ..scales import granularity
+from ._arch import arch_of
 from ._gemm import aligned
-from ._launch import arch_of, recording, rows_of
+from ._launch import rows_of
+from ._replay import planned
+from ._trace import empty, library, recording
 from ._tuning import bucket, choose
 from .blockwise import quantize_blocks
 from .dequantize import dequantize
@@ -32,6 +35,7 @@ class FloatLinear(NamedTuple):
     handicap: float = 1.05
 
 
+@planned
 def int8_linear(
     x,
     qweight,
@@ -57,7 +61,7 @@ def int8_linear(
         if input_scale is not None:
             raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
         edges = granularity(n, k, weight_scale)
-    out = torch.empty((m, n), dtype=out_dtype, device=x.device)
+    out = empty((m, n), out_dtype, x.device)
     if not out.numel():
         return out.view(*x.shape[:-1], n)
     is_aligned = k % 16 == 0 and aligned(qweight)
@@ -67,9 +71,10 @@ def int8_linear(
 
     def run(engine):
         if isinstance(engine, FloatLinear):
-            _float_linear(
-                rows, qweight, weight_scale, bias, rotation, out, input_activation, output_activation
-            )
+            library(
+                _float_linear, rows, qweight, weight_scale, bias, rotation, out, input_activation,
+                output_activation,
+            )  # fmt: skip
             return
         if edges:
             q, scale = quantize_blocks(rows, 1, 1 << (edges[1] - 1).bit_length(), input_activation)

@@ -16,9 +16,12 @@ from .. import activations
 from .._library import Unsupported
 from ..int8_mm import _check, is_blockwise
 from ..scales import granularity
+from ._arch import Arch, arch_of
 from ._epilogue import Epilogue, launch_finish
 from ._gemm import TensorDescriptor, TileConfig, aligned, launch_product
-from ._launch import Arch, arch_of, recording, rows_of
+from ._launch import rows_of
+from ._replay import planned
+from ._trace import empty, library
 from ._tuning import bucket, choose
 
 # (largest M, candidates): the first is used where nothing was measured. M < 64 has small tiles,
@@ -179,17 +182,19 @@ def _say_unaligned(k: int) -> None:
 def product(engine: Engine, a, b, out, epilogue: Epilogue, edges=None) -> None:
     """Run one engine: a int8 [M, K], b int8 [N, K] into contiguous out [M, N]."""
     if isinstance(engine, IntMM):
-        if recording():
-            partial = torch.empty(1, *out.shape, dtype=torch.int32, device=a.device)
-        else:
-            partial = torch._int_mm(a.contiguous(), b.t()).unsqueeze(0)
+        partial = empty((1, *out.shape), torch.int32, a.device)
+        library(_int_mm, a, b, partial)
         launch_finish(partial, out, epilogue).submit(a.device)
     elif engine.split_k > 1:
-        partial = torch.empty(engine.split_k, *out.shape, dtype=torch.int32, device=a.device)
+        partial = empty((engine.split_k, *out.shape), torch.int32, a.device)
         launch_product(engine, a, b, partial, epilogue).submit(a.device)
         launch_finish(partial, out, epilogue).submit(a.device)
     else:
         launch_product(engine, a, b, out, epilogue, edges).submit(a.device)
+
+
+def _int_mm(a: torch.Tensor, b: torch.Tensor, partial: torch.Tensor) -> None:
+    torch._int_mm(a.contiguous(), b.t(), out=partial[0])
 
 
 def operands(a_scale, b_scale, bias, activation, rows: int, blockwise: bool) -> Epilogue:
@@ -203,6 +208,7 @@ def operands(a_scale, b_scale, bias, activation, rows: int, blockwise: bool) -> 
     return Epilogue(a_scale, b_scale, bias, activation)
 
 
+@planned
 def int8_mm(
     a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output_activation=None
 ) -> torch.Tensor:
@@ -212,7 +218,7 @@ def int8_mm(
     arch = arch_of(a.device)
     rows = rows_of(a)
     (m, k), n = rows.shape, b.shape[0]
-    out = torch.empty((m, n), dtype=out_dtype, device=a.device)
+    out = empty((m, n), out_dtype, a.device)
     if out.numel():
         edges = granularity(n, k, b_scale) if is_blockwise(b, b_scale) else None
         epilogue = operands(a_scale, b_scale, bias, output_activation, m, edges is not None)

@@ -7,7 +7,10 @@ import triton
 import triton.language as tl
 
 from ..ldlq import _check
-from ._launch import Launch, arch_of, cdiv
+from ._arch import arch_of
+from ._launch import Launch, cdiv
+from ._replay import planned
+from ._trace import empty, library
 from ._tuning import choose
 
 
@@ -98,14 +101,20 @@ def launch_ldlq(config, q, columns, feedback, scale, errors) -> Launch:
     return Launch(_ldlq_kernel, (cdiv(n, config.block_n),), args, num_warps=config.num_warps, num_stages=1)
 
 
+def _transpose(out: torch.Tensor, w: torch.Tensor) -> None:
+    out.copy_(w.t())
+
+
+@planned
 def ldlq_(q: torch.Tensor, w: torch.Tensor, feedback: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`kernels.ldlq_`: a transposed copy of the block, then one launch. No host synchronisation."""
     _check(q, w, feedback, scale)
     arch = arch_of(w.device)
-    errors = torch.empty(w.shape, dtype=torch.float32, device=w.device)
+    errors = empty(w.shape, torch.float32, w.device)
     n, b = w.shape
     if n:
-        columns = w.t().contiguous()
+        columns = empty((b, n), torch.float32, w.device)
+        library(_transpose, columns, w)
         scales = scale.float().reshape(-1)
 
         def run(config):

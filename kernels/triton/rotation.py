@@ -6,8 +6,11 @@ import triton.language as tl
 
 from .. import _checks
 from ..rotation import check_rotation
-from ._launch import Launch, arch_of, cdiv, rows_of
+from ._arch import arch_of
+from ._launch import Launch, cdiv, rows_of
+from ._replay import planned
 from ._tiles import high_part, rotate_tile, tile_columns
+from ._trace import empty
 
 WARPS = 4
 PIECES = 16
@@ -69,13 +72,14 @@ def launch_rotate(rows: torch.Tensor, out: torch.Tensor, rotation: int, planes: 
     return Launch(_rotate_kernel, grid, args, num_warps=WARPS, num_stages=1)
 
 
+@planned
 def rotate(x: torch.Tensor, group: int) -> torch.Tensor:
     """`kernels.rotate` in one launch."""
     _checks.floating("x", x)
     _checks.has_rows("x", x)
     check_rotation(x.shape[-1], group)
     arch_of(x.device)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = empty(x.shape, x.dtype, x.device)
     if x.numel():
         launch_rotate(rows_of(x), out, group).submit(x.device)
     return out

@@ -7,7 +7,9 @@ import triton
 import triton.language as tl
 
 from ..rowwise import _check
-from ._launch import Launch, arch_of, cdiv, check_group, rows_of
+from ._arch import arch_of, check_group
+from ._launch import Launch, cdiv, rows_of
+from ._replay import planned
 from ._tiles import (
     activate,
     magnitude,
@@ -17,6 +19,7 @@ from ._tiles import (
     to_int8,
     to_int8_saturated,
 )
+from ._trace import empty
 from ._tuning import bucket, choose
 
 DYNAMIC, GIVEN, PEAK = 0, 1, 2
@@ -160,8 +163,8 @@ def quantize_rows(x, rotation=0, given=None, activation=None):
     """(q like x, scale [.., 1]) of checked arguments, with `activation` folded into the load."""
     arch = arch_of(x.device)
     check_group(arch, rotation)
-    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    q = empty(x.shape, torch.int8, x.device)
+    scale = empty((*x.shape[:-1], 1), torch.float32, x.device)
     if x.numel() == 0:
         return q, scale
     rows = rows_of(x)
@@ -180,6 +183,7 @@ def quantize_rows(x, rotation=0, given=None, activation=None):
     return q, scale
 
 
+@planned
 def quantize_rowwise(x: torch.Tensor, rotation: int = 0, scale: torch.Tensor | None = None):
     """`kernels.quantize_rowwise` in one launch."""
     _check(x, rotation, scale)

@@ -16,9 +16,12 @@ from .._library import Unsupported
 from ..int8_linear import check_weight
 from ..int8_mm import is_blockwise
 from ..scales import granularity
+from ._arch import arch_of
 from ._epilogue import Epilogue, finish, launch_finish
 from ._gemm import aligned
-from ._launch import Launch, arch_of, cdiv, rows_of
+from ._launch import Launch, cdiv, rows_of
+from ._replay import planned
+from ._trace import empty
 from ._tuning import bucket, choose
 from .int8_mm import MAX_WORKSPACE
 from .rotation import launch_rotate
@@ -179,7 +182,7 @@ def _planes(x: torch.Tensor, rotation: int) -> torch.Tensor:
     if rotation == 0 and x.dtype != torch.float32:
         return x.unsqueeze(0)
     parts = 3 if x.dtype == torch.float32 else 2
-    planes = torch.empty((parts, *x.shape), dtype=torch.bfloat16, device=x.device)
+    planes = empty((parts, *x.shape), torch.bfloat16, x.device)
     launch_rotate(x, planes, rotation, parts).submit(x.device)
     return planes
 
@@ -204,6 +207,7 @@ def _candidates(arch, planes: torch.Tensor, w: torch.Tensor, edges):
     return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
 
 
+@planned
 def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> torch.Tensor:
     """`kernels.int8_weight_only_linear`: one launch, one more to rotate, one more with split-K."""
     check_weight(x, qweight, weight_scale, bias, rotation)
@@ -211,7 +215,7 @@ def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> 
     n, k = qweight.shape
     rows = rows_of(x)
     m = rows.shape[0]
-    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    out = empty((m, n), x.dtype, x.device)
     if not out.numel():
         return out.view(*x.shape[:-1], n)
     edges = granularity(n, k, weight_scale) if is_blockwise(qweight, weight_scale) else None
@@ -221,7 +225,7 @@ def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> 
 
     def run(config):
         if config.split_k > 1:
-            partial = torch.empty((config.split_k, m, n), dtype=torch.float32, device=x.device)
+            partial = empty((config.split_k, m, n), torch.float32, x.device)
             launch_weight_only(config, planes, qweight, partial, epilogue).submit(x.device)
             launch_finish(partial, out, epilogue).submit(x.device)
         else:

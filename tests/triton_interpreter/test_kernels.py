@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from triton_cases import CASES
+from triton_cases import CASES, same
 
 from convert_to_quant.kernels.triton import _gemm
 from convert_to_quant.kernels.triton import int8_mm as mm
@@ -16,10 +16,39 @@ MODULES = {
     "dequantize": "dequantize", "rotate": "rotation", "int8_mm": "int8_mm", "int8_linear": "int8_linear",
     "int8_weight_only_linear": "weight_only", "ldlq_": "ldlq",
 }  # fmt: skip
-OPS = SimpleNamespace(**{
+PLAIN = {
     name: getattr(importlib.import_module(f"convert_to_quant.kernels.triton.{module}"), name)
     for name, module in MODULES.items()
-})  # fmt: skip
+}  # fmt: skip
+
+
+def twice(launcher):
+    """The launcher, called a second time on copies of its arguments: the replay must give the same bits."""
+
+    def call(*args, **kwargs):
+        copies = [copy(a) for a in args]
+        first = launcher(*args, **kwargs)
+        again = launcher(*copies, **{k: copy(v) for k, v in kwargs.items()})
+        for got, want in zip(tensors(again), tensors(first), strict=True):
+            same(got, want)
+        for got, want in zip(tensors(copies), tensors(args), strict=True):  # what is written in place
+            assert torch.equal(got, want) or got.isnan().any()
+        return first
+
+    return call
+
+
+def tensors(values) -> list[torch.Tensor]:
+    return [v for v in (values if isinstance(values, (tuple, list)) else (values,)) if torch.is_tensor(v)]
+
+
+def copy(value):
+    if not torch.is_tensor(value):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).copy_(value)
+
+
+OPS = SimpleNamespace(**{name: twice(launcher) for name, launcher in PLAIN.items()})
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

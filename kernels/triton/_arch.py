@@ -1,0 +1,55 @@
+"""The family of a device: which tables and switches of the kernels are its own."""
+
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from .._library import Unsupported
+
+
+class Arch(NamedTuple):
+    """What a launcher needs to know of a device.
+
+    family: "sm80" (pointer kernels: Ampere, Ada, and consumer Blackwell, whose 99 KiB of shared
+        memory and mma.sync are Ada's), "sm90" or "sm100" (tensor descriptors), "cdna" (64 lanes),
+        "rdna" (32 lanes), "xpu" or "interpreter".
+    name: the device's own name: the key of its tuning cache.
+    """
+
+    family: str
+    name: str
+
+
+_ARCH: ContextVar[Arch | None] = ContextVar("convert_to_quant_arch", default=None)
+
+
+def arch_of(device: torch.device) -> Arch:
+    """The family of `device`; Unsupported, with the reason, where the kernels do not run."""
+    return _ARCH.get() or _arch_of(device)
+
+
+@lru_cache(maxsize=32)
+def _arch_of(device: torch.device) -> Arch:
+    if device.type == "cpu":
+        return Arch("interpreter", "interpreter")
+    if device.type == "xpu":
+        return Arch("xpu", torch.xpu.get_device_properties(device).name)
+    if device.type != "cuda":
+        raise Unsupported(f"no Triton back end for device type {device.type!r}")
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        cdna = str(getattr(properties, "gcnArchName", "gfx9")).startswith("gfx9")
+        return Arch("cdna" if cdna else "rdna", properties.name)
+    major, minor = properties.major, properties.minor
+    if major < 8:
+        raise Unsupported(f"sm_{major}{minor} has no int8 tensor-core product in Triton (sm_80 is the least)")
+    family = {9: "sm90", 10: "sm100"}.get(major, "sm80")
+    return Arch(family, properties.name)
+
+
+def check_group(arch: Arch, rotation: int) -> None:
+    """Unsupported for the one group that does not fit: 1024 spills 400 bytes and more on RDNA."""
+    if arch.family == "rdna" and rotation == 1024:
+        raise Unsupported("a rotation group of 1024 spills registers on RDNA")

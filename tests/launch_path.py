@@ -1,0 +1,105 @@
+"""Run by tests/test_replay.py in a process of its own, whose CUDA driver is the stub of bench/launch.
+
+Prints one line a call: its title, how many kernels it launched, and whether its replay made the
+same launches: same kernels, grids and arguments, addresses of results and scratch memory apart.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench" / "launch"))
+
+import stub
+import torch
+from triton.backends.nvidia.driver import CudaLauncher
+from triton.runtime.driver import driver
+
+from convert_to_quant.kernels.triton import _replay, rotation
+
+LOG: list[tuple] = []
+
+
+class Logged(CudaLauncher):
+    """Triton's launcher, with a note of every launch."""
+
+    def __init__(self, source, metadata):
+        super().__init__(source, metadata)
+        self.kernel = source.fn.__name__
+        self.types = list(source.signature.values())
+
+    def __call__(self, x, y, z, stream, function, metadata, note, enter, leave, *args):
+        super().__call__(x, y, z, stream, function, metadata, note, enter, leave, *args)
+        values = [shown(t, a) for t, a in zip(self.types, args, strict=True) if t != "constexpr"]
+        LOG.append((self.kernel, (x, y, z), metadata, values))
+
+
+def shown(kind: str, value):
+    """A kernel's argument as a plain value; addresses are marked."""
+    if kind.startswith("*"):
+        return "address", value if isinstance(value, int) else value.data_ptr()
+    if kind.startswith("tensordesc"):
+        lists = {k: list(v) for k, v in vars(value).items() if isinstance(v, (list, tuple))}
+        return "address", value.base.data_ptr(), lists
+    return value
+
+
+def launches(call, inputs) -> list[tuple]:
+    """The launches of a call, with addresses replaced by what they point to."""
+    LOG.clear()
+    call()
+    names = {t.data_ptr(): f"argument {i}" for i, t in enumerate(inputs)}
+
+    def named(value):
+        if isinstance(value, tuple) and value[0] == "address":
+            if value[1] not in names:
+                assert value[1] % 16 == 0
+                names[value[1]] = f"memory {len(names)}"
+            return (names[value[1]], *value[2:])
+        return value
+
+    return [(kernel, grid, metadata, [named(v) for v in values]) for kernel, grid, metadata, values in LOG]
+
+
+def limits_are_enforced() -> None:
+    """The stub refuses a grid and a tensor map that a device would refuse: it is able to fail."""
+    x = torch.zeros(4, 256)
+    launch = rotation.launch_rotate(x, torch.empty_like(x), 16)
+    launch.grid = (1, 65536)
+    for wrong in (
+        lambda: launch.submit(x.device),
+        lambda: tensor_map(address=8),
+        lambda: tensor_map(box=512),
+    ):
+        try:
+            wrong()
+        except (RuntimeError, ValueError):
+            continue
+        raise AssertionError("the stub driver let a wrong launch pass")
+
+
+def tensor_map(address: int = 16, box: int = 128) -> None:
+    driver.active.utils.fill_tma_descriptor_tiled(address, 3, 1, 0, [64, box], [64, 512], [512, 1], 0)
+
+
+def main(family: str) -> None:
+    counter = stub.install(family)
+    driver.active.launcher_cls = Logged
+    tensor_map()
+    limits_are_enforced()
+    for m in (1, 70, 300):
+        for dtype in (torch.bfloat16, torch.float32):
+            for title, (op, args) in stub.calls(m, 384, 512, dtype).items():
+                launcher = stub.launcher(op)
+                inputs = [a for a in args if torch.is_tensor(a)]
+                before = counter.stub_launches()
+                first = launches(lambda f=launcher, a=args: f(*a), inputs)
+                again = launches(lambda f=launcher, a=args: f(*a), inputs)
+                assert counter.stub_launches() - before == len(first) + len(again)
+                plan = _replay._plans[_replay._key(launcher.__wrapped__, args)]
+                kinds = {type(s).__name__ for s in plan._steps} - {"_CalledStep"}
+                same = "the same" if first == again and kinds == {"_CompiledStep"} else f"{first}\n{again}"
+                print(f"{title} | {m} {dtype} | {len(first)} launches | {same}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

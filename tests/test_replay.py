@@ -1,0 +1,38 @@
+"""Launches replayed without being found again: the same ones, through Triton's real launcher.
+
+The bits they give are the interpreter's tests' matter (tests/triton_interpreter).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.backends.nvidia")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("family", ["sm80", "sm90"])
+def test_replays_make_the_launches_of_the_first_call(family):
+    command = [sys.executable, "tests/launch_path.py", family]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    if "NoCompiler" in done.stderr:
+        pytest.skip("no C compiler to build the stub driver with")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split(" | ") for line in done.stdout.splitlines()]
+    assert len(lines) == 72
+    assert [line for line in lines if line[-1] != "the same"] == []
+    counts = {line[0]: line[2] for line in lines if line[1] == "300 torch.bfloat16"}
+    assert counts["int8_linear, rotation 256"] == "2 launches"
+    assert counts["quantize_rowwise, rotation 256"] == "1 launches"
+
+
+def test_the_bench_of_host_time_runs():
+    command = [sys.executable, "bench/launch", "--rounds", "1", "--repeats", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    if "no C compiler" in done.stderr:
+        pytest.skip("no C compiler to build the stub driver with")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| int8_linear, rotation 256 |" in done.stdout
