@@ -20,6 +20,7 @@ TARGETS = {
     "sm_89": ("sm80", GPUTarget("cuda", 89, 32), 99),
     "sm_90": ("sm90", GPUTarget("cuda", 90, 32), 227),
     "sm_100": ("sm100", GPUTarget("cuda", 100, 32), 227),
+    "sm_120": ("sm80", GPUTarget("cuda", 120, 32), 99),
     "gfx942": ("cdna", GPUTarget("hip", "gfx942", 64), 64),
     "gfx1100": ("rdna", GPUTarget("hip", "gfx1100", 32), 64),
 }
@@ -228,7 +229,7 @@ def cases() -> dict:
     }
 
 
-FULL = ("sm_80", "sm_90", "sm_100")
+FULL = ("sm_80", "sm_90", "sm_100", "sm_120")
 """Targets that compile every case; the others leave out what differs from these in nothing but the chip."""
 
 BRIEF = (

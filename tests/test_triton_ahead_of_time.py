@@ -20,6 +20,7 @@ WANTED = {
     "sm_89": {"mma s8"},
     "sm_90": {"wgmma s8", "mma s8"},
     "sm_100": {"tcgen05 i8", "mma s8"},
+    "sm_120": {"mma s8"},
     "gfx942": {"mfma i8"},
     "gfx1100": {"wmma i8"},
 }

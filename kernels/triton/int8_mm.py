@@ -30,8 +30,8 @@ POINTERS = (
     (16, (
         TileConfig(16, 64, 256, 4, 3),
         TileConfig(16, 32, 256, 2, 4),
-        TileConfig(16, 64, 256, 4, 3, split_k=4),
-        TileConfig(16, 128, 128, 4, 4, split_k=4),
+        TileConfig(16, 64, 128, 4, 4, split_k=4),
+        TileConfig(16, 128, 256, 8, 3, split_k=4),
     )),
     (64, (
         TileConfig(64, 64, 128, 4, 4),

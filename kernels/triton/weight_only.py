@@ -55,7 +55,7 @@ CONFIGS = (
         WeightOnlyConfig(16, 64, 128, 4, 4, split_k=4),
         WeightOnlyConfig(16, 128, 128, 4, 3, split_k=4),
     )),
-    (None, (WeightOnlyConfig(64, 64, 64, 4, 3), WeightOnlyConfig(32, 64, 64, 4, 3))),
+    (None, (WeightOnlyConfig(64, 64, 64, 4, 3), WeightOnlyConfig(32, 64, 64, 8, 3))),
 )  # fmt: skip
 # RDNA has no room for a second plane beside wider tiles: 48 bytes spill at K = 128.
 RDNA = (
