@@ -1,11 +1,17 @@
 """Run by tests/test_replay.py in a process of its own, whose CUDA driver is the stub of bench/launch.
 
+    python tests/launch_path.py sm90           the calls of bench/launch at a few sizes
+    python tests/launch_path.py sm90 cases     every case of triton_cases, whose answers the twins give
+
 Prints one line a call: its title, how many kernels it launched, and whether its replay made the
 same launches: same kernels, grids and arguments, addresses of results and scratch memory apart.
 """
 
+import contextlib
+import inspect
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench" / "launch"))
 
@@ -13,7 +19,9 @@ import stub
 import torch
 from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime.driver import driver
+from triton_cases import CASES
 
+from convert_to_quant import kernels
 from convert_to_quant.kernels.triton import _replay, rotation
 
 LOG: list[tuple] = []
@@ -81,25 +89,52 @@ def tensor_map(address: int = 16, box: int = 128) -> None:
     driver.active.utils.fill_tma_descriptor_tiled(address, 3, 1, 0, [64, box], [64, 512], [512, 1], 0)
 
 
-def main(family: str) -> None:
-    counter = stub.install(family)
-    driver.active.launcher_cls = Logged
-    tensor_map()
-    limits_are_enforced()
+def report(title: str, op: str, args: tuple) -> None:
+    """Call a launcher twice and print its line."""
+    launcher = stub.launcher(op)
+    inputs = [a for a in args if torch.is_tensor(a)]
+    before = COUNTER.stub_launches()
+    first = launches(lambda: launcher(*args), inputs)
+    again = launches(lambda: launcher(*args), inputs)
+    assert COUNTER.stub_launches() - before == len(first) + len(again)
+    same = "the same" if first == again else f"{first}\n{again}"
+    print(f"{title} | {len(first)} launches | {same}")
+
+
+def standard() -> None:
+    """The calls of bench/launch: each of them is replayed by addresses."""
     for m in (1, 70, 300):
         for dtype in (torch.bfloat16, torch.float32):
             for title, (op, args) in stub.calls(m, 384, 512, dtype).items():
-                launcher = stub.launcher(op)
-                inputs = [a for a in args if torch.is_tensor(a)]
-                before = counter.stub_launches()
-                first = launches(lambda f=launcher, a=args: f(*a), inputs)
-                again = launches(lambda f=launcher, a=args: f(*a), inputs)
-                assert counter.stub_launches() - before == len(first) + len(again)
-                plan = _replay._plans[_replay._key(launcher.__wrapped__, args)]
-                kinds = {type(s).__name__ for s in plan._steps} - {"_CalledStep"}
-                same = "the same" if first == again and kinds == {"_CompiledStep"} else f"{first}\n{again}"
-                print(f"{title} | {m} {dtype} | {len(first)} launches | {same}")
+                report(f"{title} | {m} {dtype}", op, args)
+                plan = _replay._plans[_replay._key(stub.launcher(op).__wrapped__, args)]
+                assert {type(s).__name__ for s in plan._steps} - {"_CalledStep"} == {"_CompiledStep"}
+
+
+def cases() -> None:
+    """Every odd shape, stride and dtype that the interpreter checks, compiled and launched."""
+
+    def counted(op: str):
+        signature = inspect.signature(stub.launcher(op))
+
+        def call(*args, **kwargs):
+            copies = [a.clone() if torch.is_tensor(a) and a.is_contiguous() else a for a in args]
+            bound = signature.bind(*copies, **kwargs)
+            bound.apply_defaults()
+            with contextlib.suppress(ValueError, TypeError):  # the twin raises them again
+                report(f"{op} | {case.name}", op, bound.args)
+            return getattr(kernels, op)(*args, **kwargs)
+
+        return call
+
+    ops = SimpleNamespace(**{op: counted(op) for op in stub.LAUNCHERS})
+    for case in CASES:
+        case.check(ops, lambda x: x)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    COUNTER = stub.install(sys.argv[1])
+    driver.active.launcher_cls = Logged
+    tensor_map()
+    limits_are_enforced()
+    cases() if "cases" in sys.argv else standard()
