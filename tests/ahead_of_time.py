@@ -182,6 +182,10 @@ def cases() -> dict:
         w, scale = _meta(12288, k, dtype=i8), _meta(12288, 1, dtype=f32)
         weight_only.int8_weight_only_linear(_meta(m, k, dtype=dtype), w, scale, _meta(12288), rotation)
 
+    def w8a16_gelu(m, rotation):
+        out, scale = _meta(m, 12288), _meta(12288, 1, dtype=f32)
+        weight_only.multiply(_meta(m, 3072), _meta(12288, 3072, dtype=i8), scale, None, rotation, out, "gelu")
+
     def w8a16_blocks():
         w, scale = _meta(12288, 3072, dtype=i8), _meta(96, 24, dtype=f32)
         weight_only.int8_weight_only_linear(_meta(1, 3072), w, scale)
@@ -226,6 +230,8 @@ def cases() -> dict:
         "weight_only 16 float32": lambda: w8a16(16, 0, f32),
         "weight_only 16 unaligned": lambda: w8a16(16, 0, torch.bfloat16, 3070),
         "weight_only blocks": w8a16_blocks,
+        "weight_only 16 gelu": lambda: w8a16_gelu(16, 0),
+        "weight_only 16 rotated gelu": lambda: w8a16_gelu(16, 256),
     }
 
 

@@ -52,7 +52,7 @@ CONFIGS = (
     (16, (
         WeightOnlyConfig(16, 64, 128, 4, 4),
         WeightOnlyConfig(16, 32, 256, 4, 3),
-        WeightOnlyConfig(16, 64, 128, 4, 4, split_k=4),
+        WeightOnlyConfig(16, 64, 128, 8, 4, split_k=4),
         WeightOnlyConfig(16, 128, 128, 4, 3, split_k=4),
     )),
     (None, (WeightOnlyConfig(64, 64, 64, 4, 3), WeightOnlyConfig(32, 64, 64, 8, 3))),
@@ -207,31 +207,35 @@ def _candidates(arch, planes: torch.Tensor, w: torch.Tensor, edges):
     return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
 
 
-@planned
-def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> torch.Tensor:
-    """`kernels.int8_weight_only_linear`: one launch, one more to rotate, one more with split-K."""
-    check_weight(x, qweight, weight_scale, bias, rotation)
-    arch = arch_of(x.device)
-    n, k = qweight.shape
-    rows = rows_of(x)
-    m = rows.shape[0]
-    out = empty((m, n), x.dtype, x.device)
-    if not out.numel():
-        return out.view(*x.shape[:-1], n)
+def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=None) -> None:
+    """rows [M, K] times the weight, with `activation` in the epilogue, into contiguous out [M, N]."""
+    arch = arch_of(rows.device)
+    (n, k), m = qweight.shape, rows.shape[0]
     edges = granularity(n, k, weight_scale) if is_blockwise(qweight, weight_scale) else None
     b_scale = weight_scale.float().contiguous() if edges else weight_scale.float().reshape(-1)
-    epilogue = Epilogue(None, b_scale, None if bias is None else bias.contiguous(), None)
+    epilogue = Epilogue(None, b_scale, None if bias is None else bias.contiguous(), activation)
     planes = _planes(rows, rotation)
 
     def run(config):
         if config.split_k > 1:
-            partial = empty((config.split_k, m, n), torch.float32, x.device)
-            launch_weight_only(config, planes, qweight, partial, epilogue).submit(x.device)
-            launch_finish(partial, out, epilogue).submit(x.device)
+            partial = empty((config.split_k, m, n), torch.float32, rows.device)
+            launch_weight_only(config, planes, qweight, partial, epilogue).submit(rows.device)
+            launch_finish(partial, out, epilogue).submit(rows.device)
         else:
-            launch_weight_only(config, planes, qweight, out, epilogue, edges).submit(x.device)
+            launch_weight_only(config, planes, qweight, out, epilogue, edges).submit(rows.device)
 
     kind = f"x{planes.shape[0]} {'blocks' if edges else 'rows'}"
-    key = f"weight_only m{bucket(m)} n{n} k{k} {planes.dtype} {kind}"
-    run(choose(arch, key, _candidates(arch, planes, qweight, edges), run, x.device))
+    key = f"weight_only m{bucket(m)} n{n} k{k} {planes.dtype} {kind} {activation}"
+    run(choose(arch, key, _candidates(arch, planes, qweight, edges), run, rows.device))
+
+
+@planned
+def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> torch.Tensor:
+    """`kernels.int8_weight_only_linear`: one launch, one more to rotate, one more with split-K."""
+    check_weight(x, qweight, weight_scale, bias, rotation)
+    arch_of(x.device)
+    rows, n = rows_of(x), qweight.shape[0]
+    out = empty((rows.shape[0], n), x.dtype, x.device)
+    if out.numel():
+        multiply(rows, qweight, weight_scale, bias, rotation, out)
     return out.view(*x.shape[:-1], n)

@@ -94,6 +94,25 @@ def test_library_product_with_our_epilogue(place):
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("rotation", [0, 64])
+def test_weight_only_engine(rotation, split, place, monkeypatch):
+    """What `int8_linear` may choose for few rows: the float product, with bias and activation after it."""
+    import torch.nn.functional as F
+
+    from convert_to_quant import kernels
+
+    if split:
+        monkeypatch.setattr(wo, "INTERPRETER", wo.INTERPRETER[1:])
+    x, bias = torch.randn(6, 256).bfloat16(), torch.randn(72)
+    q, scale = kernels.quantize_rowwise(torch.randn(72, 256), rotation)
+    out = place(torch.zeros(6, 72, dtype=torch.bfloat16))
+    wo.multiply(place(x), place(q), place(scale), place(bias), rotation, out, "gelu_tanh")
+    weight = kernels.dequantize(q, scale, torch.float32, rotation).double()
+    exact = F.gelu(F.linear(x.double(), weight, bias.double()), approximate="tanh")
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["rows", "tensor", "blocks"])
 def test_float_engine(kind, monkeypatch):
     """The engine chosen where int8 cannot win gives the float linear of the dequantized weight."""
