@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .edit_plan import Change, build_edit_plan
+from .dtypes import torch_dtype
+from .edit_plan import Change, EditPlan, build_edit_plan
 from .edit_settings import EditSettings
 from .output_path import model_stem, usable_output
 from .plan import Plan, Step
 from .progress import Progress, Silent
-from .repair import Problem
+from .repair import Examined, Problem
 from .verify_layers import stored_file
 from .writer import OutputFile
 
@@ -64,7 +65,7 @@ def edit(settings: EditSettings, progress: Progress | None = None) -> EditReport
         output = edited_path(checkpoint, settings)
         size = 0
         if not settings.dry_run:
-            _write(checkpoint, decided.plan, output, progress or Silent())
+            _write(checkpoint, decided, output, progress or Silent())
             size = output.stat().st_size
         return EditReport(
             input=str(checkpoint.path),
@@ -87,7 +88,8 @@ def edited_path(checkpoint: Checkpoint, settings: EditSettings) -> Path:
     return usable_output(Path(settings.output_file) if settings.output_file else beside, checkpoint)
 
 
-def _write(checkpoint: Checkpoint, plan: Plan, output: Path, progress: Progress) -> None:
+def _write(checkpoint: Checkpoint, decided: EditPlan, output: Path, progress: Progress) -> None:
+    plan = decided.plan
     file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan))
     try:
         pending = [s for s in plan if s.outputs and s.outputs[0].name not in file.finished]
@@ -95,7 +97,10 @@ def _write(checkpoint: Checkpoint, plan: Plan, output: Path, progress: Progress)
         progress.start(total, total - sum(s.output_bytes for s in pending))
         try:
             for step in pending:
-                _perform(checkpoint, step, file)
+                if step.action == "dequantize":
+                    _dequantize(checkpoint, step, decided.examined[step.layer_name], file)
+                else:
+                    _perform(checkpoint, step, file)
                 file.mark(step.outputs[0].name, None)
                 progress.advance(step.layer_name, step.output_bytes)
         finally:
@@ -119,8 +124,25 @@ def _perform(checkpoint: Checkpoint, step: Step, file: OutputFile) -> None:
         file.write(output.name, values.reshape(-1).view(torch.uint8).numpy().data)
 
 
+_PIECE = 1 << 20
+"""Elements made float at once: few enough to stay in the cache, enough for a thread each."""
+
+
+def _dequantize(checkpoint: Checkpoint, step: Step, examined: Examined, file: OutputFile) -> None:
+    """Write a layer's float values, in pieces of rows."""
+    import torch
+
+    from .verify_quality import Quantized
+
+    output, layer = step.outputs[0], Quantized.of(checkpoint, examined)
+    width = output.nbytes // output.shape[0]
+    for start, stop in layer.pieces(_PIECE):
+        rows = layer.floats(layer.integers(start, stop), start).to(torch_dtype(output.dtype))
+        file.write_part(output.name, start * width, rows.reshape(-1).view(torch.uint8).numpy().data)
+
+
 def _job(checkpoint: Checkpoint, plan: Plan) -> str:
     """What must be equal for an interrupted edit to be gone on with."""
     files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in checkpoint.files for s in (f.stat(),)]
-    steps = [(s.name, s.action, s.data.hex(), [o.name for o in s.outputs]) for s in plan]
+    steps = [(s.name, s.action, s.data.hex(), [(o.name, o.dtype) for o in s.outputs]) for s in plan]
     return json.dumps(["edit", files, steps])

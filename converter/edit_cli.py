@@ -10,8 +10,9 @@ from .edit_settings import EditSettings, parse_add, parse_remove
 
 _DESCRIPTION = """\
 Edit a quantized safetensors file: remove tensors, remove or set keys of the layers' comfy_quant,
-and put right what ComfyUI refuses or misreads (missing or nested comfy_quant, wrong format labels,
-scales under old names or of a wrong shape or dtype, NUL padding, a header that names other layers).
+make single layers float again, and put right what ComfyUI refuses or misreads (missing or nested
+comfy_quant, wrong format labels, scales under old names or of a wrong shape or dtype, NUL padding,
+a header that names other layers).
 The input is not touched; every change is listed."""
 
 _SHOWN = 12
@@ -56,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
         help="keys change only in layers whose name this regular expression is found in",
     )
     p.add_argument(
+        "--dequantize",
+        metavar="RE",
+        help="make the layers BF16 again (F16 in a file of F16) whose name this is found in: embed_tokens",
+    )
+    p.add_argument(
         "--save-quant-metadata",
         "--save_quant_metadata",
         action="store_true",
@@ -81,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
         remove_keys=tuple(args.remove_keys),
         add_keys=args.add_keys,
         quant_filter=args.quant_filter,
+        dequantize=args.dequantize,
         save_quant_metadata=args.save_quant_metadata,
         dry_run=args.dry_run,
     )

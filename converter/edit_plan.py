@@ -21,7 +21,10 @@ _STYLES = ((", ", ": "), (",", ":"))
 
 @dataclass(frozen=True)
 class Change:
-    """One thing an edit does. kind: "repair", "remove key", "add key", "remove tensor" or "header"."""
+    """One thing an edit does.
+
+    kind: "repair", "remove key", "add key", "remove tensor", "dequantize" or "header".
+    """
 
     kind: str
     where: str
@@ -30,12 +33,16 @@ class Change:
 
 @dataclass
 class EditPlan:
-    """The steps, what they change, and what stays wrong (`left`), with `warnings` for people."""
+    """The steps, what they change, and what stays wrong (`left`), with `warnings` for people.
+
+    examined: the layers as they are read, for the steps that make them float again.
+    """
 
     plan: Plan
     changes: list[Change]
     left: list[Problem]
     warnings: list[str]
+    examined: Mapping[str, Examined]
 
 
 def build_edit_plan(stored: StoredFile, settings: EditSettings) -> EditPlan:
@@ -44,8 +51,9 @@ def build_edit_plan(stored: StoredFile, settings: EditSettings) -> EditPlan:
     examined, problems = examine_file(stored)
     work = _Work(stored, settings, examined)
     work.remove_tensors()
+    work.dequantize()
     work.edit_configs()
-    gone = work.dropped
+    gone = work.dropped | {f"{n}.weight" for n in work.floats}
     alive = [p for p in problems if not (p.where in gone or f"{p.where}.weight" in gone)]
     work.changes[:0] = [Change("repair", p.where, f"{p.text}: {p.fix}") for p in alive if p.fix]
     work.warn_of_rotation()
@@ -58,17 +66,19 @@ def build_edit_plan(stored: StoredFile, settings: EditSettings) -> EditPlan:
     ]
     if not any(s.outputs for s in steps):
         raise ConversionError("--remove-keys: no tensor would be left")
-    return EditPlan(Plan(steps, metadata), work.changes, left, work.warnings)
+    return EditPlan(Plan(steps, metadata), work.changes, left, work.warnings, examined)
 
 
 @dataclass
 class _Work:
-    """An edit while it is decided: configs by layer, tensors that go, changes to report."""
+    """An edit while it is decided: configs by layer, tensors that go, layers that become floats (and in
+    what dtype), changes to report."""
 
     stored: StoredFile
     settings: EditSettings
     examined: Mapping[str, Examined]
     dropped: set[str] = field(default_factory=set)
+    floats: dict[str, str] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)
@@ -100,6 +110,27 @@ class _Work:
                     f"--remove-keys {min(needed)}: {name} is {layer.weight.dtype} and cannot be read without "
                     f"it; remove {layer.weight.name} instead, or nothing of this layer"
                 )
+
+    def dequantize(self) -> None:
+        """Make the layers float that the settings select; what belongs to their integers goes."""
+        if self.settings.dequantize is None:
+            return
+        dtype = _float_dtype(self.stored)
+        alive = [n for n, e in self.examined.items() if e.layer.weight.name not in self.dropped]
+        for name in sorted(compile_filter(self.settings.dequantize, alive, "--dequantize"), key=alive.index):
+            examined = self.examined[name]
+            if examined.format() is None and not examined.layer.float8:
+                why = next((p.text for p in examined.problems), f"it is {examined.layer.weight.dtype}")
+                raise ConversionError(f"--dequantize: {name} cannot be read as its file describes it: {why}")
+            if examined.rotation_unknown:
+                self.warnings.append(
+                    f"{name}: nothing in the file says whether it is rotated; read as not rotated"
+                )
+            self.floats[name] = dtype
+            self.configs.pop(name, None)
+            self.dropped |= {t.name for t in examined.layer.companions()}
+            what = f"{examined.layer.weight.dtype} -> {dtype}"
+            self.changes.append(Change("dequantize", name, what))
 
     def edit_configs(self) -> None:
         """Remove and set keys in the layers that the filter selects."""
@@ -189,6 +220,9 @@ class _Work:
             layer = info.name.removesuffix(".weight")
             if info.name in self.dropped or info.name in self.strays:
                 yield Step(info, "drop", "removed")
+            elif info.name.endswith(".weight") and layer in self.floats:
+                output = OutputTensor(info.name, self.floats[layer], info.shape)
+                yield Step(info, "dequantize", "float again", (output,))
             elif info.name in roles:
                 yield roles[info.name]
             else:
@@ -237,6 +271,15 @@ class _Work:
             self.changes.append(Change("header", METADATA_KEY, f"lists {len(names)} layers"))
         metadata[METADATA_KEY] = _restyled(metadata.get(METADATA_KEY, "").encode(), header).decode()
         return metadata
+
+
+def _float_dtype(stored: StoredFile) -> str:
+    """F16 where more of the file's other elements are F16 than BF16; else BF16."""
+    count = {"F16": 0, "BF16": 0}
+    for info in stored.checkpoint.tensors.values():
+        if info.dtype in count:
+            count[info.dtype] += info.numel
+    return "F16" if count["F16"] > count["BF16"] else "BF16"
 
 
 def _may_rotate(examined: Examined) -> bool:

@@ -16,8 +16,9 @@ class EditSettings:
 
     remove_keys: names of tensors, and of keys in the layers' ``comfy_quant``. add_keys: keys to set there.
     quant_filter: a regular expression searched in layer names; keys are removed and set only where it is
-    found. save_quant_metadata: list the layers in the header too (always done when the input has the list).
-    dry_run: say what would be done, and write nothing.
+    found. dequantize: the same for layers that become float weights again. save_quant_metadata: list the
+    layers in the header too (always done when the input has the list). dry_run: say what would be done,
+    and write nothing.
     """
 
     input_file: str
@@ -25,6 +26,7 @@ class EditSettings:
     remove_keys: tuple[str, ...] = ()
     add_keys: Mapping[str, Any] = field(default_factory=dict)
     quant_filter: str | None = None
+    dequantize: str | None = None
     save_quant_metadata: bool = False
     dry_run: bool = False
 
@@ -51,8 +53,8 @@ def parse_add(text: str) -> dict[str, Any]:
     raise ValueError(f'a JSON object is expected, like {{"convrot": true}}, not {text!r}')
 
 
-def compile_filter(pattern: str | None, layers: Iterable[str]) -> set[str]:
-    """The layers a filter selects, all without one.
+def compile_filter(pattern: str | None, layers: Iterable[str], option: str = "--quant-filter") -> set[str]:
+    """The layers that the filter of `option` selects, all without one.
 
     ConversionError for a bad expression or one that selects nothing, with the nearest layer name.
     """
@@ -62,10 +64,10 @@ def compile_filter(pattern: str | None, layers: Iterable[str]) -> set[str]:
     try:
         found = {n for n in names if re.search(pattern, n)}
     except re.error as e:
-        raise ConversionError(f"--quant-filter {pattern!r} is not a valid regular expression: {e}") from e
+        raise ConversionError(f"{option} {pattern!r} is not a valid regular expression: {e}") from e
     if not found:
         hint = nearest(pattern, names) or "the file has no quantized layers"
-        raise ConversionError(f"--quant-filter {pattern!r} matches none of {len(names)} layers; {hint}")
+        raise ConversionError(f"{option} {pattern!r} matches none of {len(names)} layers; {hint}")
     return found
 
 

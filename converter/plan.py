@@ -33,16 +33,17 @@ class OutputTensor:
 class Step:
     """What happens to one source tensor.
 
-    action: "quantize" it as `layer` with `algorithm`; "cast" it to float16; "keep" its bytes (under the
-    output's name); "write" `data`, which came from the header; "drop" it. outputs: what it leaves in the
-    file. companions: the source tensors its values depend on, by role ("scale": the scale of an FP8 weight).
+    action: "quantize" it as `layer` with `algorithm`; "dequantize" it; "cast" it to float16; "keep" its bytes
+    (under the output's name); "write" `data`, which came from the header; "drop" it. outputs: what it
+    leaves in the file. companions: the source tensors its values depend on, by role ("scale": the scale of
+    an FP8 weight).
     merges: LoRA changes added to it first; a kept tensor with any is written anew in its dtype, not copied.
     bias_merges: the same for the bias among the companions.
     placement: in what parts its algorithm computes on `device` (`quant.placement`), None for rounding.
     """
 
     source: TensorInfo
-    action: Literal["quantize", "cast", "keep", "write", "drop"]
+    action: Literal["quantize", "dequantize", "cast", "keep", "write", "drop"]
     reason: str
     outputs: tuple[OutputTensor, ...] = ()
     layer: LayerFormat | None = None

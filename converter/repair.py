@@ -11,6 +11,7 @@ from typing import Any
 from .checkpoint import TensorInfo
 from .contract import BLOCKWISE, FLOAT8_FORMATS, GROUPS, INPUT_SCALE, SCALE, TENSORWISE, LayerFormat
 from .plan import OutputTensor
+from .selection import names_embedding
 from .verify_layers import StoredLayer, flattened
 
 _BLOCK_SIZES = tuple(1 << e for e in range(4, 11))
@@ -65,8 +66,14 @@ class Examined:
         return LayerFormat(scaling, group, full_precision_matrix_mult=full)
 
 
+_EMBEDDING = (
+    "an INT8 embedding: ComfyUI reads it since July 2026 (noise before), and fails where it offloads it (No "
+    "backend can handle 'dequantize_int8_embedding'); ctq edit --dequantize '^{name}$' makes it float again"
+)
+"""ComfyUI pull request 15035 and issues 15291, 15545."""
+
 _NO_CONFIG = "no comfy_quant: ComfyUI takes its integers for weights, which gives noise"
-_UNREADABLE = ("scale missing", "scale dtype", "scale shape", "rotation", "weight shape")
+_UNREADABLE = ("expert bank", "scale missing", "scale dtype", "scale shape", "rotation", "weight shape")
 
 
 @dataclass
@@ -95,9 +102,16 @@ def examine(layer: StoredLayer, marker: TensorInfo | None = None) -> Examined:
 
 
 def _examine_int8(layer: StoredLayer, config: dict[str, Any] | None, found: _Findings) -> Examined:
-    if len(layer.weight.shape) != 2:
-        found.add("weight shape", f"INT8 of shape {list(layer.weight.shape)}: only [N, K] can be used")
+    shape = layer.weight.shape
+    if len(shape) != 2:
+        if len(shape) == 3 and layer.scale is not None and layer.scale.shape[:1] == shape[:1]:
+            text = f"a bank of {shape[0]} experts in one tensor: a ComfyUI that knows such banks reads it"
+            found.add("expert bank", text, fatal=False)
+        else:
+            found.add("weight shape", f"INT8 of shape {list(shape)}: only [N, K] can be used")
         return Examined(layer, config, _same(layer.scale), _same(layer.input_scale), tuple(found.problems))
+    if names_embedding(layer.name):
+        found.add("INT8 embedding", _EMBEDDING.format(name=layer.name), fatal=False)
     scaling, edge = _scaling(layer, config or {}, found)
     missing = config is None
     config = dict(config or {})

@@ -94,6 +94,11 @@ def could_be_linear(name: str, shape: tuple[int, ...]) -> bool:
     return _not_a_linear(name, shape) is None and not named_otherwise
 
 
+def names_embedding(module: str) -> bool:
+    """Whether a module's name is that of a table of embeddings."""
+    return _EMBEDDING.search(module.rpartition(".")[2]) is not None
+
+
 def block_lists(shapes: Shapes) -> list[str]:
     """The numbered lists that the general rule takes for the model's blocks, main list first.
 

@@ -115,6 +115,13 @@ class Quantized:
             raise ConversionError(f"{stored.name}: pre_quant_scale of {smooth.numel()} for its columns")
         return cls(checkpoint, stored.weight, scale, form, smooth, static)
 
+    def pieces(self, size: int = _ELEMENTS) -> Iterator[tuple[int, int]]:
+        """Row ranges of about `size` elements that start at block edges."""
+        n, k = self.info.shape
+        edge = self.layer.block_size if self.layer and self.layer.scaling == "block" else 1
+        step = max(1, size // k // edge) * edge
+        return ((start, min(start + step, n)) for start in range(0, n, step))
+
     def integers(self, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) as stored."""
         k = self.info.shape[1]
@@ -142,7 +149,7 @@ def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = 
     """SQNR of a layer over all rows. inputs: [n, K] activations as the layer gets them, any float dtype."""
     inputs = None if inputs is None else inputs.float()
     sums = torch.zeros(6, dtype=torch.float64)
-    for start, stop in _pieces(quantized, _ELEMENTS if inputs is None else _ELEMENTS_WITH_INPUTS):
+    for start, stop in quantized.pieces(_ELEMENTS if inputs is None else _ELEMENTS_WITH_INPUTS):
         w, q = source.rows(start, stop), quantized.integers(start, stop)
         v = quantized.floats(q, start)
         dots = [torch.linalg.vecdot(a, b).double() for a, b in ((w, w), (w, v), (v, v))]
@@ -158,14 +165,6 @@ def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = 
         return quality
     a8_db = decibels(y, a8) if quantized.layer is not None else None
     return Quality(quality.weight_db, quality.refit_db, a8_db, decibels(y, a16))
-
-
-def _pieces(quantized: Quantized, size: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of about `size` elements that start at block edges."""
-    n, k = quantized.info.shape
-    edge = quantized.layer.block_size if quantized.layer and quantized.layer.scaling == "block" else 1
-    step = max(1, size // k // edge) * edge
-    return ((start, min(start + step, n)) for start in range(0, n, step))
 
 
 def _output_sums(

@@ -118,6 +118,13 @@ class OutputFile:
             raise ValueError(f"{name}: {len(view)} bytes to write, {self._outputs[name].nbytes} planned")
         self._pwrite(view, self._offsets[name])
 
+    def write_part(self, name: str, start: int, data: memoryview | bytes) -> None:
+        """Write bytes of a tensor from byte `start` on; the parts of a tensor must add up to it."""
+        view = memoryview(data).cast("B")
+        if start + len(view) > self._outputs[name].nbytes:
+            raise ValueError(f"{name}: {start + len(view)} bytes, {self._outputs[name].nbytes} planned")
+        self._pwrite(view, self._offsets[name] + start)
+
     def copy(self, name: str, source: int, offset: int) -> None:
         """Copy a whole tensor's bytes from an open file, inside the kernel where it can."""
         left, target = self._outputs[name].nbytes, self._offsets[name]

@@ -13,6 +13,7 @@ from models import save_sharded
 from quantized import LAYER, config, config_tensor, list_text, listed, load, make_pair, spoil
 from safetensors.torch import save_file
 
+from convert_to_quant import kernels
 from convert_to_quant.converter import writer
 from convert_to_quant.converter.cli import main
 from convert_to_quant.converter.edit import edit
@@ -352,3 +353,112 @@ def test_faults_that_stay_are_said_on_stderr(good, tmp_path, capsys):
     bad = spoil(good, tmp_path / "bad.safetensors", change)
     assert main(["edit", str(bad), "-o", str(tmp_path / "out.safetensors")]) == 0
     assert f"still wrong: {LAYER}: convrot_groupsize 128" in capsys.readouterr().err
+
+
+def _floats(tensors, name, rotation=256):
+    scale = tensors[f"{name}.weight_scale"]
+    return kernels.dequantize(tensors[f"{name}.weight"], scale, torch.float32, rotation)
+
+
+def test_layers_are_made_float_again(good, tmp_path):
+    out = tmp_path / "out.safetensors"
+    report = _edit(good, out, dequantize=r"mlp\.fc1$")
+    before, (after, metadata) = load(good)[0], load(out)
+    chosen = [n for n in LAYERS if n.endswith("fc1")]
+    assert [(c.kind, c.where, c.text) for c in report.changes] == [
+        ("dequantize", n, "I8 -> BF16") for n in chosen
+    ]
+    for name in chosen:
+        assert torch.equal(after[f"{name}.weight"], _floats(before, name).bfloat16())
+    gone = {f"{n}.{leaf}" for n in chosen for leaf in ("weight_scale", "comfy_quant")}
+    assert before.keys() - after.keys() == gone
+    assert list(listed(metadata)) == [n for n in LAYERS if n not in chosen]
+    for name in after.keys() - {f"{n}.weight" for n in chosen}:
+        assert torch.equal(after[name], before[name])
+    assert main(["inspect", str(out)]) == 0
+
+
+@pytest.mark.parametrize("scaling", ["tensor", "block"])
+def test_every_kind_of_layer_can_be_made_float(scaling, tmp_path):
+    original, quantized = make_pair(tmp_path, scaling_mode=scaling)
+    _edit(quantized, tmp_path / "out.safetensors", dequantize=".")
+    exact, found = load(original)[0], load(tmp_path / "out.safetensors")[0]
+    assert found.keys() == exact.keys()
+    for name in LAYERS:
+        weight = exact[f"{name}.weight"].float()
+        error = (found[f"{name}.weight"].float() - weight).norm() / weight.norm()
+        assert error < 0.03
+
+
+def test_a_smoothed_layer_becomes_the_weight_it_was(good, tmp_path):
+    smooth = torch.rand(load(good)[0][f"{LAYER}.weight"].shape[1]) + 0.5
+
+    def add(tensors, metadata):
+        tensors[f"{LAYER}.pre_quant_scale"] = smooth
+
+    file = spoil(good, tmp_path / "in.safetensors", add)
+    _edit(file, tmp_path / "out.safetensors", dequantize=LAYER)
+    found = load(tmp_path / "out.safetensors")[0]
+    assert torch.equal(found[f"{LAYER}.weight"], (_floats(load(good)[0], LAYER) * smooth).bfloat16())
+    assert f"{LAYER}.pre_quant_scale" not in found
+
+
+def test_a_large_layer_is_made_float_in_pieces(tmp_path, monkeypatch):
+    weight = torch.randn(20000, 256)
+    q, scale = kernels.quantize_rowwise(weight, 64)
+    conf = config_tensor({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 64})
+    tensors = {
+        "e.weight": q,
+        "e.weight_scale": scale,
+        "e.comfy_quant": conf,
+        "n.weight": torch.ones(9).half(),
+    }
+    save_file(tensors, tmp_path / "in.safetensors")
+    parts = []
+    write = writer.OutputFile.write_part
+    monkeypatch.setattr(
+        writer.OutputFile, "write_part", lambda s, n, at, d: (parts.append(at), write(s, n, at, d))
+    )
+    report = _edit(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dequantize="^e$")
+    found = load(tmp_path / "out.safetensors")[0]
+    assert len(parts) > 4
+    assert torch.equal(found["e.weight"], kernels.dequantize(q, scale, torch.float32, 64).half())
+    assert report.changes[0].text == "I8 -> F16"
+
+
+def test_what_cannot_be_read_is_not_made_float(good, tmp_path):
+    def drop(tensors, metadata):
+        del tensors[f"{LAYER}.weight_scale"]
+
+    broken = spoil(good, tmp_path / "broken.safetensors", drop)
+    with pytest.raises(ConversionError, match=rf"--dequantize: {LAYER} cannot be read.*no weight_scale"):
+        _edit(broken, tmp_path / "out.safetensors", dequantize=".")
+    assert not (tmp_path / "out.safetensors").exists()
+    with pytest.raises(ConversionError, match="--dequantize 'nope' matches none of 6 layers"):
+        _edit(good, tmp_path / "out.safetensors", dequantize="nope")
+
+
+def test_the_command_line_makes_an_embedding_float(tmp_path, capsys):
+    q, scale = kernels.quantize_rowwise(torch.randn(512, 256), 256)
+    conf = config_tensor({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256})
+    name = "model.embed_tokens"
+    file = tmp_path / "in.safetensors"
+    save_file({f"{name}.weight": q, f"{name}.weight_scale": scale, f"{name}.comfy_quant": conf}, file)
+    assert main(["inspect", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert f"ctq edit --dequantize '^{name}$'" in shown
+    assert "note: " in shown
+    out = tmp_path / "out.safetensors"
+    assert main(["edit", str(file), "--dequantize", f"^{name}$", "-o", str(out)]) == 0
+    found = load(out)[0]
+    assert list(found) == [f"{name}.weight"]
+    assert torch.equal(found[f"{name}.weight"], kernels.dequantize(q, scale, torch.bfloat16, 256))
+
+
+def test_a_bank_of_experts_is_a_note(tmp_path, capsys):
+    file = tmp_path / "in.safetensors"
+    conf = config_tensor({"format": "int8_tensorwise", "num_experts": 4})
+    q, scale = torch.ones(4, 8, 16, dtype=torch.int8), torch.ones(4, 8, 1)
+    save_file({"e.weight": q, "e.weight_scale": scale, "e.comfy_quant": conf}, file)
+    assert main(["inspect", str(file)]) == 0
+    assert "note: e: a bank of 4 experts" in capsys.readouterr().out
