@@ -2,117 +2,153 @@
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+
+from convert_to_quant.kernels import int8_linear
 
 from .hooks import MissingHook
 
 Mode = Literal["auto", "on", "off"]
 MODES = ("auto", "on", "off")
+BACKEND = "convert_to_quant"
+"""The name in comfy-kitchen's list of back ends."""
+
+_FUSED_ACTIVATIONS = (None, "gelu_tanh")
 _TIMED_RUNS = 3
 
 
 class Router:
-    """Stands in comfy-kitchen's dispatch table for linear products with TensorWiseINT8Layout weights.
+    """A back end of comfy-kitchen for ``int8_linear``, before the others in its order.
 
-    mode "auto": the first call of each (rows, shape, dtype, rotation, device), rows taken to the next power
-        of two, is run both ways a few times and the faster is kept. "on": always the fused kernel.
-        "off": as if it were not there.
-    Under torch.compile and CUDA graph capture nothing is timed: a shape that has not been measured
-    before takes comfy-kitchen's way.
+    So it gets every INT8 linear of ComfyUI: those of ``F.linear`` and those that ComfyUI's models call
+    with an input activation or a residual.
+
+    mode "auto": the first call of each (rows, shape, dtype, rotation, activation, residual, device), rows
+        taken to the next power of two, is run both ways a few times and the faster is kept. "on": always
+        the fused kernel. "off": as if it were not there.
+    During CUDA graph capture nothing is timed: a shape that has not been measured before takes the back end
+    that comfy-kitchen would have taken. So does a call that the fused kernel does not know.
     """
 
     def __init__(self) -> None:
         self.mode: Mode = "off"
         self.choices: dict[tuple, bool] = {}
-        self._stock: dict[Any, Callable] = {}
 
     def set(self, mode: Mode) -> None:
-        """Change the mode for the whole process. MissingHook where comfy-kitchen has no such table."""
+        """Change the mode for the whole process. MissingHook where comfy-kitchen takes no back ends."""
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-        if mode != "off" and not self._stock:
+        if mode != "off":
             self._attach()
-        elif mode == "off" and self._stock:
-            for op, handler in self._stock.items():
-                _table()[op][_layout()] = handler
-            self._stock = {}
+        elif self.mode != "off":
+            registry = _registry()
+            registry.set_priority(_others(registry))
         self.mode = mode
 
     def _attach(self) -> None:
         try:
-            found = {op: _table()[op][_layout()] for op in _products()}
-        except (ImportError, AttributeError, KeyError) as e:
-            raise MissingHook(f"comfy-kitchen has no linear of TensorWiseINT8Layout to route ({e!r})") from e
-        self._stock = found
-        for op in found:
-            _table()[op][_layout()] = self._handler(op)
+            from comfy_kitchen.constraints import FunctionConstraints
 
-    def _handler(self, op: Any) -> Callable:
-        from .kitchen_layouts import fused, operands
+            registry = _registry()
+            anything = FunctionConstraints(default_devices=frozenset({"*"}))
+            registry.register(BACKEND, SimpleNamespace(int8_linear=self), {"int8_linear": anything})
+            registry.set_priority([BACKEND, *_others(registry)])
+        except (ImportError, AttributeError, TypeError) as e:
+            raise MissingHook(f"comfy-kitchen takes no back end for int8_linear ({e!r})") from e
 
-        stock = self._stock[op]
+    def __call__(self, **call: Any) -> torch.Tensor:
+        """comfy-kitchen's ``int8_linear``, by its keywords."""
+        stock = _stock(call)
+        if not _known(call):
+            return stock()
+        if self.mode == "on" or self._choose(call, stock):
+            return fused(call)
+        return stock()
 
-        def handler(qt: Any, args: tuple, kwargs: dict) -> torch.Tensor:
-            found = operands(op, args, kwargs)
-            if found is None or kwargs.get("out_dtype") or not _usable(*found):
-                return stock(qt, args, kwargs)
-            ours = lambda: fused(*found)
-            if self._choose(found, ours, lambda: stock(qt, args, kwargs)):
-                return ours()
-            return stock(qt, args, kwargs)
-
-        return handler
-
-    def _choose(self, found: tuple, ours: Callable, stock: Callable) -> bool:
+    def _choose(self, call: dict[str, Any], stock: Callable[[], torch.Tensor]) -> bool:
         """Whether the fused kernel takes this call."""
-        if self.mode == "on":
-            return True
-        x, weight, _ = found
-        params, rows = weight._params, x.numel() // x.shape[-1]
-        bucket = 1 << (rows - 1).bit_length()
-        rotation = params.convrot_groupsize if params.convrot else 0
-        key = (bucket, *weight._qdata.shape, x.dtype, rotation, params.scale.dim(), str(x.device))
+        x, weight = call["x"], call["weight"]
+        rows = x.numel() // x.shape[-1]
+        rotation = call["convrot_groupsize"] if call.get("convrot") else 0
+        extras = call["weight_scale"].numel() == 1, call.get("input_act"), call.get("residual") is not None
+        kind = x.dtype, call["out_dtype"], rotation, *extras, str(x.device)
+        key = (1 << (rows - 1).bit_length(), *weight.shape, *kind)
         if key not in self.choices:
-            if _untimable(x):
+            if x.is_cuda and torch.cuda.is_current_stream_capturing():
                 return False
-            self.choices[key] = _seconds(ours, x) < _seconds(stock, x)
+            self.choices[key] = _seconds(lambda: fused(call), x) < _seconds(stock, x)
         return self.choices[key]
 
 
-def _table() -> dict:
-    from comfy_kitchen.tensor import base
+def fused(call: dict[str, Any]) -> torch.Tensor:
+    """The linear of a comfy-kitchen call on the fused kernel; what that does not fuse, around it."""
+    x, activation, residual = call["x"], call.get("input_act"), call.get("residual")
+    if activation == "swiglu":
+        gate, up = x.chunk(2, -1)
+        x, activation = F.silu(gate).mul_(up), None
+    elif activation == "rms_norm":
+        weight = call["input_act_weight"].to(x.dtype)
+        x, activation = F.rms_norm(x, x.shape[-1:], weight, call["input_act_eps"]), None
+    y = int8_linear(
+        x,
+        call["weight"],
+        call["weight_scale"].float(),
+        call.get("bias"),
+        call["convrot_groupsize"] if call.get("convrot") else 0,
+        out_dtype=call["out_dtype"],
+        input_activation=activation,
+    )
+    return y if residual is None else torch.addcmul(residual, y, call["residual_scale"])
 
-    return base._LAYOUT_DISPATCH_TABLE
 
-
-def _layout() -> type:
-    from comfy_kitchen.tensor import TensorWiseINT8Layout
-
-    return TensorWiseINT8Layout
-
-
-def _products() -> tuple:
-    from .kitchen_layouts import PRODUCTS
-
-    return PRODUCTS
-
-
-def _usable(x: torch.Tensor, weight: Any, bias: Any) -> bool:
-    """A plain input and one scale in all, or one a row in the shape that means it."""
-    scale = weight._params.scale
+def _known(call: dict[str, Any]) -> bool:
+    """Plain float rows, one scale in all or one a row in the shape that means it, and known extras."""
+    x, weight, scale = call["x"], call["weight"], call["weight_scale"]
+    extras = {k for k, v in call.items() if v is not None and k not in _KEYWORDS}
     return (
-        type(x) is torch.Tensor
+        not extras
+        and type(x) is torch.Tensor
+        and x.is_floating_point()
         and x.numel() > 0
-        and (scale.numel() == 1 or tuple(scale.shape) == (weight._qdata.shape[0], 1))
+        and x.device == weight.device
+        and (scale.numel() == 1 or tuple(scale.shape) == (weight.shape[0], 1))
+        and call.get("input_act") in (*_FUSED_ACTIVATIONS, "swiglu", "rms_norm")
     )
 
 
-def _untimable(x: torch.Tensor) -> bool:
-    if torch.compiler.is_compiling():
-        return True
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+_KEYWORDS = (
+    "x", "weight", "weight_scale", "bias", "out_dtype", "convrot", "convrot_groupsize", "input_act",
+    "input_act_weight", "input_act_eps", "residual", "residual_scale",
+)  # fmt: skip
+
+
+def _registry() -> Any:
+    from comfy_kitchen import registry
+
+    return registry
+
+
+def _others(registry: Any) -> list[str]:
+    """The order of the other back ends, which comfy-kitchen has no public way to read."""
+    return [name for name in registry._priority if name != BACKEND]
+
+
+def _stock(call: dict[str, Any]) -> Callable[[], torch.Tensor]:
+    """The call on the back end that would have it without this one."""
+
+    def run() -> torch.Tensor:
+        registry = _registry()
+        names = [n for n in _others(registry) if registry.is_available(n)]
+        able = [n for n in names if registry.validate_backend_for_call(n, "int8_linear", call).success]
+        # With none able, the last one's own error says why.
+        chosen = able[0] if able else names[-1]
+        return registry.get_implementation("int8_linear", backend=chosen, kwargs=call)(**call)
+
+    return run
 
 
 def _seconds(call: Callable[[], torch.Tensor], x: torch.Tensor) -> float:
