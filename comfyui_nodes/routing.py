@@ -17,7 +17,7 @@ MODES = ("auto", "on", "off")
 BACKEND = "convert_to_quant"
 """The name in comfy-kitchen's list of back ends."""
 
-_FUSED_ACTIVATIONS = (None, "gelu_tanh")
+_ACTIVATIONS = (None, "gelu_tanh", "swiglu", "rms_norm")
 _TIMED_RUNS = 3
 
 
@@ -87,10 +87,7 @@ class Router:
 def fused(call: dict[str, Any]) -> torch.Tensor:
     """The linear of a comfy-kitchen call on the fused kernel; what that does not fuse, around it."""
     x, activation, residual = call["x"], call.get("input_act"), call.get("residual")
-    if activation == "swiglu":
-        gate, up = x.chunk(2, -1)
-        x, activation = F.silu(gate).mul_(up), None
-    elif activation == "rms_norm":
+    if activation == "rms_norm":
         weight = call["input_act_weight"].to(x.dtype)
         x, activation = F.rms_norm(x, x.shape[-1:], weight, call["input_act_eps"]), None
     y = int8_linear(
@@ -116,7 +113,7 @@ def _known(call: dict[str, Any]) -> bool:
         and x.numel() > 0
         and x.device == weight.device
         and (scale.numel() == 1 or tuple(scale.shape) == (weight.shape[0], 1))
-        and call.get("input_act") in (*_FUSED_ACTIVATIONS, "swiglu", "rms_norm")
+        and call.get("input_act") in _ACTIVATIONS
     )
 
 

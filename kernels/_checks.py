@@ -41,15 +41,16 @@ def power_of_two(name: str, value: int) -> None:
         raise ValueError(f"{name} must be a power of two, not {value}")
 
 
-def linear_weight(x: torch.Tensor, qweight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Refuse operands that no linear layer can have: x [.., K], qweight int8 [N, K], bias [N]."""
+def linear_weight(x: torch.Tensor, qweight: torch.Tensor, bias: torch.Tensor | None, halves: int = 1) -> None:
+    """Refuse operands that no linear layer can have: x [.., halves * K], qweight int8 [N, K], bias [N]."""
     int8("qweight", qweight)
     matrix("qweight", qweight)
     has_rows("x", x)
-    if x.shape[-1] != qweight.shape[1]:
+    if x.shape[-1] != halves * qweight.shape[1]:
+        twice = ", and a gated activation takes twice as many" if halves == 2 else ""
         raise ValueError(
             f"in_features differ: x has {x.shape[-1]} columns, qweight has {qweight.shape[1]} "
-            f"(shape {tuple(qweight.shape)})"
+            f"(shape {tuple(qweight.shape)}){twice}"
         )
     if bias is not None and bias.shape != (qweight.shape[0],):
         raise ValueError(f"bias must have shape ({qweight.shape[0]},), not {tuple(bias.shape)}")

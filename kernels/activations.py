@@ -1,4 +1,8 @@
-"""Elementwise functions that the linear ops can fold into their input or output."""
+"""Functions that the linear ops can fold into their input or output.
+
+Gated ones halve their last axis and serve as an input only: "swiglu" is silu(first half) * second half
+(Shazeer 2020, https://arxiv.org/abs/2002.05202), as one projection to gate and up gives it.
+"""
 
 from collections.abc import Callable
 
@@ -10,6 +14,10 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
 }
+"""Elementwise functions."""
+
+GATED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"swiglu": F.silu}
+"""Gated functions, by what is applied to the gate."""
 
 
 def check(name: str | None) -> None:
@@ -18,7 +26,22 @@ def check(name: str | None) -> None:
         raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, not {name!r}")
 
 
+def check_input(name: str | None) -> None:
+    """Refuse a name that is neither None nor in ACTIVATIONS or GATED (ValueError)."""
+    if name is not None and name not in ACTIVATIONS and name not in GATED:
+        known = ", ".join((*ACTIVATIONS, *GATED))
+        raise ValueError(f"input activation must be None or one of {known}, not {name!r}")
+
+
+def halves(name: str | None) -> int:
+    """Columns of the input for each column that the function gives: 2 for a gated one, else 1."""
+    return 2 if name in GATED else 1
+
+
 def apply(name: str | None, x: torch.Tensor) -> torch.Tensor:
     """The named function of x in float32, or x itself for None. ValueError for other names."""
-    check(name)
+    check_input(name)
+    if name in GATED:
+        gate, up = x.float().chunk(2, -1)
+        return GATED[name](gate).mul_(up)
     return x if name is None else ACTIVATIONS[name](x.float())

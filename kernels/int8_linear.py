@@ -11,10 +11,11 @@ from .rowwise import _quantize_rowwise
 from .scales import granularity
 
 
-def check_weight(x, qweight, weight_scale, bias, rotation) -> None:
+def check_weight(x, qweight, weight_scale, bias, rotation, input_activation=None) -> None:
     """Refuse operands of a quantized linear that do not fit; shared with the weight-only op."""
     _checks.floating("x", x)
-    _checks.linear_weight(x, qweight, bias)
+    activations.check_input(input_activation)
+    _checks.linear_weight(x, qweight, bias, activations.halves(input_activation))
     granularity(qweight.shape[0], qweight.shape[1], weight_scale)
     check_rotation(qweight.shape[1], rotation)
     if rotation and is_blockwise(qweight, weight_scale):
@@ -32,7 +33,7 @@ def _int8_linear(
     input_activation=None,
     output_activation=None,
 ):
-    check_weight(x, qweight, weight_scale, bias, rotation)
+    check_weight(x, qweight, weight_scale, bias, rotation, input_activation)
     out_dtype = out_dtype or x.dtype
     x = activations.apply(input_activation, x)
     if is_blockwise(qweight, weight_scale):
@@ -82,13 +83,15 @@ def int8_linear(
 ) -> torch.Tensor:
     """y = out_act(quantize(rotate(in_act(x))) W^T * scales + bias): [.., K] -> [.., N].
 
-    x: float32, float16 or bfloat16. qweight: int8 [N, K], already rotated when `rotation` is.
+    x: float32, float16 or bfloat16; [.., 2 K] for a gated input activation. qweight: int8 [N, K],
+        already rotated when `rotation` is.
     weight_scale: float32 [], [N, 1] or block-wise [ceil(N / b), ceil(K / b)].
     rotation: the weight's ConvRot group, applied to x before it is quantized; 0 for none.
     input_scale: one-element static activation scale; None quantizes each row by its own absmax
         (block-wise weights: each row's blocks of the weight's width).
     out_dtype: x.dtype when None. input_activation / output_activation: None, "gelu",
-        "gelu_tanh" or "silu", folded into the quantizer's load and into the epilogue.
+        "gelu_tanh" or "silu", folded into the quantizer's load and into the epilogue; for the
+        input also "swiglu", silu(first half of x) * second half.
     TypeError for dtypes; ValueError for shapes, a rotation that does not divide K, or rotation or
     input_scale with a block-wise weight.
     """

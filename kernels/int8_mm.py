@@ -64,6 +64,7 @@ def is_blockwise(weight: torch.Tensor, scale: torch.Tensor) -> bool:
 
 def _int8_mm(a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output_activation=None):
     _check(a, b, a_scale, b_scale, bias)
+    activations.check(output_activation)
     rows = a.reshape(-1, a.shape[-1])
     if is_blockwise(b, b_scale):
         acc = _blockwise_product(rows, b, a_scale.reshape(-1, b_scale.shape[1]), b_scale)

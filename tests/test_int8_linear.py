@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from inputs import GROUPS, heavy, int8, short, strided, whole
 
 from convert_to_quant import kernels
+from convert_to_quant.kernels import activations
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 op = torch.ops.convert_to_quant.int8_linear.default
@@ -102,6 +103,16 @@ def test_input_activation_is_not_rounded_to_the_input_dtype(name, granule, dtype
     assert torch.equal(got, kernels.int8_linear(function(x.float()), q, scale, out_dtype=dtype))
 
 
+@pytest.mark.parametrize("granule", ["row", "block"])
+def test_a_gated_input_activation_halves_the_columns(granule, dtype):
+    x, w = heavy(2, 5, 128, dtype=dtype), heavy(33, 64, seed=1)
+    q, scale = kernels.quantize_rowwise(w) if granule == "row" else kernels.quantize_blockwise(w, 16, 16)
+    gate, up = x.float()[..., :64], x.float()[..., 64:]
+    got = kernels.int8_linear(x, q, scale, input_activation="swiglu")
+    assert got.shape == (2, 5, 33)
+    assert torch.equal(got, kernels.int8_linear(F.silu(gate) * up, q, scale, out_dtype=dtype))
+
+
 def test_output_activation():
     x, (q, scale) = heavy(5, 64), kernels.quantize_rowwise(heavy(33, 64, seed=1))
     got = kernels.int8_linear(x, q, scale, output_activation="silu")
@@ -166,7 +177,9 @@ ROW, BLOCK = torch.ones(4, 1), torch.ones(1, 2)
             ValueError,
             "block-wise weights take dynamic activation blocks",
         ),
-        ((X, Q, ROW, None, 0, None, None, "relu"), ValueError, "one of gelu, gelu_tanh, silu, not 'relu'"),
+        ((X, Q, ROW, None, 0, None, None, "relu"), ValueError, "gelu, gelu_tanh, silu, swiglu, not 'relu'"),
+        ((X, Q, ROW, None, 0, None, None, "swiglu"), ValueError, "a gated activation takes twice as many"),
+        ((X, Q, ROW, None, 0, None, None, None, "swiglu"), ValueError, "silu, not 'swiglu'"),
         ((X, Q, ROW, None, 0, None, None, None, "x"), ValueError, "not 'x'"),
     ],
     ids=short,
@@ -182,8 +195,10 @@ def test_refusals(args, error, match):
         ((5,), (7, 1), {"rotation": 16, "bias": torch.ones(7)}),
         ((2, 3), (), {"input_scale": torch.tensor(0.1), "out_dtype": torch.bfloat16}),
         ((5,), (1, 2), {"input_activation": "silu", "output_activation": "gelu"}),
+        ((5,), (), {"input_activation": "swiglu"}),
     ],
     ids=short,
 )
 def test_opcheck(rows, scale, options):
-    torch.library.opcheck(op, (heavy(*rows, 16), int8(7, 16), torch.rand(scale) + 0.1), options)
+    columns = 16 * activations.halves(options.get("input_activation"))
+    torch.library.opcheck(op, (heavy(*rows, columns), int8(7, 16), torch.rand(scale) + 0.1), options)

@@ -264,6 +264,21 @@ def int8_linear_exact(ops, place, shape, rotation, dtype):
     same(got, kernels.int8_linear(x, q, scale, bias, rotation))
 
 
+@case(k=[512, 272, 70000], rotation=[0, 16], static=[False, True], dtype=[torch.float32, torch.bfloat16])
+def int8_linear_gated(ops, place, k, rotation, static, dtype):
+    """swiglu: the input's halves lie K columns apart, whether a row fits registers or is read twice."""
+    x, few = normal(3, 2 * k, dtype=dtype), 8
+    w = normal(few, k, seed=1)
+    q, scale = kernels.quantize_rowwise(w, rotation)
+    fixed = torch.tensor(0.03) if static else None
+    ends = torch.float32, "swiglu", None
+    eager = kernels.int8_linear(x, q, scale, None, rotation, fixed, *ends)
+    got = ops.int8_linear(*(place(t) for t in (x, q, scale)), None, rotation, place(fixed), *ends)
+    gate, up = x.double().chunk(2, -1)
+    weight = kernels.dequantize(q, scale, torch.float32, rotation).double()
+    within_twice(got, eager, (gate / (1 + torch.exp(-gate)) * up) @ weight.t())
+
+
 @case(activation=["gelu", "gelu_tanh", "silu"], rotation=[0, 256], static=[False, True])
 def int8_linear_activations(ops, place, activation, rotation, static):
     x = normal(9, 512, dtype=torch.bfloat16)
@@ -281,9 +296,10 @@ def int8_linear_activations(ops, place, activation, rotation, static):
     assert (got.cpu() - eager).abs().max() < 0.02 * eager.abs().max()
 
 
-@case(activation=[None, "silu"], k=[256, 200])
+@case(activation=[None, "silu", "swiglu"], k=[256, 200])
 def int8_linear_blockwise(ops, place, activation, k):
-    x, w = normal(2, 20, k, dtype=torch.bfloat16), normal(130, k, seed=1)
+    width = k * kernels.activations.halves(activation)
+    x, w = normal(2, 20, width, dtype=torch.bfloat16), normal(130, k, seed=1)
     q, scale = kernels.quantize_blockwise(w, 128, 128)
     eager = kernels.int8_linear(x, q, scale, None, out_dtype=torch.float32, input_activation=activation)
     got = ops.int8_linear(

@@ -57,6 +57,21 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def load_activated(ptr, offsets, mask, K, ACTIVATION: tl.constexpr):
+    """A tile of act(x), as it is stored for no activation, else in float32; 0 outside `mask` (None: all).
+
+    offsets: of the K columns that the activation gives. A gated one reads K columns further too.
+    """
+    x = tl.load(ptr + offsets) if mask is None else tl.load(ptr + offsets, mask=mask, other=0.0)
+    if ACTIVATION == "swiglu":
+        up = tl.load(ptr + K + offsets) if mask is None else tl.load(ptr + K + offsets, mask=mask, other=0.0)
+        x = activate(x.to(tl.float32), "silu") * up.to(tl.float32)
+    elif ACTIVATION is not None:
+        x = activate(x.to(tl.float32), ACTIVATION)
+    return x
+
+
+@triton.jit
 def tile_columns(G: tl.constexpr, OUTER: tl.constexpr):
     """Column numbers of a tile [G, OUTER, 16]."""
     piece = tl.arange(0, G)[:, None, None] * (OUTER * 16)

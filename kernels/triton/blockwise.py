@@ -6,12 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import activations
 from .._library import Unsupported
 from ..blockwise import _check, _scale_shape
 from ._arch import arch_of
 from ._launch import Launch, cdiv, rows_of
 from ._replay import planned
-from ._tiles import activate, magnitude, scale_from_peak, to_int8
+from ._tiles import load_activated, magnitude, scale_from_peak, to_int8
 from ._trace import empty
 from ._tuning import bucket, choose
 
@@ -58,8 +59,7 @@ def _quantize_blockwise_kernel(
     row = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[None, :, None, None]
     col = block_k * BLOCK_K + tl.arange(0, BLOCK_K)[None, None, None, :]
     mask = (row < M) & (col < K)
-    x = tl.load(x_ptr + row * stride_xm + col, mask=mask, other=0.0).to(tl.float32)
-    x = activate(x, ACTIVATION)
+    x = load_activated(x_ptr, row * stride_xm + col, mask, K, ACTIVATION).to(tl.float32)
     peak = tl.max(tl.max(magnitude(x), 3, keep_dims=True), 1, keep_dims=True)
     scale = scale_from_peak(peak)
     inside = (block_m * BLOCK_M < M) & (block_k * BLOCK_K < K)
@@ -68,8 +68,9 @@ def _quantize_blockwise_kernel(
 
 
 def launch_blocks(config, rows, q, scale, block_m: int, block_k: int, activation=None) -> Launch:
-    """The launch for rows [M, K]: q int8 [M, K] and scale [ceil(M / bm), ceil(K / bk)], contiguous."""
-    m, k = rows.shape
+    """The launch for rows [M, K] ([M, 2 K] for a gated activation): q int8 [M, K] and scale
+    [ceil(M / bm), ceil(K / bk)], contiguous."""
+    m, k = rows.shape[0], rows.shape[1] // activations.halves(activation)
     # 256 columns a program read whole sectors; beyond one block only as far as `elements` go.
     blocks = max(1, config.elements // (block_m * block_k))
     blocks_k = min(triton.next_power_of_2(cdiv(k, block_k)), max(1, 256 // block_k), blocks)
@@ -94,12 +95,13 @@ def launch_blocks(config, rows, q, scale, block_m: int, block_k: int, activation
 
 
 def quantize_blocks(x, block_m: int, block_k: int, activation=None):
-    """(q like x, scale) of checked arguments, with `activation` folded into the load."""
+    """(q [.., K], scale) of checked arguments, with `activation` folded into the load."""
     if block_m * block_k > MAX_BLOCK:
         raise Unsupported(f"a block of {block_m} x {block_k} does not fit one program ({MAX_BLOCK} elements)")
     arch = arch_of(x.device)
-    q = empty(x.shape, torch.int8, x.device)
-    scale = empty(_scale_shape(x, block_m, block_k), torch.float32, x.device)
+    k = x.shape[-1] // activations.halves(activation)
+    q = empty((*x.shape[:-1], k), torch.int8, x.device)
+    scale = empty(_scale_shape(q, block_m, block_k), torch.float32, x.device)
     if x.numel() == 0:
         return q, scale
     rows = rows_of(x)
@@ -107,8 +109,7 @@ def quantize_blocks(x, block_m: int, block_k: int, activation=None):
     def run(config):
         launch_blocks(config, rows, q, scale, block_m, block_k, activation).submit(x.device)
 
-    m, k = rows.shape
-    key = f"blockwise m{bucket(m)} k{k} {rows.dtype} {block_m}x{block_k} {activation}"
+    key = f"blockwise m{bucket(rows.shape[0])} k{k} {rows.dtype} {block_m}x{block_k} {activation}"
     run(choose(arch, key, CONFIGS, run, x.device))
     return q, scale
 

@@ -63,8 +63,7 @@ def int8_linear(
     output_activation=None,
 ) -> torch.Tensor:
     """`kernels.int8_linear` in two launches; one to three where another engine measured faster."""
-    check_weight(x, qweight, weight_scale, bias, rotation)
-    activations.check(input_activation)
+    check_weight(x, qweight, weight_scale, bias, rotation, input_activation)
     activations.check(output_activation)
     arch = arch_of(x.device)
     n, k = qweight.shape

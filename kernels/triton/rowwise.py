@@ -6,12 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import activations
 from ..rowwise import _check
 from ._arch import arch_of, check_group
 from ._launch import Launch, cdiv, rows_of
 from ._replay import planned
 from ._tiles import (
-    activate,
+    load_activated,
     magnitude,
     rotate_tile,
     scale_from_peak,
@@ -74,20 +75,14 @@ def _quantize_rowwise_kernel(
     peaks = tl.zeros((G, OUTER, 16), tl.int32)
     tiles = ()
     for c in tl.static_range(CHUNKS):
-        if EVEN:
-            x = tl.load(x_ptr + c * CHUNK + cols)
-        else:
-            x = tl.load(x_ptr + c * CHUNK + cols, mask=c * CHUNK + cols < K, other=0.0)
-        if ACTIVATION is not None:
-            x = activate(x.to(tl.float32), ACTIVATION)
+        mask = None if EVEN else c * CHUNK + cols < K
+        x = load_activated(x_ptr, c * CHUNK + cols, mask, K, ACTIVATION)
         y = rotate_tile(x, ROTATION, PARTS)
         peaks = tl.maximum(peaks, magnitude(y))
         tiles = tiles + (y,)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
     if CHUNKS == 0 and MODE != 1:
         for start in range(0, K, CHUNK):
-            x = tl.load(x_ptr + start + cols, mask=start + cols < K, other=0.0)
-            if ACTIVATION is not None:
-                x = activate(x.to(tl.float32), ACTIVATION)
+            x = load_activated(x_ptr, start + cols, start + cols < K, K, ACTIVATION)
             peaks = tl.maximum(peaks, magnitude(rotate_tile(x, ROTATION, PARTS)))
     if MODE == 1:
         scale = tl.load(given_ptr + row * stride_given)
@@ -111,9 +106,7 @@ def _quantize_rowwise_kernel(
                 tl.store(q_ptr + c * CHUNK + cols, q, mask=c * CHUNK + cols < K)
         if CHUNKS == 0:
             for start in range(0, K, CHUNK):
-                x = tl.load(x_ptr + start + cols, mask=start + cols < K, other=0.0)
-                if ACTIVATION is not None:
-                    x = activate(x.to(tl.float32), ACTIVATION)
+                x = load_activated(x_ptr, start + cols, start + cols < K, K, ACTIVATION)
                 y = rotate_tile(x, ROTATION, PARTS)
                 if MODE == 1:
                     q = to_int8_saturated(y, inverse)
@@ -136,8 +129,9 @@ def tile_for(k: int, rotation: int, elements: int) -> tuple[int, int, int, int]:
 
 
 def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0, activation=None) -> Launch:
-    """The launch for rows [M, K]: q int8 [M, K] and scale float32 [M], both contiguous, are written."""
-    m, k = rows.shape
+    """The launch for rows [M, K] ([M, 2 K] for a gated activation): q int8 [M, K] and scale float32 [M],
+    both contiguous, are written."""
+    m, k = rows.shape[0], rows.shape[1] // activations.halves(activation)
     warps, g, outer, chunks = tile_for(k, rotation, config.elements)
     args = {
         "x_ptr": rows,
@@ -160,10 +154,11 @@ def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0,
 
 
 def quantize_rows(x, rotation=0, given=None, activation=None):
-    """(q like x, scale [.., 1]) of checked arguments, with `activation` folded into the load."""
+    """(q [.., K], scale [.., 1]) of checked arguments, with `activation` folded into the load."""
     arch = arch_of(x.device)
     check_group(arch, rotation)
-    q = empty(x.shape, torch.int8, x.device)
+    k = x.shape[-1] // activations.halves(activation)
+    q = empty((*x.shape[:-1], k), torch.int8, x.device)
     scale = empty((*x.shape[:-1], 1), torch.float32, x.device)
     if x.numel() == 0:
         return q, scale
@@ -177,8 +172,7 @@ def quantize_rows(x, rotation=0, given=None, activation=None):
             config, rows, q, scale, given, mode=mode, rotation=rotation, activation=activation
         ).submit(x.device)
 
-    m, k = rows.shape
-    key = f"rowwise m{bucket(m)} k{k} {rows.dtype} rotation{rotation} {activation} mode{mode}"
+    key = f"rowwise m{bucket(rows.shape[0])} k{k} {rows.dtype} rotation{rotation} {activation} mode{mode}"
     run(choose(arch, key, CONFIGS, run, x.device))
     return q, scale
 
