@@ -198,6 +198,10 @@ def _candidates(arch, planes: torch.Tensor, w: torch.Tensor, edges):
         found = next(configs for limit, configs in table if limit is None or m <= limit)
     if arch.family == "cdna":  # 64 KiB of shared memory
         found = tuple(c._replace(num_stages=2) for c in found)
+    if arch.family == "sm100" and planes.shape[0] > 1:
+        # From 64 weight rows on the weight tile lies in tensor memory, and the code that Triton 3.9 makes
+        # overwrites it before it has waited for the previous step's last product, which reads it.
+        found = tuple(dict.fromkeys(c._replace(block_n=min(c.block_n, 32)) for c in found))
     if edges is None:
         return [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
     block = triton.next_power_of_2(edges[1])
