@@ -17,7 +17,7 @@ import torch
 
 NAMESPACE = "convert_to_quant"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
-_OLDEST_TRITON = (3, 6)  # the oldest that these kernels' descriptors and int8 products were tried with
+_OLDEST_TRITON = (3, 3)  # the oldest that passes the tests (docs/kernels.md)
 _DEVICE_KEYS = ("CUDA", "XPU")
 _EAGER: ContextVar[bool] = ContextVar("convert_to_quant_force_eager", default=False)
 _log = logging.getLogger(NAMESPACE + ".kernels")

@@ -96,6 +96,18 @@ def compile_launch(launch, target: GPUTarget) -> Compiled:
     return Compiled(*(int(n) for n in numbers.groups()), kernel.metadata.shared, kernel.asm["ptx"])
 
 
+def links_amd() -> bool:
+    """Whether AMD code can be linked here: before Triton 3.5 that takes ROCm's ld.lld."""
+    from triton.backends.amd.compiler import HIPBackend
+
+    if not hasattr(HIPBackend, "path_to_rocm_lld"):
+        return True
+    try:
+        return bool(HIPBackend.path_to_rocm_lld())
+    except Exception:  # Triton raises nothing narrower
+        return False
+
+
 def _amd(text: str, key: str) -> int:
     return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
 
@@ -104,6 +116,7 @@ INSTRUCTIONS = {
     "wgmma s8": r"wgmma\.mma_async\S*\.s32\.s8\.s8",
     "mma s8": r"mma\.sync\S*m16n8k32\S*\.s8\.s8",
     "tcgen05 i8": r"tcgen05\.mma\S*kind::i8",
+    "tcgen05 f16": r"tcgen05\.mma\S*kind::f16",
     "mfma i8": r"v_mfma_i32_\S*i8",
     "wmma i8": r"v_wmma_i32_\S*iu8",
 }

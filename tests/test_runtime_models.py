@@ -174,7 +174,12 @@ def test_casting_works_after_compiling(block, x):
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         compiled(x)
-        block.to(torch.bfloat16)
+        try:
+            block.to(torch.bfloat16)
+        except RuntimeError as error:
+            if "Couldn't swap" in str(error) and torch.__version__ < "2.13":
+                pytest.skip("this PyTorch cannot change the parameters of a compiled module")
+            raise
         assert torch.equal(compiled(x.bfloat16()), block(x.bfloat16()))
     assert isinstance(block.up.weight, QuantizedTensor)
 

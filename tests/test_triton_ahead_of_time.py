@@ -1,7 +1,8 @@
 """Every kernel and shipped configuration, compiled for GPUs that are not here.
 
-Asserts int8 tensor-core instructions in every product, no spilled register, and shared memory
-within the device's limit. Two worker processes share the work.
+Asserts int8 tensor-core instructions in every product, no spilled register (with Triton 3.9, for
+which the tables are made), and shared memory within the device's limit. Two worker processes
+share the work.
 """
 
 import sys
@@ -13,7 +14,12 @@ import pytest
 pytest.importorskip("triton")
 
 import ahead_of_time as aot
+import triton
 from triton.backends import backends
+
+TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
+SPILL = 0 if TRITON >= (3, 9) else 600
+"""Bytes a thread may spill; what the older ones do is in docs/kernels.md."""
 
 WANTED = {
     "sm_80": {"mma s8"},
@@ -45,19 +51,23 @@ def test_compiles_without_spills(target, case, results):
     vendor = "amd" if target.startswith("gfx") else "nvidia"
     if vendor not in backends:
         pytest.skip(f"this Triton has no {vendor} back end")
+    if vendor == "amd" and not aot.links_amd():
+        pytest.skip("Triton before 3.5 links AMD code with ROCm's ld.lld, which is not here")
     limit = aot.TARGETS[target][2]
     for row in results[target, case].result(timeout=500):
         needs = f"{row.registers} | {row.spill} | {row.shared / 1024:.1f}"
         print(f"{target} | {row.kernel} | {row.config} | {needs}")
-        assert row.spill == 0, f"{row.kernel} {row.config} spills {row.spill} bytes"
+        assert row.spill <= SPILL, f"{row.kernel} {row.config} spills {row.spill} bytes"
         assert row.shared <= limit * 1024, f"{row.kernel} {row.config} needs {row.shared} bytes"
         if row.kernel == "_int8_mm_kernel":
             assert set(row.instructions) & WANTED[target], f"no int8 tensor-core instruction: {row.config}"
             large = "BLOCK_M=128" in row.config and "DESCRIPTORS" in row.config
             if large and target == "sm_90":
                 assert "wgmma s8" in row.instructions
-            if large and target == "sm_100":
+            if large and target == "sm_100" and TRITON >= (3, 8):
                 assert "tcgen05 i8" in row.instructions
+        if row.kernel == "_int8_weight_only_kernel" and target == "sm_100" and "PLANES=1" not in row.config:
+            assert "tcgen05 f16" not in row.instructions, f"planes race in tensor memory: {row.config}"
 
 
 def test_recording_leaves_the_interpreter_alone():

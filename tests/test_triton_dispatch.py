@@ -87,9 +87,9 @@ def test_without_triton_the_twin_runs(monkeypatch):
 def test_an_old_triton_is_refused_by_name(monkeypatch):
     import triton
 
-    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    monkeypatch.setattr(triton, "__version__", "3.2.0")
     _library._launcher.cache_clear()
-    with pytest.raises(_library.Unsupported, match=r"Triton 3\.5\.1 is older than 3\.6"):
+    with pytest.raises(_library.Unsupported, match=r"Triton 3\.2\.0 is older than 3\.3"):
         _library._launcher("rowwise.quantize_rowwise")
     monkeypatch.undo()
     assert callable(_library._launcher("rowwise.quantize_rowwise"))
@@ -124,6 +124,20 @@ def test_turing_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: found)
     with pytest.raises(_library.Unsupported, match="sm_75"):
         _arch._arch_of.__wrapped__(CUDA)
+
+
+@pytest.mark.parametrize(
+    ("family", "like"), [("sm90", "sm80"), ("sm100", "sm80"), ("cdna", "cdna"), ("rdna", "rdna")]
+)
+def test_without_tensor_descriptors_nvidia_takes_pointers(monkeypatch, family, like):
+    """Triton 3.3 has none; AMD's tables, made for 64 KiB of shared memory, never needed them."""
+    from convert_to_quant.kernels.triton import int8_mm
+
+    monkeypatch.setattr(int8_mm, "TensorDescriptor", None)
+    found, want = (
+        int8_mm.candidates(_arch.Arch(f, f), (4096, 3072, 3072), True, None) for f in (family, like)
+    )
+    assert found == want
 
 
 class Option(NamedTuple):

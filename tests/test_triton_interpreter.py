@@ -5,11 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+
+BOTH = [tuple(int(n) for n in m.__version__.split(".")[:2]) for m in (triton, numpy)]
+"""(major, minor) of Triton and of NumPy."""
 
 
+@pytest.mark.skipif(BOTH[0] < (3, 7) and BOTH[1] >= (2, 4), reason="needs Triton 3.7, or NumPy before 2.4")
 def test_kernels_under_the_interpreter():
     """All cases of tests/triton_cases.py and the rarer tiles, in one subprocess; its report on failure."""
     root = Path(__file__).parent.parent

@@ -92,12 +92,19 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
   return bad ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
-CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **params, void **extra) {
-  unsigned threads = c->blockDimX * c->blockDimY * c->blockDimZ;
-  if (c->gridDimX == 0 || c->gridDimX > 2147483647u || c->gridDimY == 0 || c->gridDimY > 65535 ||
-      c->gridDimZ == 0 || c->gridDimZ > 65535 || threads == 0 || threads > 1024 ||
-      c->sharedMemBytes > SHARED_PER_BLOCK)
+static CUresult launch(unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared) {
+  if (x == 0 || x > 2147483647u || y == 0 || y > 65535 || z == 0 || z > 65535 || threads == 0 ||
+      threads > 1024 || shared > SHARED_PER_BLOCK)
     return CUDA_ERROR_INVALID_VALUE;
   launches++;
   return CUDA_SUCCESS;
+}
+CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **params, void **extra) {
+  return launch(c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX * c->blockDimY * c->blockDimZ,
+                c->sharedMemBytes);
+}
+/* For Triton 3.3. */
+CUresult cuLaunchKernel(CUfunction f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
+                        unsigned shared, CUstream s, void **params, void **extra) {
+  return launch(x, y, z, bx * by * bz, shared);
 }

@@ -51,6 +51,7 @@ def install(family: str = "sm90") -> ctypes.CDLL:
     library = os.path.join(folder, "libcuda.so.1")
     command = [compiler, "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", f"-I{include}", "-o", library]
     subprocess.run([*command, str(Path(__file__).with_name("stub.c"))], check=True)
+    os.symlink("libcuda.so.1", os.path.join(folder, "libcuda.so"))  # the name that Triton before 3.6 links
     os.environ["TRITON_LIBCUDA_PATH"] = folder
     loaded = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     loaded.stub_launches.restype = ctypes.c_long

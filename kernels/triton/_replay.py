@@ -243,6 +243,8 @@ class _CompiledStep:
         self._kernel = step.compiled
         self._run, self._function = step.compiled.run, step.compiled.function
         self._metadata = step.compiled.packed_metadata
+        # Triton before 3.4 keeps the hooks of profilers on the class.
+        self._hooks = triton.knobs.runtime if hasattr(triton, "knobs") else type(step.compiled)
         self._grid = (*launch.grid, 1, 1)[:3]
         self._values = [launch.args[name] for name in launch.kernel.arg_names]
         self._slots, self._descriptors = [], []
@@ -265,7 +267,7 @@ class _CompiledStep:
             descriptor = object.__new__(TensorDescriptor)  # its checks held at the first call
             descriptor.__dict__.update(template, base=_Address(addresses[source] + offset))
             values[position] = descriptor
-        enter, leave = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
+        enter, leave = self._hooks.launch_enter_hook, self._hooks.launch_exit_hook
         note = None
         if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler listens
             note = self._kernel.launch_metadata(self._grid, stream, *values)

@@ -157,7 +157,8 @@ def candidates(
     if arch.family == "interpreter":
         found = [c if is_aligned else c._replace(descriptors=False) for c in INTERPRETER]
     elif is_aligned:
-        table = TABLES[arch.family if TensorDescriptor else "sm80"][edges is not None]
+        pointers = TensorDescriptor is None and arch.family in ("sm90", "sm100")  # Triton before 3.4
+        table = TABLES["sm80" if pointers else arch.family][edges is not None]
         found = list(next(configs for limit, configs in table if limit is None or m <= limit))
     else:
         _say_unaligned(k)

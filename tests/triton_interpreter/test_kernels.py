@@ -62,6 +62,8 @@ PRODUCTS = [c for c in CASES if c.name.startswith(("int8_mm-", "int8_mm_blockwis
 @pytest.mark.parametrize("case", PRODUCTS[::3], ids=lambda case: case.name)
 @pytest.mark.parametrize("kind", ["split", "descriptors", "small"])
 def test_other_tiles_match_eager_twin(case, kind, place, monkeypatch):
+    if kind == "descriptors" and _gemm.TensorDescriptor is None:
+        pytest.skip("tensor descriptors came with Triton 3.4")
     config = {
         "split": _gemm.TileConfig(32, 64, 64, 4, 1, split_k=3),
         "descriptors": _gemm.TileConfig(64, 64, 64, 4, 1, descriptors=True),
