@@ -1,8 +1,8 @@
 """What a launcher did once, done again without finding it out again.
 
 A launcher checks its arguments, chooses a tile and hands Triton some thirty arguments a kernel
-by name, which Triton binds, specializes and looks up: 190 microseconds of one core a fused
-linear, where 4096 rows of it take 50 on an H200. All of that depends on shapes, strides, types
+by name, which Triton binds, specializes and looks up: 180 microseconds of one core a fused
+linear, where the floor of 4096 rows of it is 50 on an H200. All of that depends on shapes, strides, types
 and 16-byte alignment alone. So the first call of each kind is traced, and later ones replay
 its launches with new addresses (`bench/launch`).
 """
