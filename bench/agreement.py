@@ -2,7 +2,7 @@
 
     python bench/agreement.py
 
-The reference is tests/oracle.py: the formulas in float64 numpy. What counts as what:
+The reference is tests/support/oracle.py: the formulas in float64 numpy. What counts as what:
 
 - equal: the same integer, or the same float after the reference is rounded once to the output dtype.
 - tie (integers): one apart, where the float64 quotient x / scale lies within a band of a half-integer.
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import oracle
 from inputs import FLOATS, GROUPS, heavy, int8, short, whole
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import processes
 import synthetic
 
-from convert_to_quant.converter.checkpoint import open_checkpoint
-from convert_to_quant.converter.planner import build_plan
-from convert_to_quant.converter.settings import Settings
+from convert_to_quant.converter.options.settings import Settings
+from convert_to_quant.converter.plan.build import build_plan
+from convert_to_quant.files.checkpoint import open_checkpoint
 
 
 def largest_layer_mib(model: Path) -> float:

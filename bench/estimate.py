@@ -1,4 +1,4 @@
-"""The conversion rates that ``converter/estimate.py`` predicts times with.
+"""The conversion rates that ``converter/plan/estimate.py`` predicts times with.
 
     python bench/estimate.py [--runs 3] [--layers 4]
 

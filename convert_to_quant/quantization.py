@@ -8,10 +8,10 @@ Example::
 """
 
 from .converter.api import convert_many_to_int8, convert_to_int8, plan_int8
-from .converter.batch import BatchReport
-from .converter.dry_run import PlanReport
-from .converter.errors import ConversionError
-from .converter.report import ConversionReport, LayerReport
+from .converter.convert.batch import BatchReport
+from .converter.convert.report import ConversionReport, LayerReport
+from .converter.plan.dry_run import PlanReport
+from .formats.errors import ConversionError
 
 __all__ = [
     "BatchReport",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .options import nearest
-from .settings import Settings, keywords
+from .options.settings import Settings, keywords
+from .options.values import nearest
 
 if TYPE_CHECKING:
-    from .batch import BatchReport
-    from .dry_run import PlanReport
-    from .report import ConversionReport
+    from .convert.batch import BatchReport
+    from .convert.report import ConversionReport
+    from .plan.dry_run import PlanReport
 
 
 def convert_to_int8(input_file: str, output_file: str | None = None, **options: Any) -> ConversionReport:
@@ -19,7 +19,7 @@ def convert_to_int8(input_file: str, output_file: str | None = None, **options: 
 
     input_file: a ``.safetensors`` file, a ``*.safetensors.index.json`` or a folder of shards.
     output_file: the file to write; by default beside the input, named after the format.
-    options: the command line's options as keywords (see `converter.settings.Settings`), among them
+    options: the command line's options as keywords (see `converter.options.settings.Settings`), among them
         comfy_quant, scaling_mode="row"|"tensor"|"block", block_size=128, convrot=True|False,
         convrot_group_size="auto"|int, layer_config="layers.json", verify=True, report_quality=False.
 
@@ -30,7 +30,7 @@ def convert_to_int8(input_file: str, output_file: str | None = None, **options: 
         report = convert_to_int8("model.safetensors", comfy_quant=True)
         print(report.summary())
     """
-    from .convert import convert
+    from .convert.run import convert
 
     return convert(_settings("convert_to_int8", input_file, output_file, options))
 
@@ -43,7 +43,7 @@ def plan_int8(input_file: str, output_file: str | None = None, **options: Any) -
 
         print(plan_int8("model.safetensors").summary())
     """
-    from .dry_run import plan_conversion
+    from .plan.dry_run import plan_conversion
 
     return plan_conversion(_settings("plan_int8", input_file, output_file, options))
 
@@ -61,7 +61,7 @@ def convert_many_to_int8(
     inputs: models as `convert_to_int8` takes them, or with `pattern` (a glob) the folders whose matching
         files are the models.
     output_folder: made when missing; by default each output stands beside its input.
-    lora_map: a JSON file with the LoRAs of each model (see `converter.lora_map`).
+    lora_map: a JSON file with the LoRAs of each model (see `converter.convert.lora_map`).
     options: as for `convert_to_int8`.
 
     Returns a BatchReport; its `failed` are the models that did not come through, each with its error. Raises
@@ -70,8 +70,8 @@ def convert_many_to_int8(
         report = convert_many_to_int8(["models"], "int8", pattern="*.safetensors")
         print(report.summary())
     """
-    from .batch import plan_batch, run_batch
-    from .convert import convert
+    from .convert.batch import plan_batch, run_batch
+    from .convert.run import convert
 
     if not inputs:
         raise ValueError("convert_many_to_int8() needs at least one input")

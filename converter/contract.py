@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConversionError
+from ..formats.errors import ConversionError
 
 if TYPE_CHECKING:
     import torch

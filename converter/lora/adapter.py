@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..checkpoint import TensorInfo
-from ..errors import ConversionError
+from ...files.checkpoint import TensorInfo
+from ...formats.errors import ConversionError
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from ..checkpoint import TensorInfo
-from ..errors import ConversionError
+from ...files.checkpoint import TensorInfo
+from ...formats.errors import ConversionError
 from .adapter import Adapter
 from .aliases import Segments
 from .merge import Merge

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import ConversionError
+from ...files.checkpoint import Checkpoint, open_checkpoint
+from ...formats.errors import ConversionError
 from .delta import read_finite
 from .merge import Merge, plan_merges
 

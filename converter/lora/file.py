@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from ..dtypes import QUANTIZABLE
-from ..errors import ConversionError
+from ...files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ...files.dtypes import QUANTIZABLE
+from ...formats.errors import ConversionError
 from .adapter import KIND_ROLES, Adapter
 from .keys import parse_key
 

@@ -8,7 +8,7 @@ Styles seen: PEFT and diffusers (``X.lora_A.weight``, ``X.lora_A.default.weight`
 import re
 from typing import NamedTuple
 
-from ..errors import ConversionError
+from ...formats.errors import ConversionError
 
 _ADAPTER = r"(?:\.[^.]+)?"  # PEFT puts the adapter's name here: ``.default``
 _ROLES = {

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..errors import ConversionError
+from ...formats.errors import ConversionError
 from .adapter import Adapter, flat
 from .aliases import ROWS, Segments
 from .file import LoraFile, read_lora
 from .names import LayerIndex, Place
 
 if TYPE_CHECKING:
-    from ..settings import Settings
+    from ..options.settings import Settings
 
 DAMPING = 0.9
 """With damping each further LoRA counts this much of the one before it."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from ..errors import ConversionError
+from ...formats.errors import ConversionError
 from .aliases import ALIASES
 
 _TE = frozenset({"te", "te1", "te2", "te3"})

@@ -1,0 +1,149 @@
+"""The command ``calibrate_activation_scales``: activation statistics for the layers of a checkpoint."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...quant.algorithms import LayerStats
+
+_DESCRIPTION = """Write a calibration file for a checkpoint: channel maxima, means and an input scale a layer.
+
+With --activations FILE (safetensors: <layer>.samples, <layer>.input or <layer>, each [.., in_features]) the
+numbers are measured. Without it they come from synthetic normal inputs: the file says so; such numbers may
+set a static input scale, and they never steer a rounding."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = argparse.ArgumentParser(
+        "calibrate_activation_scales",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("-i", "--input", required=True, type=Path, help="the checkpoint (safetensors)")
+    p.add_argument("-o", "--output", required=True, type=Path, help="the calibration (.safetensors or .json)")
+    p.add_argument("--activations", type=Path, help="recorded activations (safetensors)")
+    p.add_argument("--samples", type=int, default=4096, help="tokens kept or made up a layer (default 4096)")
+    p.add_argument("--seed", type=int, default=0, help="of the tokens drawn or made up (default 0)")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code, 1 with a message on stderr for what cannot be done."""
+    args = parser().parse_args(argv)
+    try:
+        print(calibrate_checkpoint(args.input, args.output, args.activations, args.samples, args.seed))
+    except (ValueError, OSError) as error:
+        print(f"calibrate_activation_scales: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def calibrate_checkpoint(
+    checkpoint: Path, output: Path, activations: Path | None, samples: int = 4096, seed: int = 0
+) -> str:
+    """Write the calibration of `checkpoint` to `output`; returns what was done, in lines.
+
+    ValueError for files that are no safetensors, samples below one, or activations that match no layer;
+    OSError for files that cannot be read or written.
+    """
+    from ...quant.calibration import save
+
+    if samples < 1:
+        raise ValueError(f"--samples must be at least 1, not {samples}")
+    for path in (checkpoint, activations):
+        if path is not None and path.resolve() == output.resolve():
+            raise ValueError(f"the output {output} is the input")
+    widths = _linear_layers(checkpoint)
+    if activations is None:
+        records = {name: _synthetic(name, k, samples, seed) for name, k in widths.items()}
+        save(output, records, synthetic=True)
+        return (
+            f"{output}: {len(records)} layers, SYNTHETIC inputs: no activations were given, so these are the "
+            "statistics\nof standard normal numbers. They may set a static scale; they steer no rounding."
+        )
+    records, report = _measured(activations, widths, samples, seed)
+    save(output, records)
+    return f"{output}: {len(records)} layers measured on {activations}\n{report}"
+
+
+def _open(path: Path):
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _linear_layers(path: Path) -> dict[str, int]:
+    """Layer name -> in_features of every 2-D weight."""
+    with _open(path) as f:
+        names = [n for n in f.keys() if n.endswith(".weight")]  # noqa: SIM118
+        shapes = {n.removesuffix(".weight"): f.get_slice(n).get_shape() for n in names}
+    widths = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2}
+    if not widths:
+        raise ValueError(f"{path} holds no linear layer (no 2-D <layer>.weight)")
+    return widths
+
+
+def _synthetic(name: str, columns: int, samples: int, seed: int) -> "LayerStats":
+    import zlib
+
+    import torch
+
+    from ...quant.calibration.record import Reservoir
+
+    reservoir = Reservoir(columns, 1, seed)
+    g = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    step = max(1, (1 << 22) // columns)
+    for start in range(0, samples, step):
+        reservoir.add(torch.randn(min(step, samples - start), columns, generator=g))
+    return _without_samples(reservoir.stats())
+
+
+def _without_samples(stats: "LayerStats") -> "LayerStats":
+    from dataclasses import replace
+
+    return replace(stats, samples=None)
+
+
+def _measured(
+    path: Path, widths: dict[str, int], samples: int, seed: int
+) -> tuple[dict[str, "LayerStats"], str]:
+    from ...quant.calibration.names import match
+    from ...quant.calibration.record import Reservoir
+
+    with _open(path) as f:
+        keys = {_layer_of(key): key for key in f.keys()}  # noqa: SIM118
+        found, report = match(widths, keys)
+        records = {}
+        for layer, record in found.items():
+            x: torch.Tensor = f.get_tensor(keys[record])
+            if not x.is_floating_point() or x.dim() < 1 or x.shape[-1] != widths[layer]:
+                raise ValueError(
+                    f"{keys[record]} in {path} has shape {list(x.shape)} and dtype {x.dtype}; layer {layer} "
+                    f"takes floats of {widths[layer]} channels"
+                )
+            reservoir = Reservoir(widths[layer], samples, seed)
+            reservoir.add(x)
+            if not reservoir.seen:
+                raise ValueError(f"{keys[record]} in {path} holds no finite token")
+            records[layer] = reservoir.stats()
+    return records, report.summary()
+
+
+def _layer_of(key: str) -> str:
+    for ending in (".samples", ".input", ".activations"):
+        key = key.removesuffix(ending)
+    return key
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""What the command line does with its models: convert or plan, one or many; returns the exit code.
+
+torch is loaded by a conversion only: a dry run takes a tenth of the time that loading it does.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ...formats.errors import ConversionError
+from ..convert.batch import outcome_lines, plan_batch, run_batch
+from ..options.command import CommandOptions
+from ..options.settings import Settings
+from ..plan.dry_run import create_template, plan_conversion
+
+
+def run_one(settings: Settings, command: CommandOptions) -> int:
+    """One model; its report or plan is printed, and written to --json. ConversionError when it fails."""
+    if command.dry_run == "create-template":
+        _write_template(settings)
+        return 0
+    report = _report(settings, command)
+    if settings.json:
+        report.save_json(settings.json)
+    _show(report, settings, command)
+    return 0
+
+
+def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions) -> int:
+    """Several models, each shown as it is done, then a table of all; 1 when any failed."""
+    if command.dry_run == "create-template":
+        raise ConversionError("--dry-run create-template makes the template of one model; name one with -i")
+    batch = plan_batch(inputs, settings, command.pattern, command.lora_map, make_folder=not command.dry_run)
+
+    def one(job: Settings) -> Any:
+        report = _report(job, command)
+        _show(report, job, command)
+        return report
+
+    report = run_batch(batch, one, lambda line: print(line, file=sys.stderr, flush=True))
+    if settings.json:
+        report.save_json(settings.json)
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print("\n".join(outcome_lines(report)))
+    return 1 if report.failed else 0
+
+
+def _report(settings: Settings, command: CommandOptions) -> Any:
+    if command.dry_run:
+        return plan_conversion(settings)
+    from ..convert.progress import Bar, Silent
+    from ..convert.run import convert
+
+    return convert(settings, Bar() if sys.stderr.isatty() else Silent())
+
+
+def _show(report: Any, settings: Settings, command: CommandOptions) -> None:
+    if command.dry_run:
+        from .show_plan import show_plan
+
+        show_plan(report)
+        return
+    from .show import show_report
+
+    show_report(report, every_layer=settings.report_quality)
+
+
+def _write_template(settings: Settings) -> None:
+    path, text = create_template(settings)
+    if path is None:
+        print(text, end="")
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise ConversionError(f"{path}: cannot be written: {e.strerror}") from e
+    print(
+        f"{path}: a layer configuration of this plan; edit it and give it to --layer-config", file=sys.stderr
+    )

@@ -1,0 +1,109 @@
+"""``ctq edit`` and ``convert_to_quant --edit-quant``: the command line of an edit."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..edit.settings import EditSettings, parse_add, parse_remove
+
+_DESCRIPTION = """\
+Edit a quantized safetensors file: remove tensors, remove or set keys of the layers' comfy_quant,
+make single layers float again, and put right what ComfyUI refuses or misreads (missing or nested
+comfy_quant, wrong format labels, scales under old names or of a wrong shape or dtype, NUL padding,
+a header that names other layers).
+The input is not touched; every change is listed."""
+
+_SHOWN = 12
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser, with the spellings of both commands."""
+    p = argparse.ArgumentParser(
+        "ctq edit",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("file", nargs="?", metavar="PATH", help="the file to edit (or -i PATH)")
+    p.add_argument("-i", "--input", metavar="PATH", help=argparse.SUPPRESS)
+    p.add_argument(
+        "-o", "--output", metavar="FILE", help="the file to write (default: <input>-edited.safetensors)"
+    )
+    for flag in ("--edit-quant", "--edit_quant", "--comfy_quant", "--comfy-quant"):
+        p.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    p.add_argument(
+        "--remove-keys",
+        "--remove_keys",
+        metavar="A,B",
+        type=parse_remove,
+        action="extend",
+        default=[],
+        help="tensors by their exact names, and keys of comfy_quant",
+    )
+    p.add_argument(
+        "--add-keys",
+        "--add_keys",
+        metavar="JSON",
+        type=_add,
+        default={},
+        help="keys to set in comfy_quant: '{\"convrot\": true}'",
+    )
+    p.add_argument(
+        "--quant-filter",
+        "--quant_filter",
+        metavar="RE",
+        help="keys change only in layers whose name this regular expression is found in",
+    )
+    p.add_argument(
+        "--dequantize",
+        metavar="RE",
+        help="make the layers BF16 again (F16 in a file of F16) whose name this is found in: embed_tokens",
+    )
+    p.add_argument(
+        "--save-quant-metadata",
+        "--save_quant_metadata",
+        action="store_true",
+        help="also list the layers in the header (always done when the input does)",
+    )
+    p.add_argument("--dry-run", "--dry_run", action="store_true", help="list the changes, write nothing")
+    p.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    p.add_argument("--all", action="store_true", help="list every change, not a few of each kind")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run an edit; returns 0. SystemExit(2) for a wrong command line, ConversionError as `edit` does."""
+    p = parser()
+    args = p.parse_args(argv)
+    if args.file and args.input:
+        p.error("name the input once: PATH or -i PATH")
+    if not (args.file or args.input):
+        p.error("an input is needed: PATH or -i PATH")
+    settings = EditSettings(
+        input_file=args.file or args.input,
+        output_file=args.output,
+        remove_keys=tuple(args.remove_keys),
+        add_keys=args.add_keys,
+        quant_filter=args.quant_filter,
+        dequantize=args.dequantize,
+        save_quant_metadata=args.save_quant_metadata,
+        dry_run=args.dry_run,
+    )
+    from ..convert.progress import Bar, Silent
+    from ..edit.run import edit  # torch is loaded only once the command line is known to be right
+    from .show_edit import show_edit
+
+    report = edit(settings, Bar() if sys.stderr.isatty() else Silent())
+    if args.json:
+        Path(args.json).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    show_edit(report, None if args.all else _SHOWN)
+    return 0
+
+
+def _add(text: str) -> dict:
+    try:
+        return parse_add(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e

@@ -1,0 +1,84 @@
+"""The command line: ``convert_to_quant`` and ``ctq``, one program.
+
+Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 a wrong command line,
+130 interrupted.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from ...formats.errors import ConversionError
+from ..options.command import CommandOptions
+from ..options.settings import Settings
+from ..options.values import nearest
+from .convert import run_many, run_one
+from .parser import ConvertParser
+
+
+def _lazy(module: str) -> Callable[[Sequence[str]], int]:
+    """The `main` of a module that is imported when it is called."""
+
+    def run(argv: Sequence[str]) -> int:
+        return importlib.import_module(module, __package__).main(argv)
+
+    return run
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "edit": ("remove, set and repair what a quantized file says of itself", _lazy(".edit")),
+    "verify": ("compare a quantized file with its original, layer by layer", _lazy(".verify")),
+    "compare": ("run a model on two checkpoints and compare what comes out", _lazy("..compare.report")),
+    "install-nodes": ("put the node pack into a ComfyUI", _lazy(".install_nodes")),
+    "inspect": ("show a file's architecture, formats and problems", _lazy("..stored.inspect")),
+}
+"""Other commands by name: what each does, and its main."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name); returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv and argv[0] in COMMANDS:
+            return COMMANDS[argv[0]][1](argv[1:])
+        if "--edit-quant" in argv or "--edit_quant" in argv:
+            return COMMANDS["edit"][1](argv)
+        return _convert(argv)
+    except ConversionError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: no output was written; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _convert(argv: Sequence[str]) -> int:
+    prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "convert_to_quant"
+    parser = ConvertParser(
+        "convert_to_quant" if prog.startswith(("__main__", "-c", "pytest")) else prog, _listed()
+    )
+    if not argv:
+        parser.show(None)
+        return 2
+    if not argv[0].startswith("-"):
+        known = Path(argv[0]).exists()
+        hint = f"an input is given with -i {argv[0]}" if known else nearest(argv[0], COMMANDS)
+        parser.error(f"there is no command {argv[0]!r}; {hint}")
+    values = vars(parser.parse_args(argv))
+    command = CommandOptions(**{f.name: values.pop(f.name) for f in fields(CommandOptions)})
+    inputs = values.pop("input_file")
+    try:
+        settings = Settings(input_file=inputs[0], **values)
+    except ValueError as e:
+        parser.error(str(e))
+    if len(inputs) > 1 or command.pattern or command.lora_map:
+        return run_many(inputs, settings, command)
+    return run_one(settings, command)
+
+
+def _listed() -> list[tuple[str, str]]:
+    return [(name, text) for name, (text, _) in COMMANDS.items()]

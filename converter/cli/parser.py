@@ -1,0 +1,130 @@
+"""The command line's parser, made from the fields of Settings."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from ..options.command import CommandOptions
+from ..options.settings import GROUPS, Settings
+from ..presets import keep_set
+from ..version import VERSION
+
+DESCRIPTION = "Quantize a safetensors checkpoint to INT8 that ComfyUI loads."
+EPILOG = """\
+other commands:
+{commands}
+
+examples:
+  %(prog)s -i model.safetensors --comfy_quant
+  %(prog)s -i shards/model.safetensors.index.json -o model-int8.safetensors
+
+more help: --help {topics} or all
+"""
+
+
+class _Help(argparse.Action):
+    """``--help [TOPIC]``: the short page, or the page with one topic's options, or all."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        if values not in (None, "all", *GROUPS):
+            parser.error(f"no help topic {values!r}: one of {', '.join(GROUPS)} or all")
+        parser.show(values)
+        parser.exit()
+
+
+class ConvertParser(argparse.ArgumentParser):
+    """Parser of a conversion. Raises SystemExit(2) on a wrong command line, with the reason."""
+
+    def __init__(self, prog: str, commands: Sequence[tuple[str, str]]):
+        listed = "\n".join(f"  ctq {name:<14} {text}" for name, text in commands)
+        topics = ", ".join(name for name in GROUPS if name not in ("main", "format"))
+        super().__init__(
+            prog=prog,
+            add_help=False,
+            allow_abbrev=False,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100),
+            usage="%(prog)s -i PATH [-o FILE] [options]",
+            description=DESCRIPTION,
+            epilog=EPILOG.format(commands=listed, topics=topics),
+        )
+        self._hidden: dict[str, list[tuple[argparse.Action, str]]] = {}
+        for key, title in GROUPS.items():
+            group = self.add_argument_group(title)
+            for f in (*fields(Settings), *fields(CommandOptions)):
+                if f.metadata["group"] == key:
+                    self._add(group, key, f)
+        general = self.add_argument_group("General")
+        general.add_argument(
+            "-h",
+            "--help",
+            nargs="?",
+            metavar="TOPIC",
+            action=_Help,
+            default=argparse.SUPPRESS,
+            help="this page, or one topic's options",
+        )
+        general.add_argument(
+            "--version", action="version", version=f"convert_to_quant {VERSION}", help="show the version"
+        )
+
+    def _add(self, group: Any, key: str, f: Any) -> None:
+        extra = dict(f.metadata["argparse"])
+        if extra.get("type") is not None:
+            extra["type"] = _reported(extra["type"])
+        if extra.get("action") == "boolean":
+            extra["action"] = argparse.BooleanOptionalAction
+        elif "action" not in extra:
+            extra.setdefault("metavar", f.name.upper())
+        if not extra.get("required"):
+            extra["default"] = f.default
+        if extra.get("action") == "append_const":
+            self._add_sets(group, key, f)
+            return
+        action = group.add_argument(*f.metadata["flags"], dest=f.name, help=f.metadata["help"], **extra)
+        self._hidden.setdefault(key, []).append((action, f.metadata["help"]))
+
+    def _add_sets(self, group: Any, key: str, f: Any) -> None:
+        """One flag a set; each adds its name to the field."""
+        for flag in f.metadata["flags"]:
+            text = f"keep {keep_set(flag).title}"
+            action = group.add_argument(
+                flag, dest=f.name, action="append_const", const=flag[2:], default=None, help=text
+            )
+            self._hidden.setdefault(key, []).append((action, text))
+
+    def show(self, topic: str | None) -> None:
+        """Print the help with the options of "main" and of `topic` ("all" for every topic).
+
+        Options are listed under their first spelling; the others still work.
+        """
+        shown = set(GROUPS) if topic == "all" else {"main", "format", topic}
+        spellings = []
+        for key, actions in self._hidden.items():
+            for action, text in actions:
+                spellings.append((action, action.option_strings))
+                action.help = text if key in shown else argparse.SUPPRESS
+                action.option_strings = _shown_spellings(action)
+        self.print_help()
+        for action, names in spellings:
+            action.option_strings = names
+
+
+def _shown_spellings(action: argparse.Action) -> list[str]:
+    short = [s for s in action.option_strings if not s.startswith("--")]
+    first = next(s for s in action.option_strings if s.startswith("--"))
+    negative = [s for s in action.option_strings if s == f"--no-{first[2:]}"]
+    return [*short, first, *negative]
+
+
+def _reported(convert: Any) -> Any:
+    """argparse shows a ValueError's text only when it is an ArgumentTypeError."""
+
+    def parse(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(str(e)) from e
+
+    return parse

@@ -1,0 +1,66 @@
+"""Showing a verification to a person: tables on stdout, what is wrong on stderr."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from ..verify.report import LayerResult, VerifyReport
+from .show import table_console
+from .show_edit import problem_lines
+
+_SHOWN = 20
+
+
+def show_verification(report: VerifyReport, every_layer: bool = False) -> None:
+    """Print the families, the worst layers (or all), the summary, and every kind of problem."""
+    console = table_console()
+    if report.layers:
+        console.print(_families(report))
+        rows = report.worst_first()
+        shown = rows if every_layer else rows[: max(_SHOWN, len(report.faults))]
+        title = "Layers, worst first" + ("" if len(shown) == len(rows) else f" ({len(shown)} of {len(rows)})")
+        console.print(_layers(shown, title))
+    print(report.summary())
+    sys.stdout.flush()
+    for line in report.notes:
+        print(f"note: {line}", file=sys.stderr)
+    for line in problem_lines([p for p in report.problems if not p.fatal]):
+        print(f"note: {line}", file=sys.stderr)
+    for r in report.faults:
+        print(f"wrong: {r.name}: {r.fault}", file=sys.stderr)
+    for line in problem_lines(report.violations):
+        print(f"contract: {line}", file=sys.stderr)
+    if any(p.fix for p in report.violations):
+        print("note: ctq edit puts right what the file itself tells how to", file=sys.stderr)
+
+
+def decibel_text(value: float | None) -> str:
+    """``41.2``, ``inf``, or nothing for None."""
+    return "" if value is None else f"{value:.1f}"
+
+
+def _families(report: VerifyReport) -> Table:
+    table = Table(title="Layer families, worst first", title_justify="left")
+    table.add_column("family", overflow="fold")
+    table.add_column("layers", justify="right")
+    table.add_column("worst dB", justify="right")
+    table.add_column("median dB", justify="right")
+    for f in report.families():
+        table.add_row(f.name, str(len(f.layers)), decibel_text(f.worst), decibel_text(f.median))
+    return table
+
+
+def _layers(rows: Sequence[LayerResult], title: str) -> Table:
+    outputs = any(r.w8a16_db is not None for r in rows)
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("shape", justify="right", no_wrap=True)
+    table.add_column("format")
+    for name in ("weight dB", *(("W8A8 dB", "W8A16 dB") if outputs else ())):
+        table.add_column(name, justify="right")
+    for r in rows:
+        values = (r.weight_db, *((r.w8a8_db, r.w8a16_db) if outputs else ()))
+        shape = " x ".join(map(str, r.shape))
+        table.add_row(r.name, shape, r.format, *map(decibel_text, values))
+    return table

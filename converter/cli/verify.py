@@ -1,0 +1,57 @@
+"""``ctq verify``: the command line of a verification."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_DESCRIPTION = """\
+Compare a quantized file with the original it was made from: each layer's weight as the file describes
+it, every kept tensor byte for byte, and the rules that ComfyUI reads by. Exits with 1 when a layer is below
+the threshold or wrong, or the contract is broken."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    p = argparse.ArgumentParser(
+        "ctq verify",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("original", metavar="ORIGINAL", help="the file that was quantized (or shards)")
+    p.add_argument("quantized", metavar="QUANTIZED", help="the file to check")
+    p.add_argument(
+        "--activations", metavar="FILE", help="a calibration file: adds the SQNR of outputs on real inputs"
+    )
+    p.add_argument(
+        "--threshold",
+        metavar="DB",
+        type=float,
+        help="weight SQNR below which a layer fails (default 3: noise)",
+    )
+    p.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    p.add_argument("--html", metavar="FILE", help="write the report as one HTML page with histograms")
+    p.add_argument("--all", action="store_true", help="list every layer, not the worst 20")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a verification; 0 when all is well, 1 when not. ConversionError as `verify` does."""
+    args = parser().parse_args(argv)
+    from ..convert.check import REFUSE_DB  # torch is loaded only once the command line is known to be right
+    from ..convert.progress import Bar, Silent
+    from ..verify.html import render
+    from ..verify.run import verify
+    from .show_verify import show_verification
+
+    threshold = REFUSE_DB if args.threshold is None else args.threshold
+    progress = Bar() if sys.stderr.isatty() else Silent()
+    report = verify(args.original, args.quantized, args.activations, threshold, progress)
+    if args.json:
+        Path(args.json).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if args.html:
+        Path(args.html).write_text(render(report), encoding="utf-8")
+    show_verification(report, args.all)
+    return 0 if report.ok else 1

@@ -1,0 +1,1 @@
+"""``ctq compare``: one model run on two checkpoints."""

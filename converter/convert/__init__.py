@@ -1,0 +1,1 @@
+"""The conversion: read, quantize, write, check; one model or many."""

@@ -1,0 +1,190 @@
+"""Several models in one run: which they are, where they go, the LoRAs of each, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...formats.errors import ConversionError
+from ..options.settings import Settings
+from ..options.values import nearest
+from .lora_map import LoraMap, read_lora_map
+from .output_path import default_output
+
+_SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.safetensors$")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One model of a batch: its report's summary, or the error that ended it."""
+
+    input: str
+    output: str
+    seconds: float
+    error: str = ""
+    summary: str = ""
+    report: Any = None
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """All models of a batch, in order, and what was left out and why."""
+
+    outcomes: tuple[Outcome, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """The models that did not come through."""
+        return [o for o in self.outcomes if o.error]
+
+    def summary(self) -> str:
+        """One line: how many of how many."""
+        done = len(self.outcomes) - len(self.failed)
+        return f"{done} of {len(self.outcomes)} models done, {len(self.failed)} failed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        models = [
+            {**asdict(replace(o, report=None)), "report": o.report.to_dict() if o.report else None}
+            for o in self.outcomes
+        ]
+        return {"summary": self.summary(), "notes": list(self.notes), "models": models}
+
+    def save_json(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The conversions of a batch, one Settings a model, and lines worth telling a person."""
+
+    jobs: tuple[Settings, ...]
+    notes: tuple[str, ...] = ()
+
+
+def plan_batch(
+    inputs: Sequence[str],
+    settings: Settings,
+    pattern: str | None = None,
+    lora_map: str | None = None,
+    make_folder: bool = True,
+) -> Batch:
+    """One conversion for each model; what is not about files or LoRAs they share.
+
+    inputs: models as `open_checkpoint` takes them; with `pattern`, folders whose matching files are the
+    models (shards count once, by their index). settings: `output_file`, if any, is the folder for all
+    outputs; `make_folder` makes it when it is missing. A file that is the output of another of the batch is
+    left out, so that a batch can be run again over its own results.
+
+    ConversionError when no file matches, two models would get one output, or the LoRA map does not fit.
+    """
+    models = _matching(inputs, pattern) if pattern else [Path(i) for i in inputs]
+    folder = Path(settings.output_file) if settings.output_file else None
+    if folder is not None and (folder.is_file() or folder.suffix == ".safetensors"):
+        raise ConversionError(f"-o {folder}: with several models -o names a folder for the outputs")
+    outputs = {model: default_output(model, settings, folder) for model in dict.fromkeys(models)}
+    results = {output.resolve() for output in outputs.values()}
+    own = [model for model in outputs if model.resolve() in results]
+    jobs = {model: output for model, output in outputs.items() if model not in own}
+    _require_distinct(jobs)
+    loras = read_lora_map(lora_map) if lora_map else LoraMap()
+    loras.require_use([model.name for model in jobs])
+    if folder is not None and make_folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    return Batch(
+        tuple(
+            replace(settings, input_file=str(model), output_file=str(output), **loras.options(model.name))
+            for model, output in jobs.items()
+        ),
+        tuple(f"{model}: left out: it is this batch's own output" for model in own),
+    )
+
+
+def run_batch(batch: Batch, convert: Callable[[Settings], Any], tell: Callable[[str], None]) -> BatchReport:
+    """Convert one model after the other, going on after one that fails.
+
+    convert: returns a report with `summary` and `to_dict`. tell: gets a line before and after each model.
+    Only an interruption (Ctrl-C) ends the batch early.
+    """
+    outcomes = []
+    for number, job in enumerate(batch.jobs, 1):
+        tell(f"[{number}/{len(batch.jobs)}] {job.input_file}")
+        outcomes.append(_outcome(job, convert))
+        tell(f"error: {outcomes[-1].error}" if outcomes[-1].error else outcomes[-1].summary)
+    return BatchReport(tuple(outcomes), batch.notes)
+
+
+def _outcome(job: Settings, convert: Callable[[Settings], Any]) -> Outcome:
+    started = time.perf_counter()
+    error, report = "", None
+    try:
+        report = convert(job)
+    except ConversionError as e:
+        error = str(e)
+    except Exception as e:  # a fault in one model must not cost the night's other conversions
+        error = f"{type(e).__name__}: {e}"
+    seconds = time.perf_counter() - started
+    summary = report.summary() if report is not None else ""
+    return Outcome(job.input_file, job.output_file or "", seconds, error, summary, report)
+
+
+def _matching(folders: Sequence[str], pattern: str) -> list[Path]:
+    """The models in folders: files that match, indices for their shards."""
+    found: dict[Path, None] = {}
+    for name in folders:
+        folder = Path(name)
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise ConversionError(f"--pattern is for folders; {folder} {what}")
+        files = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+        if not files:
+            raise ConversionError(
+                f"{folder}: no file matches --pattern {pattern!r}; {_offer(folder, pattern)}"
+            )
+        found |= dict.fromkeys(_model_of(path) for path in files)
+    return list(found)
+
+
+def _offer(folder: Path, pattern: str) -> str:
+    names = sorted(p.name for p in folder.iterdir() if p.is_file())
+    return nearest(pattern, names[:200]) if names else "it holds no files"
+
+
+def _model_of(path: Path) -> Path:
+    """The file itself, or for a shard the index of its model."""
+    shard = _SHARD.match(path.name)
+    if shard is None:
+        return path
+    index = path.with_name(f"{shard.group(1)}.safetensors.index.json")
+    if not index.exists():
+        raise ConversionError(
+            f"{path}: is one shard of a model without {index.name}; "
+            f"name the shards' folder with -i, without --pattern"
+        )
+    return index
+
+
+def _require_distinct(jobs: dict[Path, Path]) -> None:
+    taken: dict[Path, Path] = {}
+    for model, output in jobs.items():
+        if output in taken:
+            raise ConversionError(
+                f"{model} and {taken[output]} would both be {output}; convert them into two folders"
+            )
+        taken[output] = model
+
+
+def outcome_lines(report: BatchReport) -> Iterable[str]:
+    """The summary table: a line a model, then the total."""
+    width = max((len(Path(o.input).name) for o in report.outcomes), default=0)
+    for o in report.outcomes:
+        state = f"failed: {o.error}" if o.error else f"done in {o.seconds:.1f} s: {o.output}"
+        yield f"{Path(o.input).name.ljust(width)}  {state}"
+    yield report.summary()

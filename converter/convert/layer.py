@@ -1,0 +1,97 @@
+"""One layer of the plan: from its float weight to the tensors of the output."""
+
+from __future__ import annotations
+
+import torch
+
+from ...formats.errors import ConversionError
+from ...quant.algorithms import LayerResult, LayerStats, QuantizeOptions, quantize_layer
+from ..contract import INPUT_SCALE, PRE_QUANT_SCALE, SCALE
+from ..options.settings import Settings
+from ..plan.steps import Step
+
+
+def layer_options(step: Step, settings: Settings) -> QuantizeOptions:
+    """The options of one layer's quantization, placed where the plan says."""
+    assert step.layer is not None
+    names = {o.name.removeprefix(step.layer_name) for o in step.outputs}
+    options = QuantizeOptions(
+        algorithm=step.algorithm,  # type: ignore[arg-type]
+        scaling=step.layer.scaling,  # type: ignore[arg-type]
+        rotation=step.layer.rotation,
+        block_size=step.layer.block_size,
+        scale_search=settings.scale_search,
+        actorder=settings.quip_actorder,
+        seed=settings.quip_seed,
+        damping=settings.quip_damping,
+        max_tokens=settings.calib_samples,
+        bf16_compute=settings.bf16_compute,  # type: ignore[arg-type]
+        steps=settings.num_iter,
+        learning_rate=settings.lr,
+        bias_correction="bias" in step.companions,
+        smoothquant=settings.smoothquant_alpha if PRE_QUANT_SCALE in names else None,
+        static_activations=INPUT_SCALE in names,
+    )
+    return step.placement.options(options, step.device) if step.placement is not None else options
+
+
+def quantize_step(
+    step: Step,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stats: LayerStats | None,
+    options: QuantizeOptions,
+) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The tensors that a step writes beside its ``comfy_quant``, by output name, and a note for the report.
+
+    ConversionError names the layer for NaN or Inf, and for what its algorithm cannot do.
+    """
+    try:
+        result = quantize_layer(weight, stats, options, bias, step.layer_name)
+    except ValueError as e:
+        if not bool(torch.isfinite(weight).all()):
+            raise ConversionError(_not_finite(weight, step.name)) from e
+        raise ConversionError(str(e)) from e
+    return _tensors(step, result, bias), result.note
+
+
+def _tensors(step: Step, result: LayerResult, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    layer = step.layer_name
+    scale = result.weight._layout_params["scale"].float()
+    values = {
+        step.name: result.weight._qdata,
+        layer + SCALE: scale,
+        layer + INPUT_SCALE: result.input_scale,
+        layer + PRE_QUANT_SCALE: result.pre_quant_scale,
+        layer + ".bias": bias if result.bias is None else result.bias,
+    }
+    out = {}
+    for planned in step.outputs:
+        value = values.get(planned.name)
+        if planned.name in values:
+            assert value is not None, f"{planned.name} was planned and not made"
+            out[planned.name] = value.reshape(planned.shape).contiguous()
+    return out
+
+
+def cast_weight(weight: torch.Tensor, step: Step) -> torch.Tensor:
+    """The weight as float16. ConversionError names the layer when a value does not fit."""
+    out = weight.to(torch.float16)
+    if not bool(torch.isfinite(out).all()):
+        if not bool(torch.isfinite(weight).all()):
+            raise ConversionError(_not_finite(weight, step.name))
+        raise ConversionError(
+            f"{step.name}: holds {float(weight.abs().max()):g}, beyond float16's 65504; leave this layer out "
+            f"of --fallback fp16 and --custom-type fp16"
+        )
+    return out
+
+
+def _not_finite(weight: torch.Tensor, name: str) -> str:
+    """NaN or Inf in a weight always reaches a scale, through the absmax or the rotation."""
+    bad = ~torch.isfinite(weight)
+    row, column = (int(i) for i in bad.nonzero()[0]) if bool(bad.any()) else (0, 0)
+    return (
+        f"{name}: the weight holds NaN or Inf ({int(bad.sum())} values, the first at row {row}, column "
+        f"{column}); the file is damaged or was saved from a failed run"
+    )

@@ -1,0 +1,100 @@
+"""Which LoRAs are merged into which model of a batch.
+
+::
+
+    {
+      "flux-dev.safetensors": ["style.safetensors", "detail.safetensors"],
+      "qwen*": {"loras": ["light.safetensors"], "scale": 0.8, "dampen": false},
+      "plain.safetensors": []
+    }
+
+A key is a model's file name or a glob; the first that fits a model is the one for it. LoRA paths start at the
+map's own folder. Models that no key fits get the LoRAs of the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ...formats.errors import ConversionError
+from ..options.values import closest, nearest
+
+_FIELDS = ("loras", "scale", "dampen")
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """The LoRAs of one model, in order. None: as the command line says."""
+
+    paths: tuple[str, ...]
+    scale: float | None = None
+    dampen: bool | None = None
+
+
+@dataclass(frozen=True)
+class LoraMap:
+    """Model names or globs, each with its LoRAs."""
+
+    path: str = ""
+    entries: Mapping[str, LoraChoice] = field(default_factory=dict)
+
+    def options(self, model: str) -> dict[str, Any]:
+        """The options of Settings that the map changes for the model of this file name."""
+        choice = next((c for key, c in self.entries.items() if fnmatchcase(model, key)), None)
+        if choice is None:
+            return {}
+        changed: dict[str, Any] = {"merge_lora_path": None, "merge_lora_paths": choice.paths}
+        if choice.scale is not None:
+            changed["merge_lora_scale"] = choice.scale
+        if choice.dampen is not None:
+            changed["merge_lora_dampen"] = choice.dampen
+        return changed
+
+    def require_use(self, models: Sequence[str]) -> None:
+        """ConversionError, naming the nearest model, when a key fits none of `models`."""
+        for key in self.entries:
+            if not any(fnmatchcase(model, key) for model in models):
+                near = closest(key, models)
+                raise ConversionError(
+                    f"--lora-map {self.path}: {key!r} is the name of no model here; the nearest is {near!r}"
+                )
+
+
+def read_lora_map(path: str) -> LoraMap:
+    """Read a map. ConversionError for a file that is none, an unknown field, or a LoRA that is not there."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConversionError(f"--lora-map {path}: cannot be read: {e.strerror}") from e
+    except ValueError as e:
+        raise ConversionError(f"--lora-map {path}: not valid JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise ConversionError(f"--lora-map {path}: an object of model names is expected")
+    folder = Path(path).parent
+    return LoraMap(path, {key: _choice(v, folder, f"--lora-map {path}: {key!r}") for key, v in found.items()})
+
+
+def _choice(value: Any, folder: Path, where: str) -> LoraChoice:
+    entry = value if isinstance(value, dict) else {"loras": value}
+    for name in entry:
+        if name not in _FIELDS:
+            raise ConversionError(f"{where}: there is no field {name!r}; {nearest(name, _FIELDS)}")
+    loras = entry.get("loras")
+    listed = [loras] if isinstance(loras, str) else loras
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise ConversionError(f"{where}: a list of LoRA files is expected, not {loras!r}")
+    scale, dampen = entry.get("scale"), entry.get("dampen")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+        raise ConversionError(f"{where}: scale must be a number, not {scale!r}")
+    if dampen is not None and not isinstance(dampen, bool):
+        raise ConversionError(f"{where}: dampen must be true or false, not {dampen!r}")
+    paths = tuple(str(folder / name) for name in listed)
+    for lora in paths:
+        if not Path(lora).is_file():
+            raise ConversionError(f"{where}: {lora}: no such file")
+    return LoraChoice(paths, scale, dampen)

@@ -1,0 +1,107 @@
+"""What a conversion did, layer by layer."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..lora.merge import MergedLora
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantized layer. sqnr_db: weight SQNR as checked in the file, None when not checked."""
+
+    name: str
+    format: str
+    algorithm: str
+    shape: tuple[int, int]
+    bytes_in: int
+    bytes_out: int
+    sqnr_db: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class KeptTensor:
+    """One tensor that was not quantized, and why. nbytes: in the output; bytes_in: in the input."""
+
+    name: str
+    reason: str
+    nbytes: int
+    bytes_in: int
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """The result of a conversion. `warnings` are for people; an empty tuple is good news."""
+
+    input: str
+    output: str
+    layers: tuple[LayerReport, ...]
+    kept: tuple[KeptTensor, ...]
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    loras: tuple[MergedLora, ...] = ()
+
+    def worst(self, count: int = 5) -> list[LayerReport]:
+        """The checked layers with the lowest SQNR, worst first."""
+        checked = [r for r in self.layers if r.sqnr_db is not None]
+        return sorted(checked, key=lambda r: r.sqnr_db or 0.0)[:count]
+
+    def kept_reasons(self) -> list[tuple[str, int, int, int]]:
+        """(reason, tensors, bytes in, bytes out) of what was not quantized, most bytes first."""
+        count: Counter[str] = Counter()
+        before: Counter[str] = Counter()
+        size: Counter[str] = Counter()
+        for t in self.kept:
+            count[t.reason] += 1
+            before[t.reason] += t.bytes_in
+            size[t.reason] += t.nbytes
+        return [(reason, count[reason], before[reason], n) for reason, n in size.most_common()]
+
+    def formats(self) -> list[tuple[str, int, int, int]]:
+        """(format, layers, bytes in, bytes out), most layers first."""
+        rows: dict[str, list[int]] = {}
+        for r in self.layers:
+            row = rows.setdefault(f"{r.format}, {r.algorithm}", [0, 0, 0])
+            row[0] += 1
+            row[1] += r.bytes_in
+            row[2] += r.bytes_out
+        return sorted(((k, a, b, c) for k, (a, b, c) in rows.items()), key=lambda t: -t[1])
+
+    def summary(self) -> str:
+        """One line: what became of how much, and how well."""
+        worst = self.worst(1)
+        quality = f", worst layer {worst[0].sqnr_db:.1f} dB" if worst else ""
+        loras = ""
+        if self.loras:
+            unmatched = sum(len(lora.unmatched) for lora in self.loras)
+            loras = f"LoRAs merged: {len(self.loras)} ({unmatched} keys unmatched), "
+        return (
+            f"{self.output}: {loras}{len(self.layers)} layers in INT8, {len(self.kept)} tensors kept, "
+            f"{self.bytes_before / 2**20:,.1f} -> {self.bytes_after / 2**20:,.1f} MiB "
+            f"in {self.seconds:.1f} s{quality}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite SQNR becomes the text "inf"."""
+        return plain_json(asdict(self))
+
+    def save_json(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def plain_json(value: Any) -> Any:
+    """`value` with lists for tuples and texts for infinities and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {k: plain_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,209 @@
+"""A conversion from start to end: plan, read, quantize, write, check, name."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...files.checkpoint import Checkpoint, open_checkpoint
+from ...files.memory import return_freed_buffers
+from ...files.writer import OutputFile
+from ..options.settings import Settings
+from ..plan.build import build_plan
+from ..plan.estimate import bytes_held, in_flight_limit
+from ..plan.merges import merged_note
+from ..plan.steps import Plan, Step
+from . import pipeline
+from .check import WARN_DB, Sample, check_layer, sample_rows
+from .layer import cast_weight, layer_options, quantize_step
+from .output_path import output_path
+from .progress import Progress, Silent
+from .report import ConversionReport, KeptTensor, LayerReport
+from .source import read_bias, read_merged, read_weight
+
+
+def convert(settings: Settings, progress: Progress | None = None) -> ConversionReport:
+    """Convert a checkpoint as `settings` say; returns the report once the output has its name.
+
+    ConversionError for anything wrong with the input, the settings, the disk or a layer. After an
+    interruption the same call goes on where it was.
+    """
+    started = time.perf_counter()
+    return_freed_buffers()
+    with open_checkpoint(settings.input_file) as checkpoint:
+        plan = build_plan(checkpoint, settings)
+        output = output_path(checkpoint, settings)
+        file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan, settings))
+        try:
+            layers = _Run(checkpoint, plan, file, settings, progress or Silent()).execute()
+            file.finish()
+        finally:
+            file.close()
+        return _report(checkpoint, plan, settings, output, layers, time.perf_counter() - started)
+
+
+def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:
+    """What must be equal for an interrupted run to be gone on with: inputs, LoRAs, calibration, settings."""
+    used = [
+        *checkpoint.files,
+        *(Path(f) for f in (settings.calibration_data, settings.calibration_lora) if f),
+    ]
+    files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in used for s in (f.stat(),)]
+    steps = [(s.name, s.action, str(s.layer), s.algorithm) for s in plan]
+    loras = [(lora.stamp, lora.scale) for lora in plan.loras]
+    asked = {k: v for k, v in asdict(settings).items() if k not in ("input_file", "output_file", "json")}
+    return json.dumps([files, steps, loras, asked], default=str)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A step's inputs: its weight, and the bias where that is corrected."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A quantized layer: its tensors by output name, the rows to check them against, a note."""
+
+    tensors: dict[str, torch.Tensor]
+    sample: Sample | None
+    note: str | None
+
+
+class _Run:
+    """The pipeline's three parts over one plan."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, file: OutputFile, settings: Settings, progress: Progress
+    ):
+        self._checkpoint, self._plan, self._file = checkpoint, plan, file
+        self._settings, self._progress = settings, progress
+        self._layers: dict[str, LayerReport] = {}
+
+    def execute(self) -> tuple[LayerReport, ...]:
+        """Run what is not done yet; returns the reports of all layers in plan order."""
+        done = self._file.finished
+        pending = [s for s in self._plan if s.outputs and _key(s) not in done]
+        self._layers = {s.name: _restore(done[_key(s)]) for s in self._plan.quantized if _key(s) in done}
+        total = sum(s.source.nbytes for s in self._plan)
+        self._progress.start(total, total - sum(s.source.nbytes for s in pending))
+        try:
+            pipeline.run(
+                pending,
+                cost=bytes_held,
+                read=self._read,
+                work=self._work,
+                write=self._write,
+                limit=in_flight_limit(self._plan, self._settings.low_memory),
+            )
+        finally:
+            self._progress.stop()
+        return tuple(self._layers[s.name] for s in self._plan.quantized)
+
+    def _read(self, step: Step) -> _Read | None:
+        if step.action in ("quantize", "cast"):
+            return _Read(read_weight(self._checkpoint, step), read_bias(self._checkpoint, step))
+        return _Read(read_merged(self._checkpoint, step)) if step.merges else None
+
+    def _work(self, step: Step, read: _Read | None) -> Any:
+        if read is None or step.action == "keep":
+            return read and read.weight
+        if step.action == "cast":
+            return cast_weight(read.weight, step)
+        assert step.layer is not None
+        tensors, note = self._quantize(step, read)
+        sample = None
+        if self._settings.verify:
+            sample = sample_rows(read.weight, step.layer.block_size, self._settings.report_quality)
+        return _Done(tensors, sample, note)
+
+    def _quantize(self, step: Step, read: _Read) -> tuple[dict[str, torch.Tensor], str | None]:
+        options = layer_options(step, self._settings)
+        stats = self._plan.calibration.stats(step.layer_name)
+        return quantize_step(step, read.weight, read.bias, stats, options)
+
+    def _write(self, step: Step, result: Any) -> None:
+        note = None
+        if step.action == "keep" and result is not None:
+            self._file.write(step.outputs[0].name, _bytes(result))
+        elif step.action == "keep":
+            descriptor = self._checkpoint.descriptor(step.source.file)
+            self._file.copy(step.outputs[0].name, descriptor, step.source.offset)
+        elif step.action == "write":
+            self._file.write(step.outputs[0].name, step.data)
+        elif step.action == "cast":
+            self._file.write(step.outputs[0].name, _bytes(result))
+        else:
+            note = self._write_layer(step, result)
+        self._file.mark(_key(step), note)
+        self._progress.advance(step.layer_name if step.layer else "", step.source.nbytes)
+
+    def _write_layer(self, step: Step, done: _Done) -> dict:
+        for output in step.outputs:
+            made = done.tensors.get(output.name)
+            self._file.write(output.name, step.data if made is None else _bytes(made))
+        sqnr = check_layer(self._file, step, done.sample) if done.sample is not None else None
+        assert step.layer is not None
+        report = LayerReport(
+            step.layer_name,
+            step.layer.describe(),
+            step.algorithm,
+            (step.source.shape[0], step.source.shape[1]),
+            step.source.nbytes,
+            step.output_bytes,
+            sqnr,
+            "; ".join(filter(None, (merged_note(step.merges), done.note))) or None,
+        )
+        self._layers[step.name] = report
+        return asdict(report)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """A contiguous tensor's memory, of any dtype."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _key(step: Step) -> str:
+    """A step's name in the journal: what it writes, since one source may have two steps."""
+    return step.outputs[0].name
+
+
+def _restore(note: dict) -> LayerReport:
+    return LayerReport(**{**note, "shape": tuple(note["shape"])})
+
+
+def _kept(step: Step) -> KeptTensor:
+    return KeptTensor(step.name, step.reason, step.output_bytes, step.source.nbytes)
+
+
+def _report(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    settings: Settings,
+    output: Path,
+    layers: tuple[LayerReport, ...],
+    seconds: float,
+) -> ConversionReport:
+    threshold = settings.quality_threshold if settings.report_quality else WARN_DB
+    warnings = [
+        f"{r.name}: {r.sqnr_db:.1f} dB after {r.format}, below {threshold:g} dB"
+        for r in layers
+        if r.sqnr_db is not None and r.sqnr_db < threshold
+    ]
+    return ConversionReport(
+        input=str(checkpoint.path),
+        output=str(output),
+        layers=layers,
+        kept=tuple(_kept(s) for s in plan if s.action in ("keep", "cast")),
+        bytes_before=checkpoint.nbytes,
+        bytes_after=output.stat().st_size,
+        seconds=seconds,
+        notes=plan.notes,
+        loras=plan.loras,
+        warnings=tuple(warnings),
+    )

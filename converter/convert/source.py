@@ -1,0 +1,75 @@
+"""Weights as the algorithms take them: read from the checkpoint, FP8 dequantized, LoRAs merged."""
+
+import torch
+
+from ...files.checkpoint import Checkpoint, TensorInfo
+from ...files.dtypes import FLOAT8, torch_dtype
+from ...files.memory import in_huge_pages
+from ...formats.errors import ConversionError
+from ..lora.delta import merge_into
+from ..lora.merge import Merge
+from ..plan.steps import Step
+
+_PART = 1 << 17
+"""Elements converted at once: they stay in the cache between reading and converting, in memory that the
+allocator keeps."""
+
+
+def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
+    """The float weight [N, K] of a quantize step: float32, float16 or bfloat16.
+
+    FP8 is dequantized to bfloat16 where it has no scale (exact), else to float32; float64 to float32. The
+    step's LoRAs are merged into it; then it is float32.
+    """
+    if step.merges:
+        return merge_into(_read_float32(checkpoint, step), step.merges, checkpoint.read_tensor)
+    weight = checkpoint.read(step.name)
+    if step.source.dtype in FLOAT8:
+        scale = step.companions.get("scale")
+        if scale is None:
+            return weight.to(torch.bfloat16)
+        return weight.float().mul_(_scale(checkpoint, scale))
+    return weight.float() if weight.dtype == torch.float64 else weight
+
+
+def read_merged(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
+    """A kept tensor with its LoRAs merged, in its own dtype. ConversionError where the sum overflows it."""
+    return _narrowed(read_weight(checkpoint, step), step.source, step.merges)
+
+
+def read_bias(checkpoint: Checkpoint, step: Step) -> torch.Tensor | None:
+    """The bias among a step's companions with its LoRAs merged, in its own dtype; None without one."""
+    name = step.companions.get("bias")
+    if name is None:
+        return None
+    bias = checkpoint.read(name)
+    if not step.bias_merges:
+        return bias
+    merged = merge_into(bias, step.bias_merges, checkpoint.read_tensor)
+    return _narrowed(merged, checkpoint.tensors[name], step.bias_merges)
+
+
+def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...]) -> torch.Tensor:
+    narrow = merged.to(torch_dtype(info.dtype))
+    if not bool(torch.isfinite(narrow.float()).all()):
+        raise ConversionError(
+            f"{info.name}: with {merges[0].adapter.file} merged it holds values that {info.dtype} cannot"
+        )
+    return narrow
+
+
+def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
+    """The weight in float32, converted part by part: it is never held in two dtypes."""
+    info = step.source
+    weight = in_huge_pages(torch.empty(info.shape, dtype=torch.float32))
+    flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
+    for start in range(0, info.numel, _PART):
+        piece = part[: info.numel - start]
+        checkpoint.read_into(info, piece.view(torch.uint8).numpy().data, start * piece.itemsize)
+        flat[start : start + len(piece)] = piece
+    scale = step.companions.get("scale")
+    return weight if scale is None else weight.mul_(_scale(checkpoint, scale))
+
+
+def _scale(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    return checkpoint.read(name).float().reshape(-1, 1)

@@ -1,0 +1,1 @@
+"""``ctq edit``: a copy of a quantized file with a few things changed."""

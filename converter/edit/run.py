@@ -1,0 +1,148 @@
+"""An edit from start to end: examine, plan, copy what stays, write what changes, name."""
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...files.checkpoint import Checkpoint, open_checkpoint
+from ...files.dtypes import torch_dtype
+from ...files.writer import OutputFile
+from ..convert.output_path import model_stem, usable_output
+from ..convert.progress import Progress, Silent
+from ..plan.steps import Plan, Step
+from ..stored.judge import Examined, Problem
+from ..stored.layers import stored_file
+from .plan import Change, EditPlan, build_edit_plan
+from .settings import EditSettings
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What an edit did. `left`: problems it cannot put right; `warnings` are for people.
+
+    output is None for a dry run.
+    """
+
+    input: str
+    output: str | None
+    changes: tuple[Change, ...]
+    left: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+
+    def summary(self) -> str:
+        """One line: what was done to how much."""
+        kinds = Counter(c.kind for c in self.changes)
+        done = ", ".join(f"{kind} x {n}" for kind, n in kinds.items()) or "nothing to change"
+        if self.output is None:
+            return f"{self.input}: {done}; dry run, nothing written"
+        copied = "" if self.changes else " (a copy)"
+        return (
+            f"{self.output}: {done}{copied}, {self.bytes_before / 2**20:,.1f} -> "
+            f"{self.bytes_after / 2**20:,.1f} MiB in {self.seconds:.1f} s"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def edit(settings: EditSettings, progress: Progress | None = None) -> EditReport:
+    """Edit a quantized file as `settings` say, putting right what is wrong by the contract.
+
+    The input is only read; kept tensors are copied byte for byte; the output appears when it is whole. After
+    an interruption the same call goes on where it was. ConversionError for names that match nothing, an
+    edit that would leave an unreadable layer, and anything wrong with the files.
+    """
+    started = time.perf_counter()
+    with open_checkpoint(settings.input_file) as checkpoint:
+        decided = build_edit_plan(stored_file(checkpoint), settings)
+        output = edited_path(checkpoint, settings)
+        size = 0
+        if not settings.dry_run:
+            _write(checkpoint, decided, output, progress or Silent())
+            size = output.stat().st_size
+        return EditReport(
+            input=str(checkpoint.path),
+            output=None if settings.dry_run else str(output),
+            changes=tuple(decided.changes),
+            left=tuple(decided.left),
+            warnings=tuple(decided.warnings),
+            bytes_before=checkpoint.nbytes,
+            bytes_after=size,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def edited_path(checkpoint: Checkpoint, settings: EditSettings) -> Path:
+    """Where the output goes: as named, or ``<input>-edited.safetensors``.
+
+    ConversionError when that is a folder or one of the input's files.
+    """
+    beside = checkpoint.path.with_name(f"{model_stem(checkpoint.path)}-edited.safetensors")
+    return usable_output(Path(settings.output_file) if settings.output_file else beside, checkpoint)
+
+
+def _write(checkpoint: Checkpoint, decided: EditPlan, output: Path, progress: Progress) -> None:
+    plan = decided.plan
+    file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan))
+    try:
+        pending = [s for s in plan if s.outputs and s.outputs[0].name not in file.finished]
+        total = sum(s.output_bytes for s in plan)
+        progress.start(total, total - sum(s.output_bytes for s in pending))
+        try:
+            for step in pending:
+                if step.action == "dequantize":
+                    _dequantize(checkpoint, step, decided.examined[step.layer_name], file)
+                else:
+                    _perform(checkpoint, step, file)
+                file.mark(step.outputs[0].name, None)
+                progress.advance(step.layer_name, step.output_bytes)
+        finally:
+            progress.stop()
+        file.finish()
+    finally:
+        file.close()
+
+
+def _perform(checkpoint: Checkpoint, step: Step, file: OutputFile) -> None:
+    """Write one step's tensor: bytes from the plan, a copy, or the same values in another dtype."""
+    output = step.outputs[0]
+    if step.action == "write":
+        file.write(output.name, step.data)
+    elif output.dtype == step.source.dtype:
+        file.copy(output.name, checkpoint.descriptor(step.source.file), step.source.offset)
+    else:
+        import torch  # an edit that only copies does without
+
+        values = checkpoint.read(step.name).to(torch.float32).contiguous()
+        file.write(output.name, values.reshape(-1).view(torch.uint8).numpy().data)
+
+
+_PIECE = 1 << 20
+"""Elements made float at once: few enough to stay in the cache, enough for a thread each."""
+
+
+def _dequantize(checkpoint: Checkpoint, step: Step, examined: Examined, file: OutputFile) -> None:
+    """Write a layer's float values, in pieces of rows."""
+    import torch
+
+    from ..verify.quality import Quantized
+
+    output, layer = step.outputs[0], Quantized.of(checkpoint, examined)
+    width = output.nbytes // output.shape[0]
+    for start, stop in layer.pieces(_PIECE):
+        rows = layer.floats(layer.integers(start, stop), start).to(torch_dtype(output.dtype))
+        file.write_part(output.name, start * width, rows.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _job(checkpoint: Checkpoint, plan: Plan) -> str:
+    """What must be equal for an interrupted edit to be gone on with."""
+    files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in checkpoint.files for s in (f.stat(),)]
+    steps = [(s.name, s.action, s.data.hex(), [(o.name, o.dtype) for o in s.outputs]) for s in plan]
+    return json.dumps(["edit", files, steps])

@@ -1,0 +1,179 @@
+"""Every option of a conversion, once: name, default, flags, help.
+
+The command line and the Python API are both made from these fields, so they cannot differ.
+"""
+
+from dataclasses import MISSING, dataclass, fields
+
+from ..presets import KEEP_SETS
+from .layers import LayerOptions
+from .lora import LoraOptions, paths_as_text
+from .quality import QualityOptions
+from .values import block_edge, option, rotation_group, scaling_name
+
+KEEP_SET_NAMES = tuple(k.name for k in KEEP_SETS)
+
+GROUPS = {
+    "main": "Main options",
+    "format": "Format",
+    "model": "Which model, which layers",
+    "layers": "Layer by layer",
+    "lora": "LoRA merge",
+    "quality": "Algorithm and calibration",
+    "memory": "Devices and memory",
+    "run": "Dry run and batch",
+    "checks": "Checks and reports",
+}
+"""Help topics, in the order they are shown."""
+
+
+@dataclass(frozen=True)
+class Settings(LayerOptions, LoraOptions, QualityOptions):
+    """One conversion, as asked for. See the field's help for what each means."""
+
+    input_file: str = option(
+        MISSING,
+        "-i",
+        "--input",
+        group="main",
+        metavar="PATH",
+        required=True,
+        nargs="+",
+        action="extend",
+        help="a .safetensors file, a *.safetensors.index.json, or a folder of shards; or several",
+    )
+    output_file: str | None = option(
+        None,
+        "-o",
+        "--output",
+        group="main",
+        metavar="FILE",
+        help="the file (for several inputs: folder) to write; by default beside the input",
+    )
+    comfy_quant: bool = option(
+        True,
+        "--comfy_quant",
+        "--comfy-quant",
+        "--int8",
+        group="main",
+        action="store_true",
+        help="write what ComfyUI loads; always on, accepted because people type it",
+    )
+    scaling_mode: str = option(
+        "row",
+        "--scaling_mode",
+        "--scaling-mode",
+        group="format",
+        metavar="row|tensor|block",
+        type=scaling_name,
+        help="one scale a row (default), in all, or a block; stock ComfyUI refuses block",
+    )
+    block_size: int = option(
+        128,
+        "--block_size",
+        "--block-size",
+        group="format",
+        metavar="N",
+        type=block_edge,
+        help="edge of a block for --scaling_mode block: a power of two (default 128)",
+    )
+    convrot: bool | None = option(
+        None,
+        "--convrot",
+        group="format",
+        action="boolean",
+        help="rotate weights and, at run time, activations; on by default except for block",
+    )
+    convrot_group_size: str | int = option(
+        "auto",
+        "--convrot-group-size",
+        "--convrot_group_size",
+        group="format",
+        metavar="N|auto",
+        type=rotation_group,
+        help="columns rotated together; auto takes the largest of 256, 64, 16 a layer allows",
+    )
+    preset: str = option(
+        "auto",
+        "--preset",
+        group="model",
+        metavar="NAME|auto|none",
+        help="which model this is; auto (default) recognises it from the header",
+    )
+    preset_strict: bool = option(
+        False,
+        "--preset-strict",
+        "--preset_strict",
+        group="model",
+        action="store_true",
+        help="keep per-block modulation in high precision too",
+    )
+    keep_sets: tuple[str, ...] = option(
+        (),
+        *(f"--{name}" for name in KEEP_SET_NAMES),
+        group="model",
+        action="append_const",
+        help="names of further sets of layers to keep in high precision",
+    )
+    save_quant_metadata: bool = option(
+        False,
+        "--save-quant-metadata",
+        "--save_quant_metadata",
+        group="format",
+        action="store_true",
+        help="also list the layers in the header's _quantization_metadata",
+    )
+    verify: bool = option(
+        True,
+        "--no-verify",
+        group="checks",
+        action="store_false",
+        help="skip checking every written layer against its source",
+    )
+    report_quality: bool = option(
+        False,
+        "--report-quality",
+        "--report_quality",
+        group="checks",
+        action="store_true",
+        help="measure every row, list every layer, and warn below --quality-threshold",
+    )
+    quality_threshold: float = option(
+        30.0,
+        "--quality-threshold",
+        "--quality_threshold",
+        group="checks",
+        metavar="DB",
+        type=float,
+        help="weight SQNR below which --report-quality warns (default 30)",
+    )
+    json: str | None = option(
+        None,
+        "--json",
+        group="checks",
+        metavar="FILE",
+        help="write the report as JSON",
+    )
+
+    def __post_init__(self) -> None:
+        """Bring values to their standard form. ValueError for one that an option cannot have."""
+        object.__setattr__(self, "keep_sets", tuple(self.keep_sets or ()))
+        paths_as_text(self)
+        for f in fields(self):
+            convert = f.metadata["argparse"].get("type")
+            value = getattr(self, f.name)
+            if convert is not None and value is not None:
+                object.__setattr__(self, f.name, convert(value))
+        if self.optimizer == "quip" and not self.simple and self.convrot is False:
+            raise ValueError("quip is LDLQ of rotated weights; with --no-convrot ask for --optimizer ldlq")
+
+    def rotates(self) -> bool:
+        """Whether layers are rotated where a group divides."""
+        if self.convrot is None:
+            return self.scaling_mode != "block" and (self.simple or self.optimizer != "ldlq")
+        return self.convrot
+
+
+def keywords() -> list[str]:
+    """The names of all options."""
+    return [f.name for f in fields(Settings)]

@@ -1,0 +1,1 @@
+"""What will happen to every tensor, decided from the header alone."""

@@ -1,0 +1,89 @@
+"""Where each layer's algorithm computes: decided from shapes and free memory, before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...formats.errors import ConversionError
+from ..options.settings import Settings
+from .steps import Step
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...quant.placement import Placement
+
+
+def place_layers(steps: Iterable[Step], settings: Settings) -> Iterator[Step]:
+    """The steps, with the placement of every layer that an algorithm beyond rounding quantizes.
+
+    Rounding happens in the stream, on the CPU: it is faster there than a trip to a device and back.
+    ConversionError for a device that this machine does not have.
+    """
+    device = None
+    if settings.device not in ("auto", "cpu"):
+        device, budget = _device_and_budget(settings)
+    for step in steps:
+        if step.layer is None or step.algorithm == "rtn":
+            yield step
+            continue
+        if device is None:
+            device, budget = _device_and_budget(settings)
+        yield replace(step, placement=_place(step, settings, budget), device=str(device))
+
+
+def _device_and_budget(settings: Settings) -> tuple[torch.device, int | None]:
+    device = compute_device(settings)
+    return device, _budget(settings, device)
+
+
+def compute_device(settings: Settings) -> torch.device:
+    """The device that the settings name, or the best there is."""
+    import torch
+
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(settings.device)
+    if device.type != "cpu" and not getattr(torch, device.type).is_available():
+        raise ConversionError(
+            f"--device {settings.device}: this machine has no such device, or torch cannot use it"
+        )
+    return device
+
+
+def _budget(settings: Settings, device: torch.device) -> int | None:
+    """Bytes of the device that a layer may take: None without limit, 0 on the CPU."""
+    if device.type == "cpu":
+        return 0
+    import torch
+
+    from ...quant.placement import device_budget
+
+    mode = "aggressive" if settings.low_memory else settings.streaming_mode
+    return device_budget(mode, getattr(torch, device.type).mem_get_info(device)[0])
+
+
+def _place(step: Step, settings: Settings, budget: int | None) -> Placement:
+    from ...quant.placement import place
+
+    return place(
+        (step.source.shape[0], step.source.shape[1]),
+        step.algorithm,
+        budget,
+        checkpointed=settings.quip_checkpointed,
+        threshold=settings.quip_checkpoint_threshold,
+        segments=settings.quip_checkpoint_segments,
+    )
+
+
+def describe_placement(step: Step) -> str:
+    """``cpu``, ``cuda``, ``cuda in 4 parts`` or ``cpu in 3 parts``: for tables."""
+    where = step.placement
+    if where is None:
+        return "cpu"
+    device = "cpu" if where.kind == "cpu" else step.device
+    rows = step.source.shape[0]
+    parts = -(-rows // where.row_chunk) if where.row_chunk else 1
+    return device if parts == 1 else f"{device} in {parts} parts"

@@ -1,0 +1,148 @@
+"""The plan of a conversion, shown before a weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...files.checkpoint import open_checkpoint
+from ...files.writer import build_header
+from ...formats.errors import ConversionError
+from ..convert.output_path import model_stem, output_path
+from ..layers.config import write_layer_config
+from ..options.settings import Settings
+from .build import build_plan
+from .devices import describe_placement
+from .estimate import estimate
+from .steps import Step
+from .template import layer_steps, layer_template
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """What will happen to one tensor.
+
+    layer: whether it could be quantized at all. action: quantize, cast, keep, write or drop. stored: the
+    format or dtype in the output ("" for a dropped one). rotation: ConvRot group, 0 for none. algorithm and
+    placement: of quantized layers, else "".
+    """
+
+    name: str
+    layer: bool
+    shape: tuple[int, ...]
+    action: str
+    stored: str
+    rotation: int
+    algorithm: str
+    placement: str
+    bytes_in: int
+    bytes_out: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan for people and programs.
+
+    seconds: estimated, None where an algorithm's speed is not known; peak_bytes: estimated memory of the
+    whole process.
+    """
+
+    input: str
+    output: str
+    tensors: tuple[PlannedTensor, ...]
+    notes: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    seconds: float | None
+    peak_bytes: int
+
+    @property
+    def layers(self) -> list[PlannedTensor]:
+        """The tensors that could be quantized, whether they are or not."""
+        return [t for t in self.tensors if t.layer]
+
+    def counts(self) -> dict[str, int]:
+        """Layers by what happens to them: quantize, cast, keep."""
+        return dict(Counter(t.action for t in self.layers))
+
+    def summary(self) -> str:
+        """One line: what would become of how much."""
+        counts = self.counts()
+        cast = f"{counts['cast']} to float16, " if "cast" in counts else ""
+        return (
+            f"{self.input}: {counts.get('quantize', 0)} layers to INT8, {cast}{counts.get('keep', 0)} layers "
+            f"kept, {self.bytes_before / 2**20:,.1f} -> {self.bytes_after / 2**20:,.1f} MiB in {self.output}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def save_json(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def plan_conversion(settings: Settings) -> PlanReport:
+    """Plan a conversion from headers alone. Raises what `convert` would raise before its first byte."""
+    with open_checkpoint(settings.input_file) as checkpoint:
+        plan = build_plan(checkpoint, settings)
+        output = output_path(checkpoint, settings)
+        expected = estimate(plan, settings)
+        layers = {id(step) for step in layer_steps(plan)}
+        return PlanReport(
+            input=str(checkpoint.path),
+            output=str(output),
+            tensors=tuple(_planned(step, id(step) in layers) for step in plan),
+            notes=plan.notes,
+            bytes_before=checkpoint.nbytes,
+            bytes_after=build_header(plan.outputs, plan.metadata)[2],
+            seconds=expected.seconds,
+            peak_bytes=expected.peak_bytes,
+        )
+
+
+def create_template(settings: Settings) -> tuple[Path | None, str]:
+    """The plan as the text of a layer configuration, and where it is to be written (None: stdout).
+
+    ``-o -`` is stdout; without -o it is ``<model>.layers.json`` beside the model, which must not exist yet,
+    because people edit that file. ConversionError for that, and for -o naming a checkpoint.
+    """
+    with open_checkpoint(settings.input_file) as checkpoint:
+        text = write_layer_config(layer_template(build_plan(checkpoint, settings), settings))
+        return _template_path(checkpoint.path, settings.output_file), text
+
+
+def _template_path(source: Path, output: str | None) -> Path | None:
+    if output == "-":
+        return None
+    if output is None:
+        path = source.parent / f"{model_stem(source)}.layers.json"
+        if path.exists():
+            raise ConversionError(f"{path}: exists, perhaps with your edits; name another file with -o")
+        return path
+    if output.endswith(".safetensors"):
+        raise ConversionError(
+            f"-o {output}: a layer configuration is JSON, not a checkpoint; use -o layers.json"
+        )
+    return Path(output)
+
+
+def _planned(step: Step, layer: bool) -> PlannedTensor:
+    return PlannedTensor(
+        name=step.layer_name if layer else step.outputs[0].name if step.outputs else step.name,
+        layer=layer,
+        shape=step.source.shape,
+        action=step.action,
+        stored=step.layer.describe() if step.layer else step.outputs[0].dtype if step.outputs else "",
+        rotation=step.layer.rotation if step.layer else 0,
+        algorithm=step.algorithm if step.layer else "",
+        placement=describe_placement(step) if step.layer else "",
+        bytes_in=0 if step.action == "write" else step.source.nbytes,
+        bytes_out=step.output_bytes,
+        reason=step.reason,
+    )

@@ -1,0 +1,111 @@
+"""How long a planned conversion takes and how much memory it needs.
+
+The memory rules here are those `convert` runs by. The time is an estimate: the rates below were measured
+with ``bench/estimate.py`` on two cores of a desktop CPU, and yours differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..contract import LayerFormat
+from ..options.settings import Settings
+from .steps import Plan, Step
+
+LEAST_IN_FLIGHT = 48 << 20
+BYTES_IN_FLIGHT = 6
+"""Bytes in flight for each element of the largest layer: two bfloat16 layers with their integers,
+which is what reading one while the other is quantized takes."""
+
+PROCESS_BYTES = 250 << 20
+"""Memory beside the steps: 221 MiB for Python with torch for the CPU before a weight is read, the rest for
+chunk buffers and the rows that the check compares. With --low-memory 357 MiB are then foreseen for layers of
+3072 x 12288, and 351 measured."""
+
+READ_RATE = 1.0e9
+"""Bytes a second that are read, or copied from file to file."""
+
+ELEMENTS_PER_SECOND: dict[str, dict[str, float]] = {
+    "rtn": {"row": 1.6e8, "row + convrot": 5e7, "tensor": 2.8e8, "tensor + convrot": 3.4e7, "block": 7.6e7},
+}
+"""Weights quantized and checked a second, by algorithm and kind of format. Algorithms that are listed
+nowhere have no estimate."""
+
+LEARNED = ("original", "adamw", "radam")
+
+PRODUCTS_PER_SECOND = dict.fromkeys(("ldlq", "quip", *LEARNED), 1e10)
+"""Of the algorithms whose work on a weight grows with its columns: weights x columns a second."""
+
+STEP_SHARE = 0.02
+"""A step of learned rounding, as a share of the work before the first."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds: None where a planned algorithm has no measured rate. peak_bytes: of the host's memory."""
+
+    seconds: float | None
+    peak_bytes: int
+
+
+def estimate(plan: Plan, settings: Settings) -> Estimate:
+    """Time and peak memory of a plan, before it runs. No time where a layer goes to a device."""
+    placed = [s.placement for s in plan.quantized if s.placement is not None]
+    work = max((p.bytes for p in placed if p.kind == "cpu"), default=0)
+    seconds = _seconds(plan, settings) if all(p.kind == "cpu" for p in placed) else None
+    return Estimate(seconds, PROCESS_BYTES + peak_in_flight(plan, settings.low_memory) + work)
+
+
+def read_bytes(step: Step) -> int:
+    """Bytes in memory of the float weight that `source.read_weight` returns for a step."""
+    if step.merges:
+        return 4 * step.source.numel
+    width = {"F8_E4M3": 4, "F8_E5M2": 4, "F64": 8, "F32": 4}.get(step.source.dtype, 2)
+    return width * step.source.numel
+
+
+def bytes_held(step: Step) -> int:
+    """Bytes a step holds between its reading and its writing. Kept tensors go from file to file."""
+    if step.action not in ("quantize", "cast") and not step.merges:
+        return 0
+    return read_bytes(step) + step.output_bytes
+
+
+def in_flight_limit(plan: Plan, low_memory: bool = False) -> int:
+    """The bytes that all steps together may hold while the plan runs; one larger step passes alone.
+
+    With low_memory that is every step.
+    """
+    return 1 if low_memory else max(LEAST_IN_FLIGHT, BYTES_IN_FLIGHT * plan.largest_layer)
+
+
+def peak_in_flight(plan: Plan, low_memory: bool = False) -> int:
+    """What the steps will hold at most: no more than the limit, or than there is."""
+    held = [bytes_held(step) for step in plan]
+    return min(sum(held), max(in_flight_limit(plan, low_memory), max(held, default=0)))
+
+
+def format_kind(layer: LayerFormat) -> str:
+    """The part of a format that decides how fast it is made: its scaling, and whether it rotates."""
+    return f"{layer.scaling} + convrot" if layer.rotation else layer.scaling
+
+
+def _seconds(plan: Plan, settings: Settings) -> float | None:
+    """Reading overlaps the work, so the slower of the two counts. None where a rate is not known."""
+    work = [_step_seconds(step, settings) for step in plan.quantized]
+    known = [seconds for seconds in work if seconds is not None]
+    if len(known) < len(work):
+        return None
+    return max(sum(known), sum(step.source.nbytes for step in plan if step.outputs) / READ_RATE)
+
+
+def _step_seconds(step: Step, settings: Settings) -> float | None:
+    assert step.layer is not None
+    rate = ELEMENTS_PER_SECOND.get(step.algorithm, {}).get(format_kind(step.layer))
+    if rate is not None:
+        return step.source.numel / rate
+    products = PRODUCTS_PER_SECOND.get(step.algorithm)
+    if products is None:
+        return None
+    times = 1 + STEP_SHARE * settings.num_iter if step.algorithm in LEARNED else 1
+    return step.source.numel * step.source.shape[1] * times / products

@@ -1,0 +1,90 @@
+"""The plan: what happens to every tensor of a checkpoint, decided from its header alone."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...files.checkpoint import TensorInfo
+from ...files.header import OutputTensor
+from ..contract import LayerFormat
+from ..lora.merge import Merge, MergedLora
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one source tensor.
+
+    action: "quantize" it as `layer` with `algorithm`; "dequantize" it; "cast" it to float16; "keep" its bytes
+    (under the output's name); "write" `data`, which came from the header; "drop" it. outputs: what it
+    leaves in the file. companions: the source tensors its values depend on, by role ("scale": the scale of
+    an FP8 weight).
+    merges: LoRA changes added to it first; a kept tensor with any is written anew in its dtype, not copied.
+    bias_merges: the same for the bias among the companions.
+    placement: in what parts its algorithm computes on `device` (`quant.placement`), None for rounding.
+    """
+
+    source: TensorInfo
+    action: Literal["quantize", "dequantize", "cast", "keep", "write", "drop"]
+    reason: str
+    outputs: tuple[OutputTensor, ...] = ()
+    layer: LayerFormat | None = None
+    algorithm: str = ""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    data: bytes = b""
+    merges: tuple[Merge, ...] = ()
+    bias_merges: tuple[Merge, ...] = ()
+    placement: Any = None
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """The source tensor's name."""
+        return self.source.name
+
+    @property
+    def layer_name(self) -> str:
+        """The module's name: the weight's without ``.weight``."""
+        return self.name.removesuffix(".weight")
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes it leaves in the file."""
+        return sum(o.nbytes for o in self.outputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps, in source order, the metadata of the output, and what was recognised on the way.
+
+    notes: lines worth telling a person (the preset and why, layers that cannot rotate, ...).
+    loras: what became of each LoRA file that is merged. calibration: what is known of the layers' inputs.
+    """
+
+    steps: tuple[Step, ...]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    loras: tuple[MergedLora, ...] = ()
+    calibration: Any = None
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    @property
+    def quantized(self) -> list[Step]:
+        """The steps that quantize a layer."""
+        return [s for s in self.steps if s.action == "quantize"]
+
+    @property
+    def outputs(self) -> list[OutputTensor]:
+        """Every output tensor, in source order."""
+        return [o for s in self.steps for o in s.outputs]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of tensor data in the output."""
+        return sum(s.output_bytes for s in self.steps)
+
+    @property
+    def largest_layer(self) -> int:
+        """Elements of the largest quantized weight."""
+        return max((s.source.numel for s in self.quantized), default=0)

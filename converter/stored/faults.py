@@ -1,0 +1,80 @@
+"""What is wrong with a file by ComfyUI's contract: each layer, the header's list, the names."""
+
+from collections.abc import Iterator
+
+from ...files.checkpoint import TensorInfo
+from ..contract import CONFIG
+from .companions import MARKER
+from .judge import Examined, Problem, examine
+from .layers import StoredFile
+
+_BIAS = ("BF16", "F16", "F32")
+
+
+def examine_file(stored: StoredFile) -> tuple[dict[str, Examined], list[Problem]]:
+    """Every layer judged, by name, and all problems of the file: the layers' first, in file order."""
+    examined = {name: examine(layer, _marker(stored, name)) for name, layer in stored.layers.items()}
+    problems = [p for e in examined.values() for p in e.problems]
+    for check in (_biases, _raw_integers, _orphans, _prefix, _header, _unlisted):
+        problems += check(stored)
+    return examined, problems
+
+
+def _marker(stored: StoredFile, layer: str) -> TensorInfo | None:
+    """The ``scaled_fp8`` tensor of the part of the file that a layer is in."""
+    inside = [m for m in stored.markers if layer.startswith(m.removesuffix(MARKER))]
+    return stored.checkpoint.tensors[max(inside, key=len)] if inside else None
+
+
+def _biases(stored: StoredFile) -> Iterator[Problem]:
+    for layer in stored.layers.values():
+        bias = stored.bias(layer)
+        if layer.int8 and bias is not None and bias.dtype not in _BIAS:
+            yield Problem("bias dtype", bias.name, f"a bias in {bias.dtype}: BF16, F16 or F32 is expected")
+
+
+def _raw_integers(stored: StoredFile) -> Iterator[Problem]:
+    """INT8 tensors that no layer format describes."""
+    for info in stored.checkpoint.tensors.values():
+        if info.dtype == "I8" and info.name.removesuffix(".weight") not in stored.layers:
+            yield Problem("INT8 tensor", info.name, "INT8, but no layer's weight: used as raw integers")
+
+
+def _orphans(stored: StoredFile) -> Iterator[Problem]:
+    for name in stored.orphans:
+        weight = stored.checkpoint.tensors.get(f"{name.rpartition('.')[0]}.weight")
+        beside = f"beside a weight in {weight.dtype}" if weight else "without a weight"
+        if name.endswith(CONFIG):
+            yield Problem("stray comfy_quant", name, f"{beside}: ComfyUI expects INT8 there", "removed")
+        else:
+            yield Problem("stray scale", name, f"{beside}: it is not used", fatal=False)
+
+
+def _prefix(stored: StoredFile) -> Iterator[Problem]:
+    inside = [n for n in stored.layers if n.startswith("diffusion_model.")]
+    if inside:
+        text = (
+            f"{len(inside)} quantized layers lie under 'diffusion_model.': ComfyUI recognises a model "
+            f"without prefix or under 'model.diffusion_model.'"
+        )
+        yield Problem("prefix", inside[0], text)
+
+
+def _header(stored: StoredFile) -> Iterator[Problem]:
+    where = "_quantization_metadata"
+    if stored.header_error:
+        text = f"the header's list is of no use: {stored.header_error}"
+        yield Problem("header list", where, text, "written anew from the layers")
+    for name in stored.unknown:
+        there = f"{name}.weight" in stored.checkpoint.tensors
+        text = f"the header lists it, but {'it is not quantized' if there else 'the file has no such layer'}"
+        yield Problem("header name", name, f"{text}: ComfyUI fails to load it", "taken off the list")
+
+
+def _unlisted(stored: StoredFile) -> Iterator[Problem]:
+    if not stored.listed or stored.header_error:
+        return
+    for layer in stored.layers.values():
+        if layer.config is not None and not layer.listed_as:
+            text = "the header lists other layers, not this one"
+            yield Problem("not listed", layer.name, text, "added to the list", fatal=False)

@@ -1,0 +1,190 @@
+"""The quantized layers of a file as they stand, faults and all: nothing here refuses or corrects."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...files.checkpoint import Checkpoint, TensorInfo
+from ..contract import CONFIG, FLOAT8_FORMATS, INPUT_SCALE, METADATA_KEY, PRE_QUANT_SCALE, SCALE, WEIGHT
+from .companions import is_marker
+
+SCALE_NAMES = (SCALE, ".scale_weight", ".scale")
+"""Endings of a weight's scale: today's, and those of older files, which ComfyUI refuses for INT8."""
+
+INPUT_SCALE_NAMES = (INPUT_SCALE, ".scale_input")
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
+"""What the same model's tensors are found under."""
+
+_QUANTIZED = ("I8", "U8", *FLOAT8_FORMATS)
+_LARGEST_CONFIG = 1 << 16
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One quantized weight and what stands beside it; None where there is nothing.
+
+    raw: the bytes of its ``comfy_quant``. listed: its entry in the header's ``_quantization_metadata``, which
+    ComfyUI believes over `raw`; listed_as: the name it has there ("" when it is not listed).
+    """
+
+    name: str
+    weight: TensorInfo
+    scale: TensorInfo | None = None
+    input_scale: TensorInfo | None = None
+    pre_quant_scale: TensorInfo | None = None
+    config: TensorInfo | None = None
+    raw: bytes | None = None
+    listed: Any = None
+    listed_as: str = ""
+
+    @property
+    def int8(self) -> bool:
+        """Whether its weight is INT8."""
+        return self.weight.dtype == "I8"
+
+    @property
+    def float8(self) -> bool:
+        """Whether its weight is FP8."""
+        return self.weight.dtype in FLOAT8_FORMATS
+
+    def companions(self) -> list[TensorInfo]:
+        """The tensors that only make sense beside this weight."""
+        found = (self.scale, self.input_scale, self.pre_quant_scale, self.config)
+        return [t for t in found if t is not None]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A checkpoint's quantized layers by name, and what its header says of them.
+
+    header: the parsed ``_quantization_metadata``, None where it is absent or no JSON object; header_error:
+    what is wrong with it. unknown: names listed there that no quantized layer has, under any prefix.
+    orphans: companions without a quantized weight. markers: the ``scaled_fp8`` tensors of older FP8 files.
+    """
+
+    checkpoint: Checkpoint
+    layers: Mapping[str, StoredLayer]
+    header: Mapping[str, Any] | None
+    header_error: str
+    unknown: tuple[str, ...]
+    orphans: tuple[str, ...]
+    markers: tuple[str, ...]
+
+    @property
+    def listed(self) -> bool:
+        """Whether the header has a list of layers at all, valid or not."""
+        return METADATA_KEY in self.checkpoint.metadata
+
+    def bias(self, layer: StoredLayer) -> TensorInfo | None:
+        """The layer's bias."""
+        return self.checkpoint.tensors.get(f"{layer.name}.bias")
+
+
+def stored_file(checkpoint: Checkpoint) -> StoredFile:
+    """Find the quantized layers of a checkpoint. Reads the header and each layer's ``comfy_quant``.
+
+    A layer is a ``.weight`` in INT8 or FP8, or one in bytes with a ``comfy_quant`` (formats of others).
+    """
+    header, error = _header(checkpoint.metadata)
+    entries = header.get("layers", {}) if header and not error else {}
+    names = [n.removesuffix(WEIGHT) for n, t in checkpoint.tensors.items() if _is_layer(checkpoint, n, t)]
+    listed_as, unknown = _match(entries, names)
+    layers = {n: _layer(checkpoint, n, entries, listed_as.get(n, "")) for n in names}
+    owned = {t.name for layer in layers.values() for t in layer.companions()}
+    orphans = tuple(n for n in checkpoint.tensors if n.endswith((CONFIG, SCALE)) and n not in owned)
+    markers = tuple(n for n in checkpoint.tensors if is_marker(n))
+    return StoredFile(checkpoint, layers, header, error, unknown, orphans, markers)
+
+
+def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without "params": its keys stand beside the others, which win, as in ComfyUI."""
+    params = config.get("params")
+    out = {k: v for k, v in config.items() if k != "params"}
+    return {**out, **{k: v for k, v in params.items() if k not in out}} if isinstance(params, dict) else out
+
+
+def _is_layer(checkpoint: Checkpoint, name: str, info: TensorInfo) -> bool:
+    if not name.endswith(WEIGHT) or info.dtype not in _QUANTIZED:
+        return False
+    return info.dtype != "U8" or name.removesuffix(WEIGHT) + CONFIG in checkpoint.tensors
+
+
+def _layer(checkpoint: Checkpoint, name: str, entries: Mapping[str, Any], listed_as: str) -> StoredLayer:
+    tensors = checkpoint.tensors
+
+    def first(endings: Iterable[str]) -> TensorInfo | None:
+        return next((tensors[name + e] for e in endings if name + e in tensors), None)
+
+    config = first((CONFIG,))
+    return StoredLayer(
+        name,
+        tensors[name + WEIGHT],
+        first(SCALE_NAMES),
+        first(INPUT_SCALE_NAMES),
+        first((PRE_QUANT_SCALE,)),
+        config,
+        None if config is None else _bytes(checkpoint, config),
+        entries.get(listed_as),
+        listed_as,
+    )
+
+
+def _bytes(checkpoint: Checkpoint, info: TensorInfo) -> bytes:
+    """The tensor's bytes; of an absurdly large one only the start, which then is no JSON."""
+    raw = bytearray(min(info.nbytes, _LARGEST_CONFIG))
+    checkpoint.read_into(info, memoryview(raw))
+    return bytes(raw)
+
+
+def _header(metadata: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
+    """The parsed layer list and what is wrong with it."""
+    raw = metadata.get(METADATA_KEY)
+    if raw is None:
+        return None, ""
+    try:
+        header = json.loads(raw)
+    except ValueError as e:
+        return None, f"not valid JSON: {e}"
+    if not isinstance(header, dict):
+        return None, "not a JSON object"
+    if not isinstance(header.get("layers"), dict):
+        return header, "it has no 'layers' object"
+    return header, ""
+
+
+def _match(listed: Iterable[str], names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(layer -> the name it is listed under, listed names that no layer has).
+
+    A name without the file's prefix, or with one that the file lacks, still counts where it can only mean
+    one layer.
+    """
+    known, found, later = set(names), {}, []
+    for entry in listed:
+        if entry in known:
+            found[entry] = entry
+        else:
+            later.append(entry)
+    endings = _endings(names) if later else {}
+    unknown = []
+    for entry in later:
+        meant = endings.get(entry) or next(
+            (entry[len(p) :] for p in PREFIXES[1:] if entry.startswith(p) and entry[len(p) :] in known), ""
+        )
+        if meant and meant not in found:
+            found[meant] = entry
+        else:
+            unknown.append(entry)
+    return found, tuple(unknown)
+
+
+def _endings(names: list[str]) -> dict[str, str]:
+    """Every ending of a name that starts after a dot -> the name; "" where two names have it."""
+    out: dict[str, str] = {}
+    for name in names:
+        at = name.find(".")
+        while at >= 0:
+            ending = name[at + 1 :]
+            out[ending] = "" if ending in out else name
+            at = name.find(".", at + 1)
+    return out

@@ -1,0 +1,1 @@
+"""``ctq verify``: a quantized file against its original."""

@@ -1,0 +1,231 @@
+"""How well each stored layer keeps its original: weight SQNR over all rows, output SQNR on real inputs.
+
+Layers are read in pieces of rows, so memory does not grow with a layer. What is measured is the layer as the
+file describes it; where the description breaks the contract, as `repair.examine` reads it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ...files.checkpoint import Checkpoint, TensorInfo
+from ...files.dtypes import FLOAT8
+from ...formats.errors import ConversionError
+from ...kernels import GROUPS, int8_linear
+from ..contract import LayerFormat, dequantize_rows
+from ..convert.check import decibels
+from ..stored.companions import stored_quant
+from ..stored.judge import Examined
+from .pairs import read_elements
+
+_ELEMENTS = 1 << 17
+"""In a piece: it stays in the cache, and its buffers are not given back to the system each time. A model of
+156 MiB took 0.8 s of one core, and 2.1 s with four million elements."""
+
+_ELEMENTS_WITH_INPUTS = 1 << 22
+"""In a piece when outputs are computed: the inputs are quantized anew for each."""
+
+_TRIAL_ROWS = 64
+_REFIT_GAIN = 6.0
+_REFIT_BELOW = 35.0
+_FITS_DB = 15.0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One layer's SQNR in dB: of its weight; of its output with INT8 and with exact activations, None
+    without inputs. refit: the weight's SQNR if every row had its best scale; far above the weight's own, the
+    scales are not those of the rows."""
+
+    weight_db: float
+    refit_db: float
+    w8a8_db: float | None = None
+    w8a16_db: float | None = None
+
+    @property
+    def scales_wrong(self) -> bool:
+        """Whether other row scales would do much better, which rounding cannot explain.
+
+        Only asked of poor layers: above `_REFIT_BELOW` the refit is near the precision of its sums.
+        """
+        gain = self.refit_db - self.weight_db
+        return self.weight_db < _REFIT_BELOW and gain > _REFIT_GAIN and self.refit_db > _FITS_DB
+
+
+@dataclass(frozen=True)
+class Source:
+    """An original weight, read in rows: floats, or FP8 with its scale."""
+
+    checkpoint: Checkpoint
+    info: TensorInfo
+    scale: torch.Tensor | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, name: str) -> "Source":
+        """ConversionError for a weight without values to read: INT8, or an FP8 scale that fits no row."""
+        info = checkpoint.tensors[name]
+        quant = stored_quant(checkpoint, name)
+        scale = None
+        if quant and quant.scale and info.dtype in FLOAT8:
+            scale = checkpoint.read(quant.scale).float().reshape(-1, 1)
+            if scale.shape[0] not in (1, info.shape[0]):
+                raise ConversionError(f"{name}: the original's FP8 scale of {scale.shape[0]} fits no row")
+        elif not info.dtype.startswith(("F", "BF")):
+            raise ConversionError(f"{name}: the original is stored as {info.dtype}")
+        return cls(checkpoint, info, scale)
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Float32 rows [start, stop)."""
+        k = self.info.shape[1]
+        rows = read_elements(self.checkpoint, self.info, start * k, stop * k).view(-1, k).float()
+        if self.scale is not None:
+            rows.mul_(self.scale if self.scale.shape[0] == 1 else self.scale[start:stop])
+        return rows
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A stored layer, read in rows. layer is None for FP8; smooth: the input's ``pre_quant_scale``."""
+
+    checkpoint: Checkpoint
+    info: TensorInfo
+    scale: torch.Tensor
+    layer: LayerFormat | None
+    smooth: torch.Tensor | None
+    input_scale: torch.Tensor | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, examined: Examined) -> "Quantized":
+        """ConversionError when the file does not say how to read the layer."""
+        stored, form = examined.layer, examined.format()
+        if form is None and not stored.float8:
+            raise ConversionError(f"{stored.name}: cannot be read as its file describes it")
+        scale = torch.ones(1, 1)
+        if stored.scale is not None:
+            shape = examined.scale.shape if examined.scale else stored.scale.shape
+            scale = checkpoint.read(stored.scale.name).float().reshape(shape)
+        if stored.float8 and scale.numel() not in (1, stored.weight.shape[0]):
+            raise ConversionError(f"{stored.name}: its FP8 scale of shape {list(scale.shape)} fits no row")
+        smooth, static = (
+            None if t is None else checkpoint.read(t.name).float().flatten()
+            for t in (stored.pre_quant_scale, stored.input_scale)
+        )
+        if smooth is not None and smooth.numel() not in (1, stored.weight.shape[1]):
+            raise ConversionError(f"{stored.name}: pre_quant_scale of {smooth.numel()} for its columns")
+        return cls(checkpoint, stored.weight, scale, form, smooth, static)
+
+    def pieces(self, size: int = _ELEMENTS) -> Iterator[tuple[int, int]]:
+        """Row ranges of about `size` elements that start at block edges."""
+        n, k = self.info.shape
+        edge = self.layer.block_size if self.layer and self.layer.scaling == "block" else 1
+        step = max(1, size // k // edge) * edge
+        return ((start, min(start + step, n)) for start in range(0, n, step))
+
+    def integers(self, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) as stored."""
+        k = self.info.shape[1]
+        return read_elements(self.checkpoint, self.info, start * k, stop * k).view(-1, k)
+
+    def floats(self, q: torch.Tensor, start: int, layer: LayerFormat | None = None) -> torch.Tensor:
+        """Float32 values of rows from `start` on, in the stored format or as if in `layer`."""
+        layer = layer or self.layer
+        if layer is None:
+            scale = self.scale.reshape(-1, 1)
+            rows = q.float().mul_(scale if scale.shape[0] == 1 else scale[start : start + q.shape[0]])
+        else:
+            rows = dequantize_rows(q, self.scale, layer, start)
+        return rows if self.smooth is None else rows.mul_(self.smooth)
+
+    def part_scale(self, start: int, stop: int) -> torch.Tensor:
+        """The scale of rows [start, stop), in the shape that the kernels take."""
+        if self.layer is None or self.layer.scaling == "tensor":
+            return self.scale
+        edge = self.layer.block_size if self.layer.scaling == "block" else 1
+        return self.scale[start // edge : -(-stop // edge)]
+
+
+def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = None) -> Quality:
+    """SQNR of a layer over all rows. inputs: [n, K] activations as the layer gets them, any float dtype."""
+    inputs = None if inputs is None else inputs.float()
+    sums = torch.zeros(6, dtype=torch.float64)
+    for start, stop in quantized.pieces(_ELEMENTS if inputs is None else _ELEMENTS_WITH_INPUTS):
+        w, q = source.rows(start, stop), quantized.integers(start, stop)
+        v = quantized.floats(q, start)
+        dots = [torch.linalg.vecdot(a, b).double() for a, b in ((w, w), (w, v), (v, v))]
+        ww, wv, vv = dots
+        sums[1] += (ww - wv.square() / vv.clamp_min(1e-300)).clamp_min(0).sum()
+        if inputs is not None:
+            sums[3:] += _output_sums(inputs, w, v, q, quantized, (start, stop))
+        sums[2] += ww.sum()
+        sums[0] += torch.linalg.vecdot(error := v.sub_(w), error).double().sum()
+    noise, refit, signal, y, a8, a16 = (float(x) for x in sums)
+    quality = Quality(decibels(signal, noise), decibels(signal, refit))
+    if inputs is None:
+        return quality
+    a8_db = decibels(y, a8) if quantized.layer is not None else None
+    return Quality(quality.weight_db, quality.refit_db, a8_db, decibels(y, a16))
+
+
+def _output_sums(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    v: torch.Tensor,
+    q: torch.Tensor,
+    quantized: Quantized,
+    rows: tuple[int, int],
+) -> torch.Tensor:
+    """[signal, noise with INT8 activations, noise with exact ones] of the outputs of some rows."""
+    y = x @ w.t()
+    a8 = 0.0
+    if quantized.layer is not None:
+        inner = x if quantized.smooth is None else x * quantized.smooth
+        static = quantized.input_scale
+        static = static.reshape(()) if static is not None and static.numel() == 1 else None
+        if quantized.layer.scaling == "block":
+            static = None
+        scale = quantized.part_scale(*rows)
+        out = int8_linear(inner, q, scale, None, quantized.layer.rotation, static)
+        a8 = float(out.sub_(y).double().square().sum())
+    a16 = float((x @ v.t()).sub_(y).double().square().sum())
+    return torch.tensor([float(y.double().square().sum()), a8, a16], dtype=torch.float64)
+
+
+def diagnose(source: Source, quantized: Quantized) -> str:
+    """What would make a noisy INT8 layer fit its original: another rotation, or other row scales; "" if
+    neither does. Tries the first rows."""
+    form = quantized.layer
+    if form is None or form.scaling == "block":
+        return ""
+    n, k = quantized.info.shape
+    stop = min(n, _TRIAL_ROWS)
+    w, q = source.rows(0, stop), quantized.integers(0, stop)
+    trials = {}
+    for group in (0, *(g for g in GROUPS if k % g == 0)):
+        v = quantized.floats(q, 0, LayerFormat(form.scaling, group))
+        trials[group] = (_sqnr(w, v), _refit(w, v))
+    own, refit = max(trials, key=lambda g: trials[g][0]), max(trials, key=lambda g: trials[g][1])
+    if own != form.rotation and trials[own][0] > _FITS_DB:
+        named = f"group {form.rotation}" if form.rotation else "no rotation"
+        what = f"a rotation in groups of {own}" if own else "no rotation"
+        return f"the file names {named}, but {what} fits: {trials[own][0]:.1f} dB"
+    if trials[refit][1] > _FITS_DB and trials[refit][1] - trials[refit][0] > _REFIT_GAIN:
+        what = "" if refit == form.rotation else f", and the rotation is {refit or 'none'}"
+        return f"the scales are not those of its rows (best scales: {trials[refit][1]:.1f} dB){what}"
+    return ""
+
+
+def fits(source: Source, quantized: Quantized) -> float:
+    """SQNR of the first rows, to look for the layer that some integers belong to."""
+    stop = min(quantized.info.shape[0], _TRIAL_ROWS)
+    return _sqnr(source.rows(0, stop), quantized.floats(quantized.integers(0, stop), 0))
+
+
+def _sqnr(w: torch.Tensor, v: torch.Tensor) -> float:
+    return decibels(float(w.double().square().sum()), float((v - w).double().square().sum()))
+
+
+def _refit(w: torch.Tensor, v: torch.Tensor) -> float:
+    ww, wv, vv = (torch.linalg.vecdot(a, b).double() for a, b in ((w, w), (w, v), (v, v)))
+    left = (ww - wv.square() / vv.clamp_min(1e-300)).clamp_min(0).sum()
+    return decibels(float(ww.sum()), float(left))

@@ -1,0 +1,1 @@
+"""What quantized checkpoints hold, layer by layer, format by format. Never loads torch."""

@@ -1,0 +1,119 @@
+"""Opening checkpoints: what is refused, and the words for it."""
+
+import json
+import struct
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import block_weights, save, save_sharded
+from safetensors.torch import load_file
+
+from convert_to_quant.files.checkpoint import open_checkpoint
+from convert_to_quant.formats.errors import ConversionError
+
+
+def write_raw(path, header, data=b"", length=None):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + data)
+    return path
+
+
+def spec(dtype="F32", shape=(1,), begin=0, end=4):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+BROKEN = {
+    "empty file": (lambda p: p.write_bytes(b""), "truncated or not a safetensors file"),
+    "shorter than its header": (lambda p: write_raw(p, {"a": spec()}, length=10_000), "truncated or not"),
+    "not JSON": (lambda p: write_raw(p, b"{nonsense", b"1234"), "the header is not valid"),
+    "pickle": (lambda p: p.write_bytes(b"PK\x03\x04" + b"\xff" * 100), "a PyTorch pickle"),
+    "gguf": (lambda p: p.write_bytes(b"GGUF" + b"\xff" * 100), "a GGUF file"),
+    "data missing": (lambda p: write_raw(p, {"a": spec()}, b"12"), "truncated inside tensor 'a'"),
+    "data left over": (lambda p: write_raw(p, {"a": spec()}, b"12345678"), "4 bytes follow the last tensor"),
+    "gap": (lambda p: write_raw(p, {"a": spec(begin=4, end=8)}, b"12345678"), "leave a gap"),
+    "overlap": (
+        lambda p: write_raw(p, {"a": spec(), "b": spec(begin=2, end=6)}, b"123456"),
+        "overlap",
+    ),
+    "size against shape": (lambda p: write_raw(p, {"a": spec(shape=(2,))}, b"1234"), "takes 8 bytes"),
+    "unknown dtype": (lambda p: write_raw(p, {"a": spec("Q7")}, b"1234"), "unknown dtype 'Q7'"),
+    "no tensors": (lambda p: write_raw(p, {}), "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_files_are_refused_with_the_reason(tmp_path, make, message):
+    path = tmp_path / "m.safetensors"
+    make(path)
+    with pytest.raises(ConversionError, match=message) as e:
+        open_checkpoint(path)
+    assert str(path) in str(e.value)
+
+
+def test_missing_paths_and_shards(tmp_path):
+    with pytest.raises(ConversionError, match="no such file"):
+        open_checkpoint(tmp_path / "none.safetensors")
+    with pytest.raises(ConversionError, match=r"no \.safetensors file"):
+        open_checkpoint(tmp_path)
+    index = save_sharded(tmp_path / "transformer", block_weights())
+    with pytest.raises(ConversionError, match=r"did you mean .*transformer"):
+        open_checkpoint(tmp_path)
+    (index.parent / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ConversionError, match="1 of its 3 shards are missing"):
+        open_checkpoint(index)
+
+
+def test_an_index_that_promises_too_much_or_is_not_one(tmp_path):
+    index = save_sharded(tmp_path, block_weights())
+    content = json.loads(index.read_text())
+    content["weight_map"]["ghost.weight"] = next(iter(content["weight_map"].values()))
+    index.write_text(json.dumps(content))
+    with pytest.raises(ConversionError, match=r"names 1 tensors .* 'ghost\.weight'"):
+        open_checkpoint(index)
+    index.write_text("[1, 2]")
+    with pytest.raises(ConversionError, match="not a safetensors index"):
+        open_checkpoint(index)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    save(tmp_path / "a.safetensors", {"x.weight": torch.zeros(2)})
+    save(tmp_path / "b.safetensors", {"x.weight": torch.zeros(2)})
+    with pytest.raises(
+        ConversionError, match=r"'x\.weight' is in two files, a\.safetensors and b\.safetensors"
+    ):
+        open_checkpoint(tmp_path)
+
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64, torch.bool]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=12).filter(lambda n: n != "__metadata__"),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_tensors_read_as_the_safetensors_library_reads_them(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("c") / "m.safetensors"
+    tensors = {n: torch.randint(0, 2, shape).to(dtype) for n, (dtype, shape) in content.items()}
+    save(path, tensors)
+    theirs = load_file(str(path))
+    with open_checkpoint(path) as checkpoint:
+        assert set(checkpoint.tensors) == set(theirs)
+        for name, value in theirs.items():
+            ours = checkpoint.read(name)
+            assert ours.dtype == value.dtype
+            assert torch.equal(ours, value)
+
+
+def test_a_file_cut_short_after_it_was_opened(tmp_path):
+    path = save(tmp_path / "m.safetensors", {"a.weight": torch.zeros(64, 64)})
+    with open_checkpoint(path) as checkpoint:
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(ConversionError, match=r"ends inside tensor 'a\.weight'"):
+            checkpoint.read("a.weight")

@@ -1,0 +1,92 @@
+"""The compiled kernels on a GPU: the interpreter's cases, graph capture and torch.compile.
+
+Skipped where there is no GPU. For a memory check: ``compute-sanitizer --tool memcheck python -m
+pytest tests/kernels/triton/test_gpu.py -k first``.
+"""
+
+import importlib
+
+import pytest
+import torch
+from poison import Poison
+from triton_cases import CASES
+
+from convert_to_quant import kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "xpu" if torch.xpu.is_available() else None
+if DEVICE is None:
+    pytest.skip("needs a GPU that Triton compiles for", allow_module_level=True)
+
+TUNED = ("rowwise", "blockwise", "int8_mm", "int8_linear", "weight_only", "ldlq")
+
+
+@pytest.fixture(params=[0, 1, 2, 3, 4], ids=["first", "second", "third", "fourth", "last"])
+def place(request, monkeypatch):
+    """Every candidate of every table in turn, with poisoned and guarded buffers."""
+    monkeypatch.setenv("CONVERT_TO_QUANT_AUTOTUNE", "0")
+    for name in TUNED:
+        module = importlib.import_module(f"convert_to_quant.kernels.triton.{name}")
+
+        def pick(arch, key, candidates, run, device, index=request.param):
+            same_bits = [c for c in candidates if c.handicap == 1.0]
+            return same_bits[min(index, len(same_bits) - 1)]
+
+        monkeypatch.setattr(module, "choose", pick)
+    tuning = importlib.import_module("convert_to_quant.kernels.triton._tuning")
+    tuning.forget()  # plans made with another candidate
+    poison = Poison(DEVICE)
+    poison.into_launchers(monkeypatch)
+    yield poison.place
+    poison.check()
+    tuning.forget()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_matches_eager_twin(case, place):
+    case.check(kernels, place)
+    case.check(kernels, place)  # replayed
+
+
+def _linear():
+    q, scale = kernels.quantize_rowwise(torch.randn(384, 512, device=DEVICE, dtype=torch.bfloat16), 256)
+    bias = torch.randn(384, device=DEVICE, dtype=torch.bfloat16)
+    return lambda x: kernels.int8_linear(x, q, scale, bias, 256, input_activation="gelu_tanh")
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs")
+@pytest.mark.parametrize("m", [1, 70, 600])
+@pytest.mark.parametrize("warm", [True, False], ids=["tuned", "untuned"])
+def test_graph_capture(m, warm, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    importlib.import_module("convert_to_quant.kernels.triton._tuning").forget()
+    model = _linear()
+    x = torch.randn(m, 512, device=DEVICE, dtype=torch.bfloat16)
+    monkeypatch.setenv("CONVERT_TO_QUANT_AUTOTUNE", "1" if warm else "0")
+    model(x)  # compiles; captured kernels must exist
+    monkeypatch.setenv("CONVERT_TO_QUANT_AUTOTUNE", "1")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = model(x)
+    fresh = torch.randn_like(x)
+    x.copy_(fresh)
+    y.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, model(fresh))
+
+
+def test_compiles_to_one_graph():
+    model = _linear()
+    x = torch.randn(64, 512, device=DEVICE, dtype=torch.bfloat16)
+    want = model(x)
+    assert torch.equal(torch.compile(model, fullgraph=True)(x), want)
+
+
+def test_scales_equal_the_cpu_bit_for_bit():
+    x = torch.randn(4096, 256)
+    here, there = kernels.quantize_rowwise(x), kernels.quantize_rowwise(x.to(DEVICE))
+    with kernels.force_eager():
+        twin = kernels.quantize_rowwise(x.to(DEVICE))
+    for a, b, c in zip(here, there, twin, strict=True):
+        assert torch.equal(a, b.cpu())
+        assert torch.equal(a, c.cpu())

@@ -1,0 +1,53 @@
+"""Launches replayed without being found again: the same ones, through Triton's real launcher.
+
+The bits they give are the interpreter's tests' matter (tests/kernels/interpreter).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.backends.nvidia")
+
+ROOT = Path(__file__).parents[3]
+LAUNCHERS = ("quantize_rowwise", "quantize_tensorwise", "quantize_blockwise", "dequantize", "rotate",
+             "int8_mm", "int8_linear", "int8_weight_only_linear", "ldlq_")  # fmt: skip
+
+
+def launch(*arguments: str) -> list[list[str]]:
+    """The lines of tests/support/launch_path.py, as fields; all of them must end in "the same"."""
+    command = [sys.executable, "tests/support/launch_path.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    if "NoCompiler" in done.stderr:
+        pytest.skip("no C compiler to build the stub driver with")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split(" | ") for line in done.stdout.splitlines()]
+    assert [line for line in lines if line[-1] != "the same"] == []
+    return lines
+
+
+@pytest.mark.parametrize("family", ["sm80", "sm90"])
+def test_replays_make_the_launches_of_the_first_call(family):
+    lines = launch(family)
+    assert len(lines) == 72
+    counts = {line[0]: line[2] for line in lines if line[1] == "300 torch.bfloat16"}
+    assert counts["int8_linear, rotation 256"] == "2 launches"
+    assert counts["quantize_rowwise, rotation 256"] == "1 launches"
+
+
+def test_every_case_of_the_interpreter_compiles_and_launches():
+    """On sm_90, through Triton's own specialization, so with the code that a GPU would be given."""
+    lines = launch("sm90", "cases")
+    assert {line[0] for line in lines} == set(LAUNCHERS)
+    assert len(lines) > 240
+
+
+def test_the_bench_of_host_time_runs():
+    command = [sys.executable, "bench/launch", "--rounds", "1", "--repeats", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    if "no C compiler" in done.stderr:
+        pytest.skip("no C compiler to build the stub driver with")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| int8_linear, rotation 256 |" in done.stdout
