@@ -25,6 +25,8 @@ _TORCH = {
     "BOOL": "bool",
 }
 
+_NAMES = {torch_name: name for name, torch_name in _TORCH.items()}
+
 BITS = {
     "F64": 64,
     "F32": 32,
@@ -61,6 +63,11 @@ def torch_dtype(name: str) -> torch.dtype | None:
     import torch
 
     return getattr(torch, _TORCH[name]) if name in _TORCH else None
+
+
+def safetensors_dtype(dtype: torch.dtype) -> str:
+    """Return the safetensors name of torch's dtype; KeyError where the format has none."""
+    return _NAMES[str(dtype).removeprefix("torch.")]
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -1,1 +1,39 @@
-"""What quantized checkpoints hold, layer by layer, format by format. Never loads torch."""
+"""What quantized checkpoints hold, layer by layer: one file per format, and the only place that knows.
+
+A format is a subclass of `Format`: its name on disk, its tensors, its JSON. Never loads torch. A new one is
+a file here, a layout of the same name in quant/layouts and an import below.
+"""
+
+from .base import (
+    FORMATS,
+    Asked,
+    Format,
+    Shape,
+    StoredTensor,
+    Tensors,
+    companion_suffixes,
+    format_class,
+    read_format,
+)
+from .errors import CheckpointError, ConversionError
+from .float8 import Float8E4M3, Float8E5M2
+from .int8_blockwise import Int8Blockwise
+from .int8_tensorwise import Int8Tensorwise
+
+__all__ = [
+    "FORMATS",
+    "Asked",
+    "CheckpointError",
+    "ConversionError",
+    "Float8E4M3",
+    "Float8E5M2",
+    "Format",
+    "Int8Blockwise",
+    "Int8Tensorwise",
+    "Shape",
+    "StoredTensor",
+    "Tensors",
+    "companion_suffixes",
+    "format_class",
+    "read_format",
+]

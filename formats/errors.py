@@ -1,4 +1,4 @@
-"""What a user can be told about a conversion that cannot go on."""
+"""What a person can be told: a conversion that cannot go on, a checkpoint that is not as it should be."""
 
 
 class ConversionError(Exception):
@@ -6,3 +6,7 @@ class ConversionError(Exception):
 
     No file stands half-written under the output's name when it is raised, and the input is untouched.
     """
+
+
+class CheckpointError(ConversionError, ValueError):
+    """A checkpoint cannot be read, does not fit the model, or cannot be written; says where and why."""

@@ -5,6 +5,7 @@ twin; scales are float32 and multiply the int8 value to give the float back. On 
 XPU a Triton kernel serves the op, loaded by its first call; `force_eager` compares the two.
 """
 
+from ..formats.convrot import GROUPS, PREFERRED_GROUPS, largest_group
 from ._library import force_eager
 from .blockwise import quantize_blockwise
 from .dequantize import dequantize
@@ -12,7 +13,7 @@ from .hessian import accumulate_hessian_
 from .int8_linear import int8_linear
 from .int8_mm import int8_mm
 from .ldlq import ldlq_
-from .rotation import GROUPS, PREFERRED_GROUPS, hadamard, largest_group, rotate
+from .rotation import hadamard, rotate
 from .rowwise import quantize_rowwise
 from .tensorwise import quantize_tensorwise
 from .weight_only import int8_weight_only_linear

@@ -12,14 +12,9 @@ from functools import lru_cache
 
 import torch
 
+from ..formats.convrot import GROUPS, largest_group
 from . import _checks
 from ._library import define
-
-GROUPS = (4, 16, 64, 256, 1024)
-"""Group sizes the rotation is defined for: powers of four."""
-
-PREFERRED_GROUPS = (256, 64, 16)
-"""What automatic choice tries, best first: larger groups spread outliers further."""
 
 CHUNK = 1 << 19
 """Elements handled at once on the CPU. 2 MiB of float32 measured best on two Zen 3 cores (1 << 17
@@ -47,11 +42,6 @@ def hadamard(group: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
         while h.shape[0] < group:
             h = torch.kron(h, h4)
         return (h / group**0.5).to(device=device, dtype=dtype)
-
-
-def largest_group(in_features: int, groups: tuple[int, ...] = PREFERRED_GROUPS) -> int:
-    """The first of `groups` that divides `in_features`, or 0 when none does."""
-    return next((g for g in groups if in_features % g == 0), 0)
 
 
 def check_rotation(in_features: int, rotation: int) -> None:

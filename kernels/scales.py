@@ -10,14 +10,14 @@ TINY = 1e-30
 The same floor as comfy-kitchen's, so both give such rows the same bytes."""
 
 
-def scale_from_absmax(absmax: torch.Tensor) -> torch.Tensor:
-    """absmax / 127, at least TINY, float32. NaN and Inf pass through for the caller to see.
+def scale_from_absmax(absmax: torch.Tensor, levels: int = QMAX) -> torch.Tensor:
+    """Return absmax / levels, at least TINY, float32. NaN and Inf pass through for the caller to see.
 
     The divisor is a tensor: by a Python number, CUDA multiplies with the rounded reciprocal,
     and then one row in some would differ in its last bit from the CPU and from Triton.
     """
     absmax = absmax.float()
-    return (absmax / absmax.new_full((), QMAX)).clamp_min(TINY)
+    return (absmax / absmax.new_full((), levels)).clamp_min(TINY)
 
 
 def quantize_with(work: torch.Tensor, scale: torch.Tensor, saturate: bool) -> torch.Tensor:

@@ -2,8 +2,16 @@
 
 from . import calibrated_ops, generic_ops, layout_ops
 from .dispatch import register_generic_util, register_layout_op
-from .int8_layouts import QUANT_ALGOS, AxisWiseINT8Layout, BlockWiseINT8Layout, TensorWiseINT8Layout
-from .layout import LAYOUTS, QuantizedLayout
+from .layouts import (
+    LAYOUTS,
+    AxisWiseINT8Layout,
+    BlockWiseINT8Layout,
+    QuantizedLayout,
+    TensorCoreFP8Layout,
+    TensorWiseINT8Layout,
+    WeightLayout,
+)
+from .layouts.table import QUANT_ALGOS
 from .tensor import QuantizedTensor
 
 __all__ = [
@@ -13,7 +21,9 @@ __all__ = [
     "BlockWiseINT8Layout",
     "QuantizedLayout",
     "QuantizedTensor",
+    "TensorCoreFP8Layout",
     "TensorWiseINT8Layout",
+    "WeightLayout",
     "calibrated_ops",
     "generic_ops",
     "layout_ops",

@@ -7,16 +7,16 @@ import torch
 from .. import kernels
 from .algorithms.hessian import factorize
 from .algorithms.ldlq import quantize_with_factor
-from .algorithms.types import QuantizeOptions, Scaling
+from .algorithms.tiles import grid_of, wrap
+from .algorithms.types import QuantizeOptions
 from .dispatch import register_layout_op
-from .int8_layouts import BlockWiseINT8Layout, TensorWiseINT8Layout
+from .layouts import WeightLayout, weight_layout
 from .tensor import QuantizedTensor
 
 ops = torch.ops.convert_to_quant
 
 
-@register_layout_op(ops.ldlq_, TensorWiseINT8Layout)
-@register_layout_op(ops.ldlq_, BlockWiseINT8Layout)
+@register_layout_op(ops.ldlq_, WeightLayout)
 def _ldlq_(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     """``ldlq_(q, w, hessian, scale)``: re-quantize q [N, K] from the float weight w [N, K], in place.
 
@@ -35,30 +35,24 @@ def _ldlq_(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
             f"q {tuple(q.shape)} needs w of that shape and a hessian ({k}, {k}), not "
             f"{tuple(w.shape)} and {tuple(hessian.shape)}"
         )
-    own = q._layout_params["scale"]
-    if scale.shape != own.shape:
-        raise ValueError(f"scale must have shape {tuple(own.shape)} like q's, not {tuple(scale.shape)}")
-    options = _options(q)
-    factor = factorize(lambda: hessian.float(), options)
-    q._qdata.copy_(quantize_with_factor(w, factor, scale.float(), options))
-    own.copy_(scale)
-    return _rotated(w, options) - kernels.dequantize(q._qdata, own)
+    layout = weight_layout(q._layout_type)
+    form = layout.form(q._layout_params)
+    options = QuantizeOptions("ldlq", form)
+    grid = grid_of(options)
+    wanted = grid.scale_shape((q.shape[0], k))
+    own = q._layout_params.get("scale")
+    if scale.shape not in (wanted, None if own is None else own.shape):
+        raise ValueError(f"scale must have shape {wanted} like q's, not {tuple(scale.shape)}")
+    scale = grid.settle(scale.float().reshape(wanted))
+    codes = quantize_with_factor(w, factorize(lambda: hessian.float(), options), scale, options)
+    mine = q.inner()
+    for name, made in wrap(codes, scale, q.dtype, options).inner().items():
+        mine[name].copy_(made.reshape(mine[name].shape))
+    rotated = kernels.rotate(w.float(), form.rotation) if form.rotation else w.float()
+    return rotated - grid.values(codes.float(), grid.view(scale, slice(0, q.shape[0]), k))
 
 
-def _options(q: QuantizedTensor) -> QuantizeOptions:
-    params = q._layout_params
-    if q._layout_type == "BlockWiseINT8Layout":
-        return QuantizeOptions("ldlq", "block", block_size=params.get("block_size", 128))
-    scaling: Scaling = "tensor" if params["scale"].numel() == 1 and q.shape[0] != 1 else "row"
-    return QuantizeOptions("ldlq", scaling, rotation=params.get("rotation", 0))
-
-
-def _rotated(w: torch.Tensor, options: QuantizeOptions) -> torch.Tensor:
-    return kernels.rotate(w.float(), options.rotation) if options.rotation else w.float()
-
-
-@register_layout_op(ops.accumulate_hessian_, TensorWiseINT8Layout)
-@register_layout_op(ops.accumulate_hessian_, BlockWiseINT8Layout)
+@register_layout_op(ops.accumulate_hessian_, WeightLayout)
 def _accumulate_hessian_(func: Any, args: tuple, kwargs: dict) -> None:
     """``accumulate_hessian_(h, x, rotation)`` for quantized tokens x.
 
@@ -68,8 +62,7 @@ def _accumulate_hessian_(func: Any, args: tuple, kwargs: dict) -> None:
     rotation = args[2] if len(args) > 2 else kwargs.get("rotation", 0)
     if isinstance(h, QuantizedTensor):
         raise TypeError("accumulate_hessian_ sums into a float32 matrix, not a QuantizedTensor")
-    params = x._layout_params
-    if rotation and params.get("rotation") == rotation and not params.get("transposed"):
-        tokens = kernels.dequantize(x._qdata, params["scale"])
-        return ops.accumulate_hessian_(h, tokens, 0)
+    stored = weight_layout(x._layout_type).tokens(x._qdata, x._layout_params, rotation)
+    if stored is not None:
+        return ops.accumulate_hessian_(h, stored, 0)
     return ops.accumulate_hessian_(h, x.dequantize(), rotation)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .layout import QuantizedLayout
+from .layouts.base import LAYOUTS, QuantizedLayout
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +16,8 @@ Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 _LAYOUT_OPS: dict[tuple[Any, str], Handler] = {}
 _GENERIC_OPS: dict[Any, Handler] = {}
+_FOUND: dict[tuple[Any, Any], Handler | None] = {}
+"""What `find_handler` has found; emptied when a handler is added."""
 _REPORTED: set[tuple[str, str]] = set()
 
 
@@ -24,7 +26,7 @@ def register_layout_op(op: Any, layout: str | type[QuantizedLayout]) -> Callable
 
     op: an ``OpOverload`` (``torch.ops.aten.linear.default``) or a packet (all its overloads).
     layout: a QuantizedLayout subclass or its name; it need not be defined yet. A later registration
-        replaces an earlier one.
+        replaces an earlier one. Layouts derived from it inherit the handler.
     """
     return _registrar(op, lambda o, handler: _LAYOUT_OPS.__setitem__((o, _name(layout)), handler))
 
@@ -42,6 +44,7 @@ def _registrar(op: Any, store: Callable[[Any, Handler], None]) -> Callable[[Hand
     def register(handler: Handler) -> Handler:
         for overload in overloads:
             store(overload, handler)
+        _FOUND.clear()
         return handler
 
     return register
@@ -52,8 +55,14 @@ def _name(layout: str | type[QuantizedLayout]) -> str:
 
 
 def find_handler(func: Any, layout: str) -> Handler | None:
-    """The handler of `func` for `layout`, else the generic one, else None."""
-    return _LAYOUT_OPS.get((func, layout)) or _GENERIC_OPS.get(func)
+    """Return the handler of `func` for `layout` or the nearest base that has one, else the generic one, or None."""
+    cls = LAYOUTS.get(layout)
+    key = (func, cls or layout)
+    if key not in _FOUND:
+        bases = [layout] if cls is None else [b.__name__ for b in cls.__mro__]
+        own = next((h for b in bases if (h := _LAYOUT_OPS.get((func, b)))), None)
+        _FOUND[key] = own or _GENERIC_OPS.get(func)
+    return _FOUND[key]
 
 
 def dispatch(func: Any, args: tuple, kwargs: dict, quantized: Any) -> Any:

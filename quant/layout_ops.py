@@ -1,33 +1,23 @@
-"""Handlers that let the INT8 layouts run torch ops without a float copy of the weight."""
+"""Handlers that let the layouts of checkpoint formats run torch ops without a float copy of the weight."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .. import kernels
 from .dispatch import dequantize_args, fall_back, register_layout_op
-from .int8_layouts import AxisWiseINT8Layout, BlockWiseINT8Layout, TensorWiseINT8Layout
+from .layouts import WeightLayout, weight_layout
 from .tensor import QuantizedTensor
 
 aten = torch.ops.aten
-ops = torch.ops.convert_to_quant
-INT8_LAYOUTS = (TensorWiseINT8Layout, AxisWiseINT8Layout, BlockWiseINT8Layout)
 
 
-def _for_int8(op: Any):
-    def register(handler):
-        for layout in INT8_LAYOUTS:
-            register_layout_op(op, layout)(handler)
-        return handler
-
-    return register
+def _handles(op: Any) -> Any:
+    return register_layout_op(op, WeightLayout)
 
 
-def weight_scale(q: QuantizedTensor) -> torch.Tensor:
-    """The scale as the kernels take it: [], [N, 1] or one a block."""
-    scale = q._layout_params["scale"]
-    return scale.unsqueeze(-1) if q._layout_type == "AxisWiseINT8Layout" else scale
+def _layout(q: QuantizedTensor) -> type[WeightLayout]:
+    return weight_layout(q._layout_type)
 
 
 def _is_weight(value: Any, transposed: bool) -> bool:
@@ -39,18 +29,13 @@ def _plain(value: Any) -> Any:
 
 
 def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + bias; differentiable in x, through the dequantized weight, where a gradient is wanted."""
-    params = weight._layout_params
-    rotation, smooth = params.get("rotation", 0), params.get("pre_quant_scale")
-    if smooth is not None:
-        x = x * smooth.to(x.dtype)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        dense = kernels.dequantize(weight._qdata, weight_scale(weight), x.dtype, rotation)
-        return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
-    return ops.int8_linear(x, weight._qdata, weight_scale(weight), bias, rotation, params.get("input_scale"))
+    """Return x W^T + bias; differentiable in x, through the dequantized weight, where a gradient is wanted."""
+    smooth = weight._layout_params.get("pre_quant_scale")
+    x = x if smooth is None else x * smooth.to(x.dtype)
+    return _layout(weight).linear(x, weight._qdata, weight._layout_params, bias)
 
 
-@_for_int8(aten.linear.default)
+@_handles(aten.linear.default)
 def _linear(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     x, weight, bias = args[0], args[1], (args[2] if len(args) > 2 else kwargs.get("bias"))
     if not _is_weight(weight, transposed=False) or weight._qdata.dim() != 2:
@@ -58,7 +43,7 @@ def _linear(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     return _product(_plain(x), weight, _plain(bias))
 
 
-@_for_int8(aten.mm.default)
+@_handles(aten.mm.default)
 def _mm(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     a, b = args
     if not _is_weight(b, transposed=True):
@@ -66,7 +51,7 @@ def _mm(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     return _product(_plain(a), b, None)
 
 
-@_for_int8(aten.addmm.default)
+@_handles(aten.addmm.default)
 def _addmm(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     bias, a, b = (_plain(args[0]), _plain(args[1]), args[2])
     scaled = kwargs.get("alpha", 1) != 1 or kwargs.get("beta", 1) != 1
@@ -75,7 +60,7 @@ def _addmm(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     return _product(a, b, bias)
 
 
-@_for_int8(aten.t.default)
+@_handles(aten.t.default)
 def _t(func: Any, args: tuple, kwargs: dict) -> Any:
     q = args[0]
     if q.dim() != 2:
@@ -83,8 +68,8 @@ def _t(func: Any, args: tuple, kwargs: dict) -> Any:
     return q.alias(transposed=not q._layout_params.get("transposed", False))
 
 
-@_for_int8(aten.transpose.int)
-@_for_int8(aten.permute.default)
+@_handles(aten.transpose.int)
+@_handles(aten.permute.default)
 def _swap(func: Any, args: tuple, kwargs: dict) -> Any:
     """``.T`` and ``.mT`` of a matrix are ``t()``; a permutation that moves nothing is an alias."""
     q = args[0]
@@ -103,28 +88,28 @@ def _swapped(dim: int, a: int, b: int) -> list[int]:
     return axes
 
 
-@_for_int8(aten.view.default)
+@_handles(aten.view.default)
 def _view(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Views that keep the last axis keep rows, hence row scales and rotation groups."""
+    """Run the views that a layout can make of its storage, and make floats of the others."""
     q, shape = args[0], torch.empty(args[0].shape, device="meta").view(args[1]).shape
     if shape == q.shape:
         return q.alias()
-    scale, params = q._layout_params["scale"], q._layout_params
-    keeps_rows = shape[-1:] == q.shape[-1:] and q._layout_type == "TensorWiseINT8Layout"
-    free = scale.numel() == 1 and not params.get("rotation") and "pre_quant_scale" not in params
-    if params.get("transposed") or not (free or keeps_rows):
+    made = None
+    if not q._layout_params.get("transposed"):
+        with torch.inference_mode(q.is_inference()):
+            made = _layout(q).view(q._qdata, q._layout_params, tuple(shape))
+    if made is None:
         return fall_back(func, args, kwargs, QuantizedTensor, q._layout_type)
-    rows = scale if scale.numel() == 1 else scale.view(*shape[:-1], 1)
     with torch.inference_mode(q.is_inference()):
-        return QuantizedTensor(q._qdata.view(shape), q._layout_type, {**params, "scale": rows})
+        return QuantizedTensor(made[0], q._layout_type, made[1])
 
 
-@_for_int8(aten.gelu.default)
+@_handles(aten.gelu.default)
 def _gelu(func: Any, args: tuple, kwargs: dict) -> QuantizedTensor:
     return args[0].requantize(func(args[0].dequantize(), *args[1:], **kwargs))
 
 
-@_for_int8(aten.add_.Tensor)
+@_handles(aten.add_.Tensor)
 def _add_(func: Any, args: tuple, kwargs: dict) -> Any:
     """Merge a delta: dequantize, add in float32, quantize again the same way, in place."""
     q = args[0]
@@ -135,18 +120,12 @@ def _add_(func: Any, args: tuple, kwargs: dict) -> Any:
     return q.copy_(func(q.dequantize(wide), other, **kwargs))
 
 
-@_for_int8(aten.embedding.default)
+@_handles(aten.embedding.default)
 def _embedding(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
-    """Look up rows of integers and dequantize only those: a row scale and a rotation belong to a row."""
+    """Look up rows without making all of them floats, where the layout can."""
     table, index = args[0], args[1]
-    if not _is_weight(table, transposed=False):
-        return func(*dequantize_args(args, QuantizedTensor), **kwargs)
-    scale = weight_scale(table)
-    if scale.numel() != 1 and scale.shape[1] != 1:
-        return func(table.dequantize(), *args[1:], **kwargs)
-    params = table._layout_params
-    rows = func(table._qdata, index)
-    scales = scale if scale.numel() == 1 else scale[index]
-    out = kernels.dequantize(rows, scales, table.dtype, params.get("rotation", 0))
-    smooth = params.get("pre_quant_scale")
-    return out if smooth is None else out.mul_(smooth.to(out.dtype))
+    if _is_weight(table, transposed=False):
+        rows = _layout(table).embedding(index, table._qdata, table._layout_params, table.dtype)
+        if rows is not None:
+            return rows
+    return func(*dequantize_args(args, QuantizedTensor), **kwargs)

@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from .algorithms.types import LEARNED, QuantizeOptions
+from ..formats.algorithms import ALGORITHMS, Algorithm, canonical
+from .algorithms.types import QuantizeOptions
 
 Kind = Literal["device", "chunks", "cpu"]
 
@@ -22,7 +23,6 @@ CPU_ROWS = 1024
 """Rows at a time on the CPU, where more buy no speed."""
 
 _LEAST_ROWS = 256
-_TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,13 @@ class Placement:
     """The decision for one layer, and the memory it was made with.
 
     row_chunk: rows at a time, or None for all. in_place: factor the Hessian in its own memory.
-    bytes: estimated peak on the device (of the CPU's memory for "cpu"). reason: one line.
+    bytes: estimated peak on the device (of the CPU's memory for "cpu").
     """
 
     kind: Kind
     row_chunk: int | None
     in_place: bool
     bytes: int
-    reason: str
 
     def options(self, options: QuantizeOptions, device: torch.device | str) -> QuantizeOptions:
         """`options` placed: computing on `device`, or on the CPU where that was decided."""
@@ -57,24 +56,6 @@ def device_budget(mode: str, free: int) -> int | None:
     return int(free * SHARES[mode])
 
 
-def estimate(shape: tuple[int, int], algorithm: str, rows: int | None = None, in_place: bool = False) -> int:
-    """Bytes that quantizing a weight [N, K] takes at its peak, `rows` (None: all) at a time.
-
-    rtn: the rows in 16 bit, two float32 work buffers and the integers. Calibrated algorithms hold the
-    Hessian, one [K, K] float32 in place, else four; 48 MiB of tokens; the rows as float32 and integers, and
-    three tiles of rows at work. Learned rounding also holds H, a latent, its gradient, two moments and more
-    of a tile.
-    """
-    n, k = shape
-    n = n if rows is None else min(n, rows)
-    if algorithm == "rtn":
-        return n * k * (2 + 8 + 1)
-    learned = algorithm in LEARNED
-    squares = (1 if in_place else 4) + learned
-    tiles = min(n, _TILE) * k * 4 * (12 if learned else 3)
-    return 4 * k * k * squares + (48 << 20) + n * k * (4 + 1) + tiles
-
-
 def place(
     shape: tuple[int, int],
     algorithm: str,
@@ -92,12 +73,13 @@ def place(
     Tries: whole; whole with the factor in place; rows halved down to 256, in place; the CPU.
     """
     n, k = shape
-    calibrated = algorithm != "rtn"
+    record = ALGORITHMS[canonical(algorithm)]
+    calibrated = record.factors
     forced = calibrated and (k >= threshold if checkpointed is None else checkpointed)
     segment = -(-n // (segments or 4)) if forced else None
     if device_memory_budget == 0:
         rows = min(CPU_ROWS, segment or CPU_ROWS) if calibrated else None
-        return _placement("cpu", shape, algorithm, rows, forced, "no device")
+        return _placement("cpu", shape, record, rows, forced)
     tries = [(segment, forced)]
     if calibrated and checkpointed is not False:
         tries.append((segment, True))
@@ -108,14 +90,13 @@ def place(
         rows //= 2
     for rows, inside in tries:
         kind: Kind = "device" if rows is None else "chunks"
-        need = estimate(shape, algorithm, rows, inside)
+        need = record.memory(shape, rows, inside)
         if device_memory_budget is None or need <= device_memory_budget:
-            return _placement(kind, shape, algorithm, rows, inside, "fits the device")
-    reason = f"needs {need >> 20} MiB, the device budget is {(device_memory_budget or 0) >> 20} MiB"
-    return _placement("cpu", shape, algorithm, CPU_ROWS if calibrated else None, forced, reason)
+            return _placement(kind, shape, record, rows, inside)
+    return _placement("cpu", shape, record, CPU_ROWS if calibrated else None, forced)
 
 
 def _placement(
-    kind: Kind, shape: tuple[int, int], algorithm: str, rows: int | None, in_place: bool, reason: str
+    kind: Kind, shape: tuple[int, int], record: Algorithm, rows: int | None, in_place: bool
 ) -> Placement:
-    return Placement(kind, rows, in_place, estimate(shape, algorithm, rows, in_place), reason)
+    return Placement(kind, rows, in_place, record.memory(shape, rows, in_place))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .dispatch import dispatch, find_handler
-from .layout import QuantizedLayout, layout_class
+from .layouts.base import QuantizedLayout, layout_class
 
 
 class QuantizedTensor(torch.Tensor):
@@ -82,6 +82,13 @@ class QuantizedTensor(torch.Tensor):
         params = {k: fn(v) if isinstance(v, torch.Tensor) else v for k, v in self._layout_params.items()}
         return QuantizedTensor(fn(self._qdata), self._layout_type, {**params, **changes})
 
+    @classmethod
+    def of(
+        cls, made: tuple[torch.Tensor, dict[str, Any]], layout: str | type[QuantizedLayout]
+    ) -> "QuantizedTensor":
+        """Wrap ``(qdata, params)`` as a layout's methods return them."""
+        return cls(made[0], layout, made[1])
+
     def alias(self, fn: Any = None, **changes: Any) -> "QuantizedTensor":
         """As `map_inner`, for views: same storage, and an inference tensor only if this one is.
 
@@ -92,16 +99,18 @@ class QuantizedTensor(torch.Tensor):
 
     def share_memory_(self) -> "QuantizedTensor":
         """Move the integers and parameters to shared memory; torch's own crashes for want of a storage."""
-        for a in self._inner():
+        for a in self.inner().values():
             a.share_memory_()
         return self
 
     def is_shared(self) -> bool:
         """Whether the integers and every tensor parameter are in shared memory."""
-        return all(a.is_shared() for a in self._inner())
+        return all(a.is_shared() for a in self.inner().values())
 
-    def _inner(self) -> list[torch.Tensor]:
-        return [self._qdata, *(v for v in self._layout_params.values() if isinstance(v, torch.Tensor))]
+    def inner(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that it is made of: "_qdata" and every tensor parameter by name."""
+        params = {k: v for k, v in self._layout_params.items() if isinstance(v, torch.Tensor)}
+        return {"_qdata": self._qdata, **params}
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple]:
         tensors = sorted(k for k, v in self._layout_params.items() if isinstance(v, torch.Tensor))

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...files.checkpoint import open_checkpoint
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
 from ..options.values import nearest
+from ..plan.build import build_plan
 from .lora_map import LoraMap, read_lora_map
-from .output_path import default_output
+from .output_path import asked_output, default_output
 
 _SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.safetensors$")
 
@@ -89,7 +91,7 @@ def plan_batch(
     folder = Path(settings.output_file) if settings.output_file else None
     if folder is not None and (folder.is_file() or folder.suffix == ".safetensors"):
         raise ConversionError(f"-o {folder}: with several models -o names a folder for the outputs")
-    outputs = {model: default_output(model, settings, folder) for model in dict.fromkeys(models)}
+    outputs = {model: _output(model, settings, folder) for model in dict.fromkeys(models)}
     results = {output.resolve() for output in outputs.values()}
     own = [model for model in outputs if model.resolve() in results]
     jobs = {model: output for model, output in outputs.items() if model not in own}
@@ -105,6 +107,15 @@ def plan_batch(
         ),
         tuple(f"{model}: left out: it is this batch's own output" for model in own),
     )
+
+
+def _output(model: Path, settings: Settings, folder: Path | None) -> Path:
+    """Name a model's output. One that cannot be planned fails when its turn comes, under a plain name."""
+    try:
+        with open_checkpoint(model) as checkpoint:
+            return default_output(model, build_plan(checkpoint, settings), folder)
+    except ConversionError:
+        return asked_output(model, settings, folder)
 
 
 def run_batch(batch: Batch, convert: Callable[[Settings], Any], tell: Callable[[str], None]) -> BatchReport:

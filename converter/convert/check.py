@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ...files.dtypes import nbytes, torch_dtype
 from ...files.writer import OutputFile
-from ...formats.errors import ConversionError
-from ..contract import PRE_QUANT_SCALE, SCALE, decode_config, dequantize_rows, parse_format
+from ...formats import ConversionError, Format, StoredTensor, Tensors, read_format
+from ...formats.config import decode_config
+from ...formats.names import CONFIG, tensor_name
+from ...quant.layouts import weight_layout
 from ..plan.steps import Step
 
 REFUSE_DB = 3.0
@@ -37,15 +40,15 @@ class Sample:
         return sum(r.nbytes for r in self.rows)
 
 
-def sample_rows(weight: torch.Tensor, block_size: int, every_row: bool) -> Sample:
+def sample_rows(weight: torch.Tensor, row_step: int, every_row: bool) -> Sample:
     """The rows to compare: all of a small layer or when asked, else evenly spread runs, one row in eight.
 
     A wrong flag, scale shape, offset or transposition spoils every row, so a spread of rows sees it at an
-    eighth of the cost; runs start at block edges so that block scales line up. bfloat16 rows are kept as
-    they are: half the memory.
+    eighth of the cost; runs start at multiples of `row_step`, so that scales line up. bfloat16 rows are kept
+    as they are: half the memory.
     """
     n = weight.shape[0]
-    run = max(_RUN, block_size)
+    run = max(_RUN, row_step)
     if every_row or weight.numel() <= _SMALL or n <= 2 * run:
         return Sample((slice(0, n),), (weight,))
     starts = list(range(0, n, run))
@@ -57,43 +60,59 @@ def sample_rows(weight: torch.Tensor, block_size: int, every_row: bool) -> Sampl
 def check_layer(file: OutputFile, step: Step, sample: Sample) -> float:
     """Weight SQNR in dB of a layer as it stands in the file.
 
-    Reads the weight's rows, its scale and its ``comfy_quant`` back from the file. inf where nothing was
-    lost. ConversionError below REFUSE_DB.
+    Reads its ``comfy_quant``, and its tensors in the rows of the sample, back from the file. inf where
+    nothing was lost. ConversionError below REFUSE_DB.
     """
-    weight, scale, config = step.outputs[:3]
-    smoothing = _smoothing(file, step)
-    raw = file.read(scale.name, 0, scale.nbytes)
-    scales = torch.frombuffer(bytearray(raw), dtype=torch.float32).view(scale.shape)
-    text = file.read(config.name, 0, config.nbytes)
-    layer = parse_format(decode_config(text, config.name), scale.shape, config.name)
-    columns = weight.shape[1]
+    layer = _Written.of(file, step)
     signal = noise = 0.0
     for run, source in zip(sample.runs, sample.rows, strict=True):
-        raw = file.read(weight.name, run.start * columns, (run.stop - run.start) * columns)
-        q = torch.frombuffer(bytearray(raw), dtype=torch.int8).view(-1, columns)
-        rows = dequantize_rows(q, scales, layer, run.start)
-        if smoothing is not None:
-            rows.mul_(smoothing)
         flat = source.float().reshape(-1)
-        error = rows.view(-1).sub_(flat)
+        error = layer.rows(run.start, run.stop - run.start).reshape(-1).sub_(flat)
         signal += float(torch.dot(flat, flat))
         noise += float(torch.dot(error, error))
     sqnr = decibels(signal, noise)
     if not sqnr >= REFUSE_DB:
         raise ConversionError(
-            f"{step.name}: written as {layer.describe()}, it keeps only {sqnr:.1f} dB of its source "
-            f"({SCALE} or the weight does not fit this format); leave it out or give it another scaling mode"
+            f"{step.name}: written as {layer.form.describe()}, it keeps only {sqnr:.1f} dB of its source "
+            f"(a scale or the weight does not fit this format); leave it out or give it another scaling mode"
         )
     return sqnr
 
 
-def _smoothing(file: OutputFile, step: Step) -> torch.Tensor | None:
-    """What the layer's input is multiplied by, so that its weight stands for the source divided by it."""
-    for output in step.outputs[3:]:
-        if output.name.endswith(PRE_QUANT_SCALE):
-            raw = file.read(output.name, 0, output.nbytes)
-            return torch.frombuffer(bytearray(raw), dtype=torch.float32)
-    return None
+@dataclass(frozen=True)
+class _Written:
+    """A layer as it stands in a file in the making: its format, read from there, and its tensors."""
+
+    file: OutputFile
+    layer: str
+    form: Format
+    tensors: Tensors
+
+    @classmethod
+    def of(cls, file: OutputFile, step: Step) -> "_Written":
+        layer = step.layer_name
+        config = next(o for o in step.outputs if o.name == tensor_name(layer, CONFIG))
+        text = decode_config(file.read(config.name, 0, config.nbytes), config.name)
+        own = {o.name.removeprefix(f"{layer}."): o for o in step.outputs if o.name.startswith(f"{layer}.")}
+        tensors = {s: StoredTensor(s, o.dtype, o.shape) for s, o in own.items() if s not in (CONFIG, "bias")}
+        return cls(file, layer, read_format(text, tensors, layer), tensors)
+
+    def rows(self, first: int, count: int) -> torch.Tensor:
+        """Return float32 rows, dequantized as a loader would."""
+        parts = self.form.rows(first, count, self.tensors)
+        stored = {s: self._read(self.tensors[s], part) for s, part in parts.items()}
+        layout = weight_layout(self.form.layout)
+        qdata, params = layout.load(self.form, stored, torch.float32)
+        return layout.dequantize(qdata, **params)
+
+    def _read(self, tensor: StoredTensor, part: tuple[int, int] | None) -> torch.Tensor:
+        """Read a tensor, or a part of it along its first axis, from the file."""
+        name, shape = tensor_name(self.layer, tensor.suffix), tensor.shape
+        first, last = part if part is not None else (0, shape[0] if shape else 1)
+        width = nbytes(tensor.dtype, shape[1:])
+        raw = self.file.read(name, first * width, (last - first) * width)
+        values = torch.frombuffer(bytearray(raw), dtype=torch_dtype(tensor.dtype))
+        return values.view((last - first, *shape[1:]) if shape else ())
 
 
 def decibels(signal: float, noise: float) -> float:

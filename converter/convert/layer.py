@@ -5,21 +5,19 @@ from __future__ import annotations
 import torch
 
 from ...formats.errors import ConversionError
+from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, tensor_name
 from ...quant.algorithms import LayerResult, LayerStats, QuantizeOptions, quantize_layer
-from ..contract import INPUT_SCALE, PRE_QUANT_SCALE, SCALE
+from ...quant.layouts import weight_layout
 from ..options.settings import Settings
 from ..plan.steps import Step
 
 
 def layer_options(step: Step, settings: Settings) -> QuantizeOptions:
     """The options of one layer's quantization, placed where the plan says."""
-    assert step.layer is not None
-    names = {o.name.removeprefix(step.layer_name) for o in step.outputs}
+    assert step.format is not None
     options = QuantizeOptions(
-        algorithm=step.algorithm,  # type: ignore[arg-type]
-        scaling=step.layer.scaling,  # type: ignore[arg-type]
-        rotation=step.layer.rotation,
-        block_size=step.layer.block_size,
+        algorithm=step.algorithm,
+        format=step.format,
         scale_search=settings.scale_search,
         actorder=settings.quip_actorder,
         seed=settings.quip_seed,
@@ -29,8 +27,8 @@ def layer_options(step: Step, settings: Settings) -> QuantizeOptions:
         steps=settings.num_iter,
         learning_rate=settings.lr,
         bias_correction="bias" in step.companions,
-        smoothquant=settings.smoothquant_alpha if PRE_QUANT_SCALE in names else None,
-        static_activations=INPUT_SCALE in names,
+        smoothquant=settings.smoothquant_alpha if PRE_QUANT_SCALE in step.format.extra else None,
+        static_activations=INPUT_SCALE in step.format.extra,
     )
     return step.placement.options(options, step.device) if step.placement is not None else options
 
@@ -56,14 +54,13 @@ def quantize_step(
 
 
 def _tensors(step: Step, result: LayerResult, bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    layer = step.layer_name
-    scale = result.weight._layout_params["scale"].float()
-    values = {
-        step.name: result.weight._qdata,
-        layer + SCALE: scale,
-        layer + INPUT_SCALE: result.input_scale,
-        layer + PRE_QUANT_SCALE: result.pre_quant_scale,
-        layer + ".bias": bias if result.bias is None else result.bias,
+    layer, weight = step.layer_name, result.weight
+    stored = weight_layout(weight._layout_type).store(weight._qdata, weight._layout_params)[1]
+    values: dict[str, torch.Tensor | None] = {tensor_name(layer, s): t for s, t in stored.items()}
+    values |= {
+        tensor_name(layer, INPUT_SCALE): result.input_scale,
+        tensor_name(layer, PRE_QUANT_SCALE): result.pre_quant_scale,
+        tensor_name(layer, "bias"): bias if result.bias is None else result.bias,
     }
     out = {}
     for planned in step.outputs:

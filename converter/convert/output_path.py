@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from ...files.checkpoint import Checkpoint
+from ...formats import Asked
+from ...formats.choose import chosen
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
+from ..options.settings import Settings
+from ..plan.steps import Plan
 
 
-def output_path(checkpoint: Checkpoint, settings: Settings) -> Path:
-    """The output's path. ConversionError when that is a folder or one of the input's files."""
-    path = Path(settings.output_file) if settings.output_file else default_output(checkpoint.path, settings)
+def output_path(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> Path:
+    """Return the output's path. ConversionError when that is a folder or one of the input's files."""
+    path = Path(settings.output_file) if settings.output_file else default_output(checkpoint.path, plan)
     return usable_output(path, checkpoint)
 
 
@@ -25,9 +30,17 @@ def usable_output(path: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def default_output(source: Path, settings: Settings, folder: Path | None = None) -> Path:
-    """The path that a model gets when none is named: in `folder`, or beside it, named after the format."""
-    return (folder or source.parent) / f"{model_stem(source)}-{_format_tag(settings)}.safetensors"
+def default_output(source: Path, plan: Plan, folder: Path | None = None) -> Path:
+    """Return the path that a model gets when none is named: in `folder`, or beside it, named after the format."""
+    return (folder or source.parent) / f"{model_stem(source)}-{_format_tag(plan)}.safetensors"
+
+
+def asked_output(source: Path, settings: Settings, folder: Path | None = None) -> Path:
+    """Return `default_output` as far as the settings tell it, for a model that cannot be planned."""
+    form = chosen(settings.format, settings.scaling_mode)
+    tag = form.make(Asked(settings.scaling_mode or "", block_size=settings.block_size)).tag()
+    rotated = "_convrot" if form.rotates and settings.convrot is not False else ""
+    return (folder or source.parent) / f"{model_stem(source)}-{tag}{rotated}.safetensors"
 
 
 def model_stem(source: Path) -> str:
@@ -38,6 +51,10 @@ def model_stem(source: Path) -> str:
     return name
 
 
-def _format_tag(settings: Settings) -> str:
-    mode = {"row": "int8_row", "tensor": "int8_tensor", "block": f"int8_block{settings.block_size}"}
-    return mode[settings.scaling_mode] + ("_convrot" if settings.rotates() else "")
+def _format_tag(plan: Plan) -> str:
+    """Name what most of the quantized weights are stored as: ``int8_row_convrot``."""
+    weights: Counter[str] = Counter()
+    for step in plan.quantized:
+        assert step.format is not None
+        weights[step.format.tag() + ("_convrot" if step.format.rotation else "")] += step.source.numel
+    return weights.most_common(1)[0][0]

@@ -35,7 +35,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     return_freed_buffers()
     with open_checkpoint(settings.input_file) as checkpoint:
         plan = build_plan(checkpoint, settings)
-        output = output_path(checkpoint, settings)
+        output = output_path(checkpoint, plan, settings)
         file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan, settings))
         try:
             layers = _Run(checkpoint, plan, file, settings, progress or Silent()).execute()
@@ -52,7 +52,7 @@ def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:
         *(Path(f) for f in (settings.calibration_data, settings.calibration_lora) if f),
     ]
     files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in used for s in (f.stat(),)]
-    steps = [(s.name, s.action, str(s.layer), s.algorithm) for s in plan]
+    steps = [(s.name, s.action, str(s.format), s.algorithm) for s in plan]
     loras = [(lora.stamp, lora.scale) for lora in plan.loras]
     asked = {k: v for k, v in asdict(settings).items() if k not in ("input_file", "output_file", "json")}
     return json.dumps([files, steps, loras, asked], default=str)
@@ -115,11 +115,11 @@ class _Run:
             return read and read.weight
         if step.action == "cast":
             return cast_weight(read.weight, step)
-        assert step.layer is not None
+        assert step.format is not None
         tensors, note = self._quantize(step, read)
         sample = None
         if self._settings.verify:
-            sample = sample_rows(read.weight, step.layer.block_size, self._settings.report_quality)
+            sample = sample_rows(read.weight, step.format.row_step, self._settings.report_quality)
         return _Done(tensors, sample, note)
 
     def _quantize(self, step: Step, read: _Read) -> tuple[dict[str, torch.Tensor], str | None]:
@@ -141,19 +141,19 @@ class _Run:
         else:
             note = self._write_layer(step, result)
         self._file.mark(_key(step), note)
-        self._progress.advance(step.layer_name if step.layer else "", step.source.nbytes)
+        self._progress.advance(step.layer_name if step.format else "", step.source.nbytes)
 
     def _write_layer(self, step: Step, done: _Done) -> dict:
         for output in step.outputs:
             made = done.tensors.get(output.name)
             self._file.write(output.name, step.data if made is None else _bytes(made))
         sqnr = check_layer(self._file, step, done.sample) if done.sample is not None else None
-        assert step.layer is not None
+        assert step.format is not None
         report = LayerReport(
             step.layer_name,
-            step.layer.describe(),
+            step.format.describe(),
             step.algorithm,
-            (step.source.shape[0], step.source.shape[1]),
+            step.shape,
             step.source.nbytes,
             step.output_bytes,
             sqnr,

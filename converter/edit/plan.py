@@ -8,12 +8,14 @@ from typing import Any
 
 from ...files.checkpoint import TensorInfo
 from ...files.header import OutputTensor
+from ...formats import FORMATS
+from ...formats.config import encode_config
 from ...formats.errors import ConversionError
-from ..contract import BLOCKWISE, CONFIG, METADATA_KEY, encode_config
+from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, PRE_QUANT_SCALE, tensor_name
 from ..plan.steps import Plan, Step
 from ..stored.faults import examine_file
-from ..stored.judge import Examined, Problem, rotation_faults
-from ..stored.layers import StoredFile
+from ..stored.judge import Examined, Problem
+from ..stored.layers import StoredFile, StoredLayer
 from .settings import EditSettings, compile_filter, nearest
 
 _READ_KEYS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult", "group_size")
@@ -87,7 +89,7 @@ class _Work:
     def __post_init__(self) -> None:
         self.configs = {n: dict(e.config) for n, e in self.examined.items() if e.config is not None}
         # scaled_fp8 tensors speak of layers without comfy_quant; here every scaled layer gets one.
-        self.strays = {n for n in self.stored.orphans if n.endswith(CONFIG)} | set(self.stored.markers)
+        self.strays = {n for n in self.stored.orphans if n.endswith(f".{CONFIG}")} | set(self.stored.markers)
 
     def remove_tensors(self) -> None:
         """Drop the tensors named, a weight with all that belongs to it."""
@@ -105,12 +107,18 @@ class _Work:
             if layer.weight.name in self.dropped:
                 self.configs.pop(name, None)
                 continue
-            needed = {t.name for t in (layer.scale, layer.config) if t is not None} & set(named)
+            needed = {t.name for t in self._needed(layer)} & set(named)
             if needed:
                 raise ConversionError(
                     f"--remove-keys {min(needed)}: {name} is {layer.weight.dtype} and cannot be read without "
                     f"it; remove {layer.weight.name} instead, or nothing of this layer"
                 )
+
+    @staticmethod
+    def _needed(layer: StoredLayer) -> list[TensorInfo]:
+        """The tensors without which a layer cannot be read."""
+        optional = (INPUT_SCALE, PRE_QUANT_SCALE)
+        return [t for t in layer.companions() if not t.name.endswith(optional)]
 
     def dequantize(self) -> None:
         """Make the layers float that the settings select; what belongs to their integers goes."""
@@ -120,7 +128,7 @@ class _Work:
         alive = [n for n, e in self.examined.items() if e.layer.weight.name not in self.dropped]
         for name in sorted(compile_filter(self.settings.dequantize, alive, "--dequantize"), key=alive.index):
             examined = self.examined[name]
-            if examined.format() is None and not examined.layer.float8:
+            if examined.format is None:
                 why = next((p.text for p in examined.problems), f"it is {examined.layer.weight.dtype}")
                 raise ConversionError(f"--dequantize: {name} cannot be read as its file describes it: {why}")
             if examined.rotation_unknown:
@@ -191,13 +199,12 @@ class _Work:
             raise ConversionError(
                 f"{name}: format {config['format']!r} does not fit its tensors, which are {own}"
             )
-        if config.get("group_size") != before.get("group_size") and config["format"] == BLOCKWISE:
-            raise ConversionError(f"{name}: its scale has blocks of {before['group_size']}: group_size stays")
-        if not examined.layer.int8 or config == before:
+        form = FORMATS.get(str(own))
+        if form is None or config == before:
             return
         columns = examined.layer.weight.shape[-1]
-        faults = list(rotation_faults(config, columns))
-        if faults and not list(rotation_faults(before, columns)):
+        faults = form.config_faults(config, before, columns)
+        if faults and not form.config_faults(before, before, columns):
             raise ConversionError(f"{name}: {faults[0]}")
         if not faults:
             self.settled.add(name)
@@ -222,7 +229,9 @@ class _Work:
             if info.name in self.dropped or info.name in self.strays:
                 yield Step(info, "drop", "removed")
             elif info.name.endswith(".weight") and layer in self.floats:
-                output = OutputTensor(info.name, self.floats[layer], info.shape)
+                form = self.examined[layer].format
+                shape = form.shape(info.shape) if form else info.shape
+                output = OutputTensor(info.name, self.floats[layer], shape)
                 yield Step(info, "dequantize", "float again", (output,))
             elif info.name in roles:
                 yield roles[info.name]
@@ -236,9 +245,8 @@ class _Work:
         roles = {}
         for name, examined in self.examined.items():
             layer = examined.layer
-            for info, output in ((layer.scale, examined.scale), (layer.input_scale, examined.input_scale)):
-                if info is not None and output is not None:
-                    roles[info.name] = Step(info, "keep", "belongs to a layer", (output,))
+            for suffix, info in layer.tensors.items():
+                roles[info.name] = Step(info, "keep", "belongs to a layer", (examined.tensors[suffix],))
             if layer.config is not None and name in self.configs:
                 roles[layer.config.name] = self._config_step(name, layer.config)
         return roles
@@ -246,7 +254,7 @@ class _Work:
     def _config_step(self, name: str, source: TensorInfo) -> Step:
         layer = self.examined[name].layer
         data = _restyled(layer.raw, self.configs[name])
-        output = OutputTensor(name + CONFIG, "U8", (len(data),))
+        output = OutputTensor(tensor_name(name, CONFIG), "U8", (len(data),))
         info = layer.config
         if (
             info is not None
@@ -284,8 +292,7 @@ def _float_dtype(stored: StoredFile) -> str:
 
 
 def _may_rotate(examined: Examined) -> bool:
-    layer = examined.format()
-    return layer is not None and layer.scaling != "block"
+    return examined.format is not None and examined.format.rotates
 
 
 def _keep(info: TensorInfo) -> Step:

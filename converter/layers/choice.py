@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from ...files.checkpoint import TensorInfo
 from ...files.dtypes import QUANTIZABLE
+from ...formats import Asked, Format
+from ...formats.algorithms import ALGORITHMS
+from ...formats.choose import chosen
+from ...formats.convrot import GROUPS, largest_group
 from ...formats.errors import ConversionError
-from ..contract import GROUPS, LayerFormat, largest_group
 from ..options.settings import Settings
+from ..options.values import FLOAT16
 from .config import LayerOverride
 from .heuristics import why_skip
 from .rules import Rule
@@ -18,80 +19,78 @@ from .selection import Decision
 _NOTHING = LayerOverride()
 
 
-@dataclass(frozen=True)
-class LayerChoice:
-    """How one layer is stored, and why.
-
-    action: "quantize" it as `format` with `algorithm`, "cast" it to float16, or "keep" its bytes.
-    algorithm: the layer's own, "" where the one for all layers counts.
-    """
-
-    action: Literal["quantize", "cast", "keep"]
-    reason: str
-    format: LayerFormat | None = None
-    algorithm: str = ""
-
-
-def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: Settings) -> LayerChoice:
+def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: Settings) -> Decision:
     """Decide for one layer.
 
     weight: its 2-D weight; decision: quantize or keep, from the preset or the general rule; rule: the user's
     pattern that decides for it, if any. ConversionError, naming the layer, for a rotation group that does not
-    divide its columns and for a rotation of block-wise integers.
+    divide its columns and for a rotation that its format does not have.
     """
     asked = rule.override if rule else _NOTHING
     if rule and asked.skip:
-        return LayerChoice("keep", f"left out by {rule.where}")
+        return Decision("keep", f"left out by {rule.where}")
     if not asked.decides:
         if decision.action == "keep":
-            return LayerChoice("keep", decision.reason)
+            return decision
         if settings.heur and (why := why_skip(weight.shape[0], weight.shape[1])):
-            return LayerChoice("keep", f"--heur: {why}")
+            return Decision("keep", f"--heur: {why}")
     if weight.dtype not in QUANTIZABLE:
-        return LayerChoice("keep", f"stored as {weight.dtype}")
+        return Decision("keep", f"stored as {weight.dtype}")
     reason = rule.where if rule else decision.reason
-    stored = asked.format or ("int8" if rule else settings.fallback)
-    if stored == "fp16":
-        why = rule.where if rule else "--fallback fp16"
+    fallback = None if rule else settings.fallback
+    stored = asked.format or fallback or settings.format
+    if stored == FLOAT16:
+        why = rule.where if rule else f"--fallback {FLOAT16}"
         if weight.dtype == "F16":
-            return LayerChoice("keep", f"float16 already, as asked by {why}")
-        return LayerChoice("cast", f"stored as float16: {why}")
-    layer = _format(weight, asked, stored, rule.where if rule else "", settings)
-    return LayerChoice("quantize", reason, layer, asked.optimizer or "")
+            return Decision("keep", f"float16 already, as asked by {why}")
+        return Decision("cast", f"stored as float16: {why}")
+    form = _format(weight, asked, stored, rule.where if rule else "", settings)
+    if why_not := form.why_not((weight.shape[0], weight.shape[1])):
+        return Decision("keep", f"{form.name} cannot hold it: {why_not}")
+    return Decision("quantize", reason, form, asked.optimizer or "")
 
 
-def _format(weight: TensorInfo, asked: LayerOverride, stored: str, where: str, s: Settings) -> LayerFormat:
-    scaling = asked.scaling_mode or s.scaling_mode
-    if stored == "int8_blockwise":
-        scaling = "block"
-    elif stored == "int8_tensorwise" and scaling == "block":
-        scaling = "row"
+def _format(weight: TensorInfo, asked: LayerOverride, stored: str, where: str, s: Settings) -> Format:
+    found = _class(stored, asked.scaling_mode, s)
     full = asked.full_precision_matrix_mult
-    return LayerFormat(
-        scaling,
-        _rotation(weight, asked, scaling, where, s),
-        (asked.block_size or s.block_size) if scaling == "block" else LayerFormat.block_size,
-        s.full_precision_matrix_mult if full is None else full,
+    granularity = asked.scaling_mode or s.scaling_mode or ""
+    return found.make(
+        Asked(
+            granularity if granularity in found.granularities else "",
+            _rotation(weight, asked, found, where, s),
+            asked.block_size or s.block_size,
+            s.full_precision_matrix_mult if full is None else full,
+        )
     )
 
 
-def _rotation(weight: TensorInfo, asked: LayerOverride, scaling: str, where: str, s: Settings) -> int:
-    """The ConvRot group of a layer, 0 for none."""
+def _class(stored: str, granularity: str | None, s: Settings) -> type[Format]:
+    """Find the format; the granularity for all layers counts where the format has it."""
+    if granularity is None and s.scaling_mode is not None:
+        try:
+            return chosen(stored, s.scaling_mode)
+        except ValueError:
+            return chosen(stored, None)
+    return chosen(stored, granularity)
+
+
+def _rotation(weight: TensorInfo, asked: LayerOverride, form: type[Format], where: str, s: Settings) -> int:
+    """Return the ConvRot group of a layer, 0 for none."""
     wanted = asked.convrot
     if wanted is None and asked.convrot_group_size is not None:
         wanted = True
-    if scaling == "block":
+    if not form.rotates:
         if wanted:
-            raise ConversionError(f"{where}: {weight.name} is block-wise, a format without rotation")
-        if s.convrot and s.scaling_mode == "block":
-            raise ConversionError(
-                "--convrot does not apply to --scaling_mode block: that format has no rotation"
-            )
+            raise ConversionError(f"{where}: {weight.name} is {form.name}, a format without rotation")
+        if s.convrot and not chosen(s.format, s.scaling_mode).rotates:
+            named = f"--scaling_mode {s.scaling_mode}" if s.scaling_mode else f"--format {s.format}"
+            raise ConversionError(f"--convrot does not apply to {named}: that format has no rotation")
         return 0
     if wanted is None:
         wanted = s.convrot
     if wanted is None:
-        wanted = (asked.optimizer or s.optimizer) != "ldlq"  # by that name it is the unrotated one
+        algorithm = asked.optimizer or s.optimizer
+        wanted = algorithm is None or ALGORITHMS[algorithm].rotates is not False
     if not wanted:
         return 0
     group = asked.convrot_group_size or s.convrot_group_size

@@ -14,9 +14,9 @@ later ones are not mixed in. A field that is left out has the value the command 
 stores the layer so even where the model's preset would keep it, and so does ``"skip": false``; an entry
 with neither only changes *how* a layer is quantized, not *whether*.
 
-fields: ``format`` int8, int8_tensorwise, int8_blockwise or fp16; ``scaling_mode`` row, tensor or block;
+fields: ``format`` as ``--format``, a format's name in ``comfy_quant``, or fp16; ``scaling_mode`` as the option;
 ``block_size``; ``convrot``; ``convrot_group_size`` a number or "auto"; ``optimizer`` (also ``algorithm``)
-one of options.ALGORITHM_NAMES; ``skip`` keeps the layer as it is, whatever else stands beside it;
+one of `formats.algorithms`; ``skip`` keeps the layer as it is, whatever else stands beside it;
 ``full_precision_matrix_mult`` is written into comfy_quant, where ComfyUI ignores it for INT8.
 """
 
@@ -29,8 +29,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ...formats.choose import DEFAULT, chosen, granularity_name
 from ...formats.errors import ConversionError
-from ..options.values import algorithm_name, block_edge, nearest, rotation_group, scaling_name, stored_format
+from ..options.values import FLOAT16, algorithm_name, block_edge, nearest, rotation_group, stored_format
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,17 @@ def _override(entry: Any, where: str) -> LayerOverride:
 
 
 def _contradiction(asked: LayerOverride) -> str:
-    """What in one entry cannot hold together, "" if all can."""
-    mode = asked.scaling_mode
-    if asked.format == "int8_tensorwise" and mode == "block":
-        return "int8_tensorwise has scales by row or tensor; for block use int8_blockwise"
-    if asked.format == "int8_blockwise" and mode in ("row", "tensor"):
-        return f"int8_blockwise has scales by block, not by {mode}; for that use int8_tensorwise"
-    blockwise = mode == "block" or asked.format == "int8_blockwise"
-    if blockwise and (asked.convrot or (asked.convrot is None and asked.convrot_group_size is not None)):
-        return "block-wise integers have no rotation; leave convrot out"
+    """Say what in one entry cannot hold together, "" if all can."""
+    if asked.format == FLOAT16 or not (asked.format or asked.scaling_mode):
+        return ""
+    try:
+        form = chosen(asked.format or DEFAULT, asked.scaling_mode)
+    except ValueError as e:
+        return str(e)
+    rotated = asked.convrot or (asked.convrot is None and asked.convrot_group_size is not None)
+    named = asked.format != DEFAULT or asked.scaling_mode
+    if named and rotated and not form.rotates:
+        return f"{form.name} has no rotation; leave convrot out"
     return ""
 
 
@@ -164,7 +167,7 @@ def _whole(check: Callable[[Any], Any], *words: str) -> Callable[[Any], Any]:
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "format": _text(stored_format),
-    "scaling_mode": _text(scaling_name),
+    "scaling_mode": _text(granularity_name),
     "block_size": _whole(block_edge),
     "convrot": _truth,
     "convrot_group_size": _whole(rotation_group, "auto"),

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ...formats.algorithms import ROUNDING
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
-from ..options.values import closest
+from ..options.values import FLOAT16, closest
 from .config import LayerOverride, compile_pattern, read_layer_config
 
 _NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
@@ -98,13 +99,13 @@ def _custom(settings: Settings) -> LayerOverride | None:
         if asked:
             raise ConversionError(f"{asked[0]} needs --custom-layers REGEX: the layers it is for")
         return None
-    if settings.custom_type == "fp16" and asked != ["--custom-type"]:
-        raise ConversionError(f"{asked[1]} does not apply to --custom-type fp16: it has no integers")
+    if settings.custom_type == FLOAT16 and asked != ["--custom-type"]:
+        raise ConversionError(f"{asked[1]} does not apply to --custom-type {FLOAT16}: it has no integers")
     return LayerOverride(
-        format=settings.custom_type or "int8",
+        format=settings.custom_type or settings.format,
         scaling_mode=settings.custom_scaling_mode,
         block_size=settings.custom_block_size,
-        optimizer="rtn" if settings.custom_simple else None,
+        optimizer=ROUNDING if settings.custom_simple else None,
     )
 
 

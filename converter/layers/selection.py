@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from ...formats import Format
 from ..presets import NEVER, KeepSet, Match, Shapes, compiled, keep_set
 from .blocks import Blocks, find_blocks
 
@@ -43,10 +44,17 @@ _MODULATION = compiled(
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one tensor, and why, in words for the user."""
+    """What happens to one tensor, and why, in words for the user.
 
-    action: Literal["quantize", "keep", "remove"]
+    action: "quantize" it as `format` with `algorithm`, "cast" it to float16, "keep" its bytes or "remove" it.
+    The preset and the general rule leave the format open (None); `choice.choose` fills it in. algorithm: the
+    layer's own, "" where the one for all layers counts.
+    """
+
+    action: Literal["quantize", "cast", "keep", "remove"]
     reason: str
+    format: Format | None = None
+    algorithm: str = ""
 
 
 def select(
@@ -97,15 +105,6 @@ def could_be_linear(name: str, shape: tuple[int, ...]) -> bool:
 def names_embedding(module: str) -> bool:
     """Whether a module's name is that of a table of embeddings."""
     return _EMBEDDING.search(module.rpartition(".")[2]) is not None
-
-
-def block_lists(shapes: Shapes) -> list[str]:
-    """The numbered lists that the general rule takes for the model's blocks, main list first.
-
-    Names without the number, such as ``model.layers``; empty if the model repeats nothing.
-    """
-    experts = {name.split(".experts.")[0] for name in shapes if ".experts." in name}
-    return list(_blocks(shapes, experts).lists)
 
 
 def _blocks(shapes: Shapes, experts: set[str]) -> Blocks:

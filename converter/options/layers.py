@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .values import block_edge, option, plain_format, scaling_name
+from ...formats.choose import granularities, granularity_name, options
+from .values import FLOAT16, block_edge, option, plain_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class LayerOptions:
         "--custom-type",
         "--custom_type",
         group="layers",
-        metavar="int8|fp16",
+        metavar="|".join((*options(), FLOAT16)),
         type=plain_format,
         help="format of the --custom-layers (default int8)",
     )
@@ -47,8 +48,8 @@ class LayerOptions:
         "--custom-scaling-mode",
         "--custom_scaling_mode",
         group="layers",
-        metavar="row|tensor|block",
-        type=scaling_name,
+        metavar="|".join(granularities()),
+        type=granularity_name,
         help="scales of the --custom-layers, where they differ from --scaling_mode",
     )
     custom_block_size: int | None = option(
@@ -68,13 +69,13 @@ class LayerOptions:
         action="store_true",
         help="round the --custom-layers to nearest, whatever the algorithm of the others",
     )
-    fallback: str = option(
-        "int8",
+    fallback: str | None = option(
+        None,
         "--fallback",
         group="layers",
-        metavar="int8|fp16",
+        metavar="|".join((*options(), FLOAT16)),
         type=plain_format,
-        help="format of layers to quantize that no custom or configured pattern names (default int8)",
+        help="format of layers to quantize that no pattern names (default: --format)",
     )
     heur: bool = option(
         False,

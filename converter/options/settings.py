@@ -5,11 +5,13 @@ The command line and the Python API are both made from these fields, so they can
 
 from dataclasses import MISSING, dataclass, fields
 
+from ...formats.algorithms import ALGORITHMS, ROUNDING
+from ...formats.choose import DEFAULT, chosen, granularities, granularity_name, options
 from ..presets import KEEP_SETS
 from .layers import LayerOptions
 from .lora import LoraOptions, paths_as_text
 from .quality import QualityOptions
-from .values import block_edge, option, rotation_group, scaling_name
+from .values import block_edge, format_name, option, rotation_group
 
 KEEP_SET_NAMES = tuple(k.name for k in KEEP_SETS)
 
@@ -59,14 +61,22 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         action="store_true",
         help="write what ComfyUI loads; always on, accepted because people type it",
     )
-    scaling_mode: str = option(
-        "row",
+    format: str = option(
+        DEFAULT,
+        "--format",
+        group="format",
+        metavar="|".join(options()),
+        type=format_name,
+        help=f"storage format of the quantized layers (default {DEFAULT})",
+    )
+    scaling_mode: str | None = option(
+        None,
         "--scaling_mode",
         "--scaling-mode",
         group="format",
-        metavar="row|tensor|block",
-        type=scaling_name,
-        help="one scale a row (default), in all, or a block; stock ComfyUI refuses block",
+        metavar="|".join(granularities()),
+        type=granularity_name,
+        help="one scale per row (default), in all, or per block; stock ComfyUI refuses block",
     )
     block_size: int = option(
         128,
@@ -75,7 +85,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         group="format",
         metavar="N",
         type=block_edge,
-        help="edge of a block for --scaling_mode block: a power of two (default 128)",
+        help="edge of the blocks of --scaling_mode block: a power of two (default 128)",
     )
     convrot: bool | None = option(
         None,
@@ -164,14 +174,20 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
             value = getattr(self, f.name)
             if convert is not None and value is not None:
                 object.__setattr__(self, f.name, convert(value))
-        if self.optimizer == "quip" and not self.simple and self.convrot is False:
-            raise ValueError("quip is LDLQ of rotated weights; with --no-convrot ask for --optimizer ldlq")
+        asked = ALGORITHMS[self.algorithm] if self.algorithm else None
+        if asked is not None and asked.rotates and self.convrot is False:
+            raise ValueError(
+                f"{asked.name} is LDLQ of rotated weights; with --no-convrot ask for --optimizer ldlq"
+            )
+        try:
+            chosen(self.format, self.scaling_mode)
+        except ValueError as e:
+            raise ValueError(f"--format {self.format}: {e}") from e
 
-    def rotates(self) -> bool:
-        """Whether layers are rotated where a group divides."""
-        if self.convrot is None:
-            return self.scaling_mode != "block" and (self.simple or self.optimizer != "ldlq")
-        return self.convrot
+    @property
+    def algorithm(self) -> str | None:
+        """The algorithm asked for all layers, None where the calibration decides."""
+        return ROUNDING if self.simple else self.optimizer
 
 
 def keywords() -> list[str]:

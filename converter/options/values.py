@@ -6,10 +6,12 @@ from difflib import SequenceMatcher
 from math import isfinite
 from typing import Any
 
-ALGORITHM_NAMES = ("rtn", "ldlq", "quip", "original", "adamw", "radam")
-"""What can choose the integers of a layer. "gptq" is another name of ldlq, "simple" of rtn."""
+from ...formats.algorithms import ALGORITHMS, canonical
+from ...formats.choose import options, writable
+from ...formats.convrot import GROUPS
 
-_ALGORITHM_ALIASES = {"gptq": "ldlq", "simple": "rtn"}
+FLOAT16 = "fp16"
+"""What a layer can be stored as beside the formats."""
 
 
 def option(default: Any, *flags: str, help: str, group: str, **argparse: Any) -> Any:
@@ -38,26 +40,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near!r}?" if near else f"the names are: {', '.join(names)}"
 
 
-def scaling_name(text: str) -> str:
-    """The granularity a user named: row (or axis), tensor, block."""
-    name = {
-        "axis": "row",
-        "channel": "row",
-        "rowwise": "row",
-        "tensorwise": "tensor",
-        "blockwise": "block",
-    }.get(text, text)
-    if name not in ("row", "tensor", "block"):
-        raise ValueError(f"scaling mode must be row, tensor or block, not {text!r}")
-    return name
-
-
 def rotation_group(text: str | int) -> str | int:
     """A ConvRot group: "auto" or a power of four from 4 to 1024."""
     if text == "auto":
         return "auto"
-    if str(text) not in ("4", "16", "64", "256", "1024"):
-        raise ValueError(f"the ConvRot group size must be auto, 4, 16, 64, 256 or 1024, not {text!r}")
+    if str(text) not in [str(g) for g in GROUPS]:
+        known = f"{', '.join(map(str, GROUPS[:-1]))} or {GROUPS[-1]}"
+        raise ValueError(f"the ConvRot group size must be auto, {known}, not {text!r}")
     return int(text)
 
 
@@ -86,25 +75,34 @@ def block_edge(value: str | int) -> int:
 
 
 def algorithm_name(text: str) -> str:
-    """One of ALGORITHM_NAMES, or one of their aliases; ValueError names the nearest."""
-    name = _ALGORITHM_ALIASES.get(text, text)
-    if name not in ALGORITHM_NAMES:
-        raise ValueError(f"there is no algorithm {text!r}; {nearest(text, ALGORITHM_NAMES)}")
-    return name
+    """Return the algorithm that a person named, by its name or an alias; ValueError names the nearest."""
+    try:
+        return canonical(text)
+    except KeyError:
+        raise ValueError(f"there is no algorithm {text!r}; {nearest(text, ALGORITHMS)}") from None
+
+
+def format_name(text: str) -> str:
+    """Return a value of ``--format``; ValueError names the nearest."""
+    if text not in options():
+        raise ValueError(f"there is no format {text!r}; {nearest(text, options())}")
+    return text
 
 
 def stored_format(text: str) -> str:
-    """What a layer is stored as: int8, int8_tensorwise, int8_blockwise or fp16 (also float16)."""
-    name = {"float16": "fp16", "f16": "fp16"}.get(text, text)
-    formats = ("int8", "int8_tensorwise", "int8_blockwise", "fp16")
-    if name not in formats:
-        raise ValueError(f"there is no format {text!r}; {nearest(text, formats)}")
+    """Return what a layer is stored as: a format's option or name on disk, or fp16 (also float16)."""
+    name = {"float16": FLOAT16, "f16": FLOAT16}.get(text, text)
+    known = (*writable(), FLOAT16)
+    if name not in known:
+        raise ValueError(f"there is no format {text!r}; {nearest(text, known)}")
     return name
 
 
 def plain_format(text: str) -> str:
-    """int8 or fp16, for options whose granularity is set apart."""
-    name = stored_format(text)
-    if name not in ("int8", "fp16"):
-        raise ValueError(f"must be int8 or fp16, not {text!r}; the scaling mode is an option of its own")
+    """Return a value of ``--format``, or fp16, for options whose granularity is set apart."""
+    name, known = stored_format(text), (*options(), FLOAT16)
+    if name not in known:
+        raise ValueError(
+            f"must be {' or '.join(known)}, not {text!r}; the scaling mode is an option of its own"
+        )
     return name

@@ -3,23 +3,33 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import QUANTIZABLE
 from ...files.header import OutputTensor
+from ...formats.config import encode_config
+from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
-from ..contract import CONFIG, METADATA_KEY, SCALE, encode_config, largest_group
-from ..layers.choice import LayerChoice, choose
+from ...formats.names import CONFIG, METADATA_KEY, tensor_name
+from ..layers.choice import choose
 from ..layers.rules import LayerRules, layer_rules
 from ..layers.selection import NEVER, Decision, could_be_linear, select
-from ..lora.merge import merge_notes, settings_merges
+from ..lora.merge import Merge, Merges, merge_notes, settings_merges
 from ..options.settings import Settings
 from ..presets import Match, assume, detect
 from ..stored.companions import StoredQuant, is_marker, standard_name, stored_quant
-from .calibration import algorithm_notes, attach_algorithms, open_calibration
-from .devices import place_layers
-from .merges import attach_merges, left_out
-from .steps import Plan, Step
+from .calibration import (
+    Calibration,
+    algorithm_notes,
+    layer_algorithm,
+    layer_extras,
+    open_calibration,
+)
+from .devices import Placer
+from .merges import left_out, merged_note, merges_of
+from .steps import Plan, Step, layer_outputs
 
 
 def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
@@ -28,123 +38,186 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     ConversionError when nothing would be quantized, for a rotation group or block size that a layer cannot
     have, and for a LoRA that does not fit.
     """
+    shapes = checkpoint.shapes()
     matches = recognise(checkpoint, settings)
-    merges = settings_merges(settings, checkpoint.shapes())
-    decisions = select(checkpoint.shapes(), matches, settings.preset_strict, settings.keep_sets)
+    merges = settings_merges(settings, shapes)
+    decisions = select(shapes, matches, settings.preset_strict, settings.keep_sets)
     rules = layer_rules(settings, layer_names(checkpoint))
-    stored = {
-        n: q for n in checkpoint.tensors if n.endswith(".weight") and (q := stored_quant(checkpoint, n))
+    stored = _stored(checkpoint)
+    companions = {name for quant in stored.values() for name in quant.names()}
+    own = [t for t in checkpoint.tensors.values() if t.name not in companions and not is_marker(t.name)]
+    chosen = {t.name: _choice(t, decisions[t.name], rules, settings) for t in own}
+    asked = {
+        _layer(name): c.algorithm or settings.algorithm
+        for name, c in chosen.items()
+        if c.action == "quantize"
     }
-    companions = {name: weight for weight, quant in stored.items() for name in quant.names()}
-    steps: list[Step] = []
-    for info in checkpoint.tensors.values():
-        if info.name in companions or is_marker(info.name):
-            continue
-        choice = _choice(info, decisions[info.name], rules, settings)
-        if choice is None:
-            steps.append(Step(info, "drop", decisions[info.name].reason))
-        else:
-            steps += _steps(checkpoint, info, choice, stored.get(info.name))
-    steps = list(attach_merges(steps, merges, [n for n, q in stored.items() if q.scale]))
-    quantized = [s for s in steps if s.action == "quantize"]
-    calibration = open_calibration(settings, [s.layer_name for s in quantized], checkpoint.shapes())
-    steps = list(place_layers(attach_algorithms(steps, calibration, settings), settings))
+    calibration = open_calibration(settings, list(asked), shapes)
+    steps = tuple(_Steps(checkpoint, settings, chosen, stored, merges, calibration, asked))
     notes = (
         *_notes(steps, matches),
         *rules.notes,
         *_overruled(steps, decisions),
         *merge_notes(merges.loras),
         *left_out(steps, merges),
-        *algorithm_notes(quantized, calibration, settings),
+        *algorithm_notes(asked, calibration),
     )
-    plan = Plan(tuple(steps), _metadata(checkpoint, steps, settings), notes, merges.loras, calibration)
+    plan = Plan(steps, _metadata(checkpoint, steps, settings), notes, merges.loras, calibration)
     if not plan.quantized:
         raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")
     return plan
 
 
 def layer_names(checkpoint: Checkpoint) -> list[str]:
-    """The layers that a user's pattern can name: weights that may be a Linear's, without ``.weight``."""
+    """Return the layers that a user's pattern can name: weights that may be a Linear's, without ``.weight``."""
     shapes = checkpoint.shapes()
-    return [name.removesuffix(".weight") for name in shapes if could_be_linear(name, shapes[name])]
+    return [_layer(name) for name in shapes if could_be_linear(name, shapes[name])]
 
 
-def _choice(
-    info: TensorInfo, decision: Decision, rules: LayerRules, settings: Settings
-) -> LayerChoice | None:
-    """What becomes of a tensor; None for one that is removed."""
-    if decision.action == "remove":
-        return None
-    if not could_be_linear(info.name, info.shape):
-        return LayerChoice("keep", decision.reason)
-    return choose(info, decision, rules.by_layer.get(info.name.removesuffix(".weight")), settings)
+def _layer(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
-def _steps(
-    checkpoint: Checkpoint, info: TensorInfo, choice: LayerChoice, quant: StoredQuant | None
-) -> Iterator[Step]:
-    if choice.action == "keep":
-        yield _keep(info, choice.reason)
-        if quant:
-            yield from _keep_companions(checkpoint, info, quant)
-    elif choice.action == "cast":
-        companions = _scale_of(checkpoint, info, quant)
+def _stored(checkpoint: Checkpoint) -> dict[str, StoredQuant]:
+    weights = (n for n in checkpoint.tensors if n.endswith(".weight"))
+    return {n: q for n in weights if (q := stored_quant(checkpoint, n))}
+
+
+def _choice(info: TensorInfo, decision: Decision, rules: LayerRules, settings: Settings) -> Decision:
+    """Decide what becomes of a tensor."""
+    if decision.action == "remove" or not could_be_linear(info.name, info.shape):
+        return decision
+    return choose(info, decision, rules.by_layer.get(_layer(info.name)), settings)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of a plan, each made once from all that decides it; iterate for them, in source order.
+
+    chosen: by tensor name. stored: the companions of weights that are stored quantized. asked: the algorithm
+    asked for each layer to quantize.
+    """
+
+    checkpoint: Checkpoint
+    settings: Settings
+    chosen: Mapping[str, Decision]
+    stored: Mapping[str, StoredQuant]
+    merges: Merges
+    calibration: Calibration
+    asked: Mapping[str, str | None]
+
+    @cached_property
+    def scaled(self) -> frozenset[str]:
+        """The weights whose stored values mean nothing without a scale."""
+        return frozenset(n for n, q in self.stored.items() if q.scale)
+
+    def __iter__(self) -> Iterator[Step]:
+        placer, tensors = Placer(self.settings), self.checkpoint.tensors
+        corrected = self._corrected()
+        for name, choice in self.chosen.items():
+            info = tensors[name]
+            if choice.action == "quantize":
+                yield self._quantize(info, choice, corrected.get(_layer(name)), placer)
+            elif choice.action == "cast":
+                yield self._cast(info, choice)
+            elif choice.action == "remove":
+                yield Step(info, "drop", choice.reason)
+            elif name not in corrected.values():
+                yield from self._keep(info, choice.reason)
+
+    def _corrected(self) -> dict[str, str]:
+        """Name the biases that are corrected: they leave their own steps for those of their layers."""
+        if not self.settings.bias_correction:
+            return {}
+        biases = {layer: f"{layer}.bias" for layer in self.asked}
+        return {
+            layer: bias
+            for layer, bias in biases.items()
+            if (kept := self.chosen.get(bias)) is not None
+            and kept.action == "keep"
+            and self.calibration.has(layer, "samples", "channel_mean")
+        }
+
+    def _quantize(self, info: TensorInfo, choice: Decision, bias: str | None, placer: Placer) -> Step:
+        assert choice.format is not None
+        layer, shape = _layer(info.name), (info.shape[0], info.shape[1])
+        form = layer_extras(layer, choice.format, self.calibration, self.settings)
+        algorithm = layer_algorithm(self.asked[layer], layer, form.rotation > 0, self.calibration)
+        placement, device = placer.place(shape, algorithm)
+        outputs, companions = layer_outputs(layer, shape, form), self._scale_of(info)
+        bias_merges: tuple[Merge, ...] = ()
+        if bias is not None:
+            source = self.checkpoint.tensors[bias]
+            outputs = (*outputs, OutputTensor(bias, source.dtype, source.shape))
+            companions = {**companions, "bias": bias}
+            bias_merges = merges_of(source, True, self.scaled, self.merges)
+        return Step(
+            info,
+            "quantize",
+            choice.reason,
+            outputs,
+            form,
+            algorithm,
+            companions,
+            encode_config(form.config()),
+            merges_of(info, False, self.scaled, self.merges),
+            bias_merges,
+            placement,
+            device,
+        )
+
+    def _cast(self, info: TensorInfo, choice: Decision) -> Step:
+        merges = merges_of(info, False, self.scaled, self.merges)
         output = OutputTensor(info.name, "F16", info.shape)
-        yield Step(info, "cast", choice.reason, (output,), companions=companions)
-    else:
-        yield _quantize_step(info, choice, _scale_of(checkpoint, info, quant))
+        reason = _with_note(choice.reason, merges)
+        return Step(info, "cast", reason, (output,), companions=self._scale_of(info), merges=merges)
+
+    def _keep(self, info: TensorInfo, reason: str) -> Iterator[Step]:
+        merges = merges_of(info, True, self.scaled, self.merges)
+        yield _kept(info, _with_note(reason, merges), merges=merges)
+        quant = self.stored.get(info.name)
+        if quant is None:
+            return
+        # A kept quantized layer stays loadable: its companions under today's names, its format as a tensor.
+        for name in quant.names():
+            yield _kept(self.checkpoint.tensors[name], f"belongs to {info.name}", standard_name(name))
+        if quant.config_json:
+            data = quant.config_json.encode("utf-8")
+            out = OutputTensor(tensor_name(_layer(info.name), CONFIG), "U8", (len(data),))
+            yield Step(info, "write", "format of a layer kept as it was", (out,), data=data)
+
+    def _scale_of(self, info: TensorInfo) -> dict[str, str]:
+        """Name the scale that a stored FP8 weight is read with, by role."""
+        quant = self.stored.get(info.name)
+        if not (quant and quant.scale):
+            return {}
+        _check_scale(self.checkpoint.tensors[quant.scale], info)
+        return {"scale": quant.scale}
 
 
-def _keep(info: TensorInfo, reason: str, name: str | None = None) -> Step:
-    return Step(info, "keep", reason, (OutputTensor(name or info.name, info.dtype, info.shape),))
+def _kept(info: TensorInfo, reason: str, name: str | None = None, merges: tuple[Merge, ...] = ()) -> Step:
+    output = OutputTensor(name or info.name, info.dtype, info.shape)
+    return Step(info, "keep", reason, (output,), merges=merges)
 
 
-def _keep_companions(checkpoint: Checkpoint, weight: TensorInfo, quant: StoredQuant) -> Iterator[Step]:
-    """A kept quantized layer stays loadable: its companions under today's names, its format as a tensor."""
-    for name in quant.names():
-        yield _keep(checkpoint.tensors[name], f"belongs to {weight.name}", standard_name(name))
-    if quant.config_json:
-        data = quant.config_json.encode("utf-8")
-        out = OutputTensor(weight.name.removesuffix(".weight") + CONFIG, "U8", (len(data),))
-        yield Step(weight, "write", "format of a layer kept as it was", (out,), data=data)
-
-
-def _quantize_step(info: TensorInfo, choice: LayerChoice, companions: Mapping[str, str]) -> Step:
-    layer = choice.format
-    assert layer is not None
-    name = info.name.removesuffix(".weight")
-    shape = (info.shape[0], info.shape[1])
-    config = encode_config(layer.config())
-    outputs = (
-        OutputTensor(info.name, "I8", shape),
-        OutputTensor(name + SCALE, "F32", layer.scale_shape(shape)),
-        OutputTensor(name + CONFIG, "U8", (len(config),)),
-    )
-    return Step(info, "quantize", choice.reason, outputs, layer, choice.algorithm, companions, config)
-
-
-def _scale_of(checkpoint: Checkpoint, info: TensorInfo, quant: StoredQuant | None) -> dict[str, str]:
-    """The scale that a stored FP8 weight is read with, by role."""
-    if not (quant and quant.scale):
-        return {}
-    _check_scale(checkpoint.tensors[quant.scale], info)
-    return {"scale": quant.scale}
+def _with_note(reason: str, merges: tuple[Merge, ...]) -> str:
+    return f"{reason}, {merged_note(merges)}" if merges else reason
 
 
 def _check_scale(scale: TensorInfo, weight: TensorInfo) -> None:
-    """FP8 weights are dequantized by one scale, or one a row."""
+    """FP8 weights are dequantized by one scale, or one per row."""
     if scale.numel not in (1, weight.shape[0]) or scale.dtype not in QUANTIZABLE:
         raise ConversionError(
             f"{weight.name}: {weight.dtype} with a scale of shape {list(scale.shape)} cannot be read; "
-            f"one scale a tensor or a row can"
+            f"one scale per tensor or per row can"
         )
 
 
-def _metadata(checkpoint: Checkpoint, steps: list[Step], settings: Settings) -> dict[str, str]:
-    """The source's metadata, less an old layer list: ComfyUI would believe it over the tensors."""
+def _metadata(checkpoint: Checkpoint, steps: tuple[Step, ...], settings: Settings) -> dict[str, str]:
+    """Return the source's metadata, less an old layer list: ComfyUI would believe it over the tensors."""
     metadata = {k: v for k, v in checkpoint.metadata.items() if k != METADATA_KEY}
     if settings.save_quant_metadata:
-        layers = {s.layer_name: s.layer.config() for s in steps if s.layer}
+        layers = {s.layer_name: s.format.config() for s in steps if s.format}
         layers |= {s.layer_name: json.loads(s.data) for s in steps if s.action == "write"}
         metadata[METADATA_KEY] = json.dumps({"format_version": "1.0", "layers": layers})
     return metadata
@@ -162,7 +235,7 @@ def recognise(checkpoint: Checkpoint, settings: Settings) -> list[Match]:
         raise ConversionError(f"--preset: {e}") from e
 
 
-def _notes(steps: list[Step], matches: list[Match]) -> Iterator[str]:
+def _notes(steps: tuple[Step, ...], matches: list[Match]) -> Iterator[str]:
     for match in matches:
         under = f" under {match.prefix!r}" if match.prefix else ""
         yield f"recognised {match.label}{under}: {', '.join(match.evidence)}"
@@ -170,17 +243,18 @@ def _notes(steps: list[Step], matches: list[Match]) -> Iterator[str]:
     apart = (s for s in steps if NEVER.match(s.name) or (matches and not s.name.startswith(prefixes)))
     for part, count in Counter(s.name.partition(".")[0] for s in apart).items():
         yield f"{part}: {count} tensors outside the recognised models stay as they are"
-    layers = [s for s in steps if s.layer]
-    rotated = [s for s in layers if s.layer and s.layer.rotation]
+    layers = [s for s in steps if s.format]
+    rotated = [s for s in layers if s.format and s.format.rotation]
     plain = [s for s in layers if not largest_group(s.source.shape[1])]
     if rotated and plain:
+        *some, last = map(str, PREFERRED_GROUPS)
         yield (
-            f"{len(plain)} layers are not rotated: no group of 256, 64 or 16 divides their columns "
-            f"({plain[0].name}, ...)"
+            f"{len(plain)} layers are not rotated: no group of {', '.join(some)} or {last} divides their "
+            f"columns ({plain[0].name}, ...)"
         )
 
 
-def _overruled(steps: list[Step], decisions: Mapping[str, Decision]) -> Iterator[str]:
+def _overruled(steps: tuple[Step, ...], decisions: Mapping[str, Decision]) -> Iterator[str]:
     """Layers that the preset or the general rule would have kept, and why it would."""
     kept = [s for s in steps if s.action in ("quantize", "cast") and decisions[s.name].action == "keep"]
     if kept:

@@ -1,25 +1,22 @@
-"""Which algorithm chooses a layer's integers, and which calibration, outputs and memory go with it."""
+"""The calibration of a conversion, and what it allows for each layer: an algorithm, extra tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...files.header import OutputTensor
+from ...formats import Format
+from ...formats.algorithms import ALGORITHMS, ROUNDING, calibrated
 from ...formats.errors import ConversionError
-from ..contract import INPUT_SCALE, PRE_QUANT_SCALE
+from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE
 from ..options.settings import Settings
-from .steps import Step
 
 if TYPE_CHECKING:
     import torch
 
+    from ...quant.algorithms import LayerStats
     from ...quant.calibration import CalibrationData
-
-
-_STEERED = ("quip", "ldlq")
-"""Algorithms that are rounding to nearest where no inputs are known."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Calibration:
         """Whether real inputs of the layer are known: what a Hessian is made of."""
         return (self.measured and self.has(layer, "samples")) or layer in self.directions
 
-    def stats(self, layer: str) -> Any:
+    def stats(self, layer: str) -> LayerStats | None:
         """The layer's LayerStats, read from the files now; None when it has none."""
         found = None
         if self.data is not None and layer in self.records:
@@ -118,68 +115,37 @@ def _refuse_without_calibration(settings: Settings) -> None:
         )
 
 
-def attach_algorithms(steps: Sequence[Step], calibration: Calibration, settings: Settings) -> Iterator[Step]:
-    """The steps with their algorithm, and with the tensors that calibration adds to a layer.
-
-    A bias that will be corrected leaves its own step and becomes an output of its layer's.
-    """
-    kept = {s.name: s for s in steps if s.action == "keep"}
-    done = [_calibrated(s, kept, calibration, settings) if s.action == "quantize" else s for s in steps]
-    corrected = {s.companions["bias"] for s in done if "bias" in s.companions}
-    yield from (s for s in done if s.name not in corrected)
+def default_algorithm(layer: str, rotated: bool, calibration: Calibration) -> str:
+    """Return the best that a layer's calibration allows: what it gets where nothing else is asked."""
+    return calibrated(rotated) if calibration.steers(layer) else ROUNDING
 
 
-def _calibrated(step: Step, kept: dict[str, Step], calibration: Calibration, settings: Settings) -> Step:
-    layer, outputs, companions = step.layer_name, list(step.outputs), dict(step.companions)
-    if settings.static_activations and calibration.has(layer, "input_scale", "samples", "channel_max"):
-        outputs.append(OutputTensor(layer + INPUT_SCALE, "F32", ()))
-    if settings.smoothquant and calibration.measured and calibration.has(layer, "samples", "channel_max"):
-        outputs.append(OutputTensor(layer + PRE_QUANT_SCALE, "F32", (step.source.shape[1],)))
-    bias, bias_merges = kept.get(layer + ".bias"), step.bias_merges
-    if settings.bias_correction and bias is not None and calibration.has(layer, "samples", "channel_mean"):
-        outputs.append(bias.outputs[0])
-        companions["bias"], bias_merges = bias.name, bias.merges
-    return replace(
-        step,
-        algorithm=_algorithm(step, calibration, settings),
-        outputs=tuple(outputs),
-        companions=companions,
-        bias_merges=bias_merges,
-    )
+def layer_algorithm(asked: str | None, layer: str, rotated: bool, calibration: Calibration) -> str:
+    """Return what is asked for (None: nothing), as far as the calibration allows."""
+    if asked is None or ALGORITHMS[asked].needs_hessian:
+        return default_algorithm(layer, rotated, calibration)
+    return asked
 
 
-def _asked(step: Step, settings: Settings) -> str | None:
-    """The algorithm asked for: the layer's own, else the one for all, else None."""
-    return step.algorithm or ("rtn" if settings.simple else settings.optimizer)
+def layer_extras(layer: str, form: Format, calibration: Calibration, settings: Settings) -> Format:
+    """Return the layer's format with the tensors that calibration adds."""
+    static = settings.static_activations and calibration.has(layer, "input_scale", "samples", "channel_max")
+    smooth = settings.smoothquant and calibration.measured
+    smooth = smooth and calibration.has(layer, "samples", "channel_max")
+    wanted = [name for name, on in ((INPUT_SCALE, static), (PRE_QUANT_SCALE, smooth)) if on]
+    return replace(form, extra=tuple(name for name in wanted if name in form.extras))
 
 
-def default_algorithm(step: Step, calibration: Calibration) -> str:
-    """The best that a layer's calibration allows: what it gets where nothing else is asked.
+def algorithm_notes(asked: Mapping[str, str | None], calibration: Calibration) -> Iterator[str]:
+    """Say what a person should know about the algorithms: above all where one could not help.
 
-    "quip" is LDLQ of a rotated weight; where a layer cannot rotate it is called by its right name.
-    """
-    assert step.layer is not None
-    if not calibration.steers(step.layer_name):
-        return "rtn"  # the same integers: without inputs H is the identity
-    return "quip" if step.layer.rotation else "ldlq"
-
-
-def _algorithm(step: Step, calibration: Calibration, settings: Settings) -> str:
-    """What is asked for, as far as the calibration allows."""
-    asked = _asked(step, settings)
-    return default_algorithm(step, calibration) if asked is None or asked in _STEERED else asked
-
-
-def algorithm_notes(layers: Sequence[Step], calibration: Calibration, settings: Settings) -> Iterator[str]:
-    """What a person should know about the algorithms: above all where one could not help.
-
-    layers: the quantize steps before `attach_algorithms`.
+    asked: the algorithm asked for each layer to quantize, None for nothing in particular.
     """
     yield from calibration.notes
-    asked = [s for s in layers if _asked(s, settings) in _STEERED]
-    blind = [s for s in asked if not calibration.steers(s.layer_name)]
+    steered = [layer for layer, name in asked.items() if name and ALGORITHMS[name].needs_hessian]
+    blind = [layer for layer in steered if not calibration.steers(layer)]
     if blind:
         yield (
-            f"{len(blind)} of {len(layers)} layers have no calibration: without measured inputs LDLQ equals "
-            f"rounding to nearest, so they are rounded ({blind[0].layer_name}, ...)"
+            f"{len(blind)} of {len(asked)} layers have no calibration: without measured inputs LDLQ equals "
+            f"rounding to nearest, so they are rounded ({blind[0]}, ...)"
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ...formats.algorithms import ALGORITHMS
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
 from .steps import Step
@@ -16,27 +15,31 @@ if TYPE_CHECKING:
     from ...quant.placement import Placement
 
 
-def place_layers(steps: Iterable[Step], settings: Settings) -> Iterator[Step]:
-    """The steps, with the placement of every layer that an algorithm beyond rounding quantizes.
+class Placer:
+    """Places layers on the settings' device; looks at that device when the first layer needs it.
 
     Rounding happens in the stream, on the CPU: it is faster there than a trip to a device and back.
     ConversionError for a device that this machine does not have.
     """
-    device = None
-    if settings.device not in ("auto", "cpu"):
-        device, budget = _device_and_budget(settings)
-    for step in steps:
-        if step.layer is None or step.algorithm == "rtn":
-            yield step
-            continue
-        if device is None:
-            device, budget = _device_and_budget(settings)
-        yield replace(step, placement=_place(step, settings, budget), device=str(device))
 
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._found: tuple[torch.device, int | None] | None = None
+        if settings.device not in ("auto", "cpu"):
+            self._look()
 
-def _device_and_budget(settings: Settings) -> tuple[torch.device, int | None]:
-    device = compute_device(settings)
-    return device, _budget(settings, device)
+    def _look(self) -> tuple[torch.device, int | None]:
+        if self._found is None:
+            device = compute_device(self._settings)
+            self._found = device, _budget(self._settings, device)
+        return self._found
+
+    def place(self, shape: tuple[int, int], algorithm: str) -> tuple[Placement | None, str]:
+        """Return in what parts, and on which device, a layer [N, K] is computed; None for rounding."""
+        if not ALGORITHMS[algorithm].factors:
+            return None, "cpu"
+        device, budget = self._look()
+        return _place(shape, algorithm, self._settings, budget), str(device)
 
 
 def compute_device(settings: Settings) -> torch.device:
@@ -65,12 +68,12 @@ def _budget(settings: Settings, device: torch.device) -> int | None:
     return device_budget(mode, getattr(torch, device.type).mem_get_info(device)[0])
 
 
-def _place(step: Step, settings: Settings, budget: int | None) -> Placement:
+def _place(shape: tuple[int, int], algorithm: str, settings: Settings, budget: int | None) -> Placement:
     from ...quant.placement import place
 
     return place(
-        (step.source.shape[0], step.source.shape[1]),
-        step.algorithm,
+        shape,
+        algorithm,
         budget,
         checkpointed=settings.quip_checkpointed,
         threshold=settings.quip_checkpoint_threshold,

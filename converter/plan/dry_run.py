@@ -91,7 +91,7 @@ def plan_conversion(settings: Settings) -> PlanReport:
     """Plan a conversion from headers alone. Raises what `convert` would raise before its first byte."""
     with open_checkpoint(settings.input_file) as checkpoint:
         plan = build_plan(checkpoint, settings)
-        output = output_path(checkpoint, settings)
+        output = output_path(checkpoint, plan, settings)
         expected = estimate(plan, settings)
         layers = {id(step) for step in layer_steps(plan)}
         return PlanReport(
@@ -138,10 +138,10 @@ def _planned(step: Step, layer: bool) -> PlannedTensor:
         layer=layer,
         shape=step.source.shape,
         action=step.action,
-        stored=step.layer.describe() if step.layer else step.outputs[0].dtype if step.outputs else "",
-        rotation=step.layer.rotation if step.layer else 0,
-        algorithm=step.algorithm if step.layer else "",
-        placement=describe_placement(step) if step.layer else "",
+        stored=step.format.describe() if step.format else step.outputs[0].dtype if step.outputs else "",
+        rotation=step.format.rotation if step.format else 0,
+        algorithm=step.algorithm,
+        placement=describe_placement(step) if step.format else "",
         bytes_in=0 if step.action == "write" else step.source.nbytes,
         bytes_out=step.output_bytes,
         reason=step.reason,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..contract import LayerFormat
+from ...formats.algorithms import ALGORITHMS
 from ..options.settings import Settings
 from .steps import Plan, Step
 
@@ -24,20 +24,6 @@ chunk buffers and the rows that the check compares. With --low-memory 357 MiB ar
 
 READ_RATE = 1.0e9
 """Bytes a second that are read, or copied from file to file."""
-
-ELEMENTS_PER_SECOND: dict[str, dict[str, float]] = {
-    "rtn": {"row": 1.6e8, "row + convrot": 5e7, "tensor": 2.8e8, "tensor + convrot": 3.4e7, "block": 7.6e7},
-}
-"""Weights quantized and checked a second, by algorithm and kind of format. Algorithms that are listed
-nowhere have no estimate."""
-
-LEARNED = ("original", "adamw", "radam")
-
-PRODUCTS_PER_SECOND = dict.fromkeys(("ldlq", "quip", *LEARNED), 1e10)
-"""Of the algorithms whose work on a weight grows with its columns: weights x columns a second."""
-
-STEP_SHARE = 0.02
-"""A step of learned rounding, as a share of the work before the first."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +71,6 @@ def peak_in_flight(plan: Plan, low_memory: bool = False) -> int:
     return min(sum(held), max(in_flight_limit(plan, low_memory), max(held, default=0)))
 
 
-def format_kind(layer: LayerFormat) -> str:
-    """The part of a format that decides how fast it is made: its scaling, and whether it rotates."""
-    return f"{layer.scaling} + convrot" if layer.rotation else layer.scaling
-
-
 def _seconds(plan: Plan, settings: Settings) -> float | None:
     """Reading overlaps the work, so the slower of the two counts. None where a rate is not known."""
     work = [_step_seconds(step, settings) for step in plan.quantized]
@@ -100,12 +81,6 @@ def _seconds(plan: Plan, settings: Settings) -> float | None:
 
 
 def _step_seconds(step: Step, settings: Settings) -> float | None:
-    assert step.layer is not None
-    rate = ELEMENTS_PER_SECOND.get(step.algorithm, {}).get(format_kind(step.layer))
-    if rate is not None:
-        return step.source.numel / rate
-    products = PRODUCTS_PER_SECOND.get(step.algorithm)
-    if products is None:
-        return None
-    times = 1 + STEP_SHARE * settings.num_iter if step.algorithm in LEARNED else 1
-    return step.source.numel * step.source.shape[1] * times / products
+    assert step.format is not None
+    record = ALGORITHMS[step.algorithm]
+    return record.seconds(step.shape, step.format.speed(), settings.num_iter)

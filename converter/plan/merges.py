@@ -1,32 +1,28 @@
-"""The plan's steps with their LoRA merges."""
+"""Which LoRA changes a step of the plan makes."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
 
+from ...files.checkpoint import TensorInfo
 from ...files.dtypes import QUANTIZABLE
 from ...formats.errors import ConversionError
 from ..lora.merge import Merge, Merges
 from .steps import Step
 
 
-def attach_merges(steps: Iterable[Step], merges: Merges, scaled: Collection[str]) -> Iterator[Step]:
-    """The steps, each with the merges that change its tensor.
+def merges_of(info: TensorInfo, kept: bool, scaled: Collection[str], merges: Merges) -> tuple[Merge, ...]:
+    """Return the merges that change a tensor.
 
-    scaled: names of weights whose stored values mean nothing without a scale. ConversionError for a kept one
-    of those, or one that holds no floats: its values cannot be changed and written as they were.
+    kept: whether its values stay in the dtype that they are stored in. scaled: names of weights whose stored
+    values mean nothing without a scale. ConversionError for a kept one of those, or one that holds no
+    floats: its values cannot be changed and written as they were.
     """
-    for step in steps:
-        found = merges.by_tensor.get(step.name, ())
-        if not found or step.action in ("drop", "write"):
-            yield step
-            continue
-        if step.source.dtype not in QUANTIZABLE or (step.action == "keep" and step.name in scaled):
-            raise ConversionError(
-                f"{found[0].adapter.file}: cannot be merged into {step.name}, which is stored as "
-                f"{step.source.dtype} and kept so; merge into the unquantized checkpoint"
-            )
-        reason = step.reason if step.action == "quantize" else f"{step.reason}, {merged_note(found)}"
-        yield replace(step, reason=reason, merges=found)
+    found = merges.by_tensor.get(info.name, ())
+    if found and (info.dtype not in QUANTIZABLE or (kept and info.name in scaled)):
+        raise ConversionError(
+            f"{found[0].adapter.file}: cannot be merged into {info.name}, which is stored as "
+            f"{info.dtype} and kept so; merge into the unquantized checkpoint"
+        )
+    return found
 
 
 def left_out(steps: Sequence[Step], merges: Merges) -> Iterator[str]:

@@ -1,39 +1,47 @@
 """The plan: what happens to every tensor of a checkpoint, decided from its header alone."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...files.checkpoint import TensorInfo
 from ...files.header import OutputTensor
-from ..contract import LayerFormat
+from ...formats import Format
+from ...formats.config import encode_config
+from ...formats.names import CONFIG, tensor_name
 from ..lora.merge import Merge, MergedLora
+from .calibration import NONE, Calibration
+
+if TYPE_CHECKING:
+    from ...quant.placement import Placement
 
 
 @dataclass(frozen=True)
 class Step:
     """What happens to one source tensor.
 
-    action: "quantize" it as `layer` with `algorithm`; "dequantize" it; "cast" it to float16; "keep" its bytes
-    (under the output's name); "write" `data`, which came from the header; "drop" it. outputs: what it
+    action: "quantize" it as `format` with `algorithm`; "dequantize" it; "cast" it to float16; "keep" its
+    bytes (under the output's name); "write" `data`, which came from the header; "drop" it. outputs: what it
     leaves in the file. companions: the source tensors its values depend on, by role ("scale": the scale of
-    an FP8 weight).
+    an FP8 weight; "bias": the bias that is corrected with it).
     merges: LoRA changes added to it first; a kept tensor with any is written anew in its dtype, not copied.
     bias_merges: the same for the bias among the companions.
-    placement: in what parts its algorithm computes on `device` (`quant.placement`), None for rounding.
+    placement: in what parts its algorithm computes on `device`, None for rounding.
     """
 
     source: TensorInfo
     action: Literal["quantize", "dequantize", "cast", "keep", "write", "drop"]
     reason: str
     outputs: tuple[OutputTensor, ...] = ()
-    layer: LayerFormat | None = None
+    format: Format | None = None
     algorithm: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
     data: bytes = b""
     merges: tuple[Merge, ...] = ()
     bias_merges: tuple[Merge, ...] = ()
-    placement: Any = None
+    placement: Placement | None = None
     device: str = "cpu"
 
     @property
@@ -45,6 +53,11 @@ class Step:
     def layer_name(self) -> str:
         """The module's name: the weight's without ``.weight``."""
         return self.name.removesuffix(".weight")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K] of the weight of a layer."""
+        return self.source.shape[0], self.source.shape[1]
 
     @property
     def output_bytes(self) -> int:
@@ -64,7 +77,7 @@ class Plan:
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
     loras: tuple[MergedLora, ...] = ()
-    calibration: Any = None
+    calibration: Calibration = NONE
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
@@ -88,3 +101,11 @@ class Plan:
     def largest_layer(self) -> int:
         """Elements of the largest quantized weight."""
         return max((s.source.numel for s in self.quantized), default=0)
+
+
+def layer_outputs(layer: str, shape: tuple[int, int], form: Format) -> tuple[OutputTensor, ...]:
+    """Return the tensors of a quantized layer in the file, its ``comfy_quant`` after those it always has."""
+    size = len(encode_config(form.config()))
+    made = [OutputTensor(tensor_name(layer, t.suffix), t.dtype, t.shape) for t in form.stored(shape)]
+    always = len(form.tensors(shape))
+    return (*made[:always], OutputTensor(tensor_name(layer, CONFIG), "U8", (size,)), *made[always:])

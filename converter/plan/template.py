@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ..layers.config import LayerOverride
 from ..layers.selection import could_be_linear
 from ..options.settings import Settings
+from ..options.values import FLOAT16
 from .calibration import default_algorithm
 from .steps import Plan, Step
 
@@ -28,8 +29,8 @@ def layer_template(plan: Plan, settings: Settings) -> dict[str, LayerOverride]:
     (calibration, LoRAs, removed tensors, the header's metadata) is not in it: those options are given again.
     """
     steps = layer_steps(plan)
-    full = any(s.layer.full_precision_matrix_mult for s in steps if s.layer)
-    asked = settings.simple or settings.optimizer is not None
+    full = any(s.format.full_precision_matrix_mult for s in steps if s.format)
+    asked = settings.algorithm is not None
     entries = {s.layer_name: _entry(s, full, asked or _chosen(s, plan)) for s in steps}
     forms: dict[str, list[str]] = {}
     for name in entries:
@@ -54,23 +55,23 @@ def _alike(entries: Iterable[LayerOverride]) -> bool:
 
 def _chosen(step: Step, plan: Plan) -> bool:
     """Whether a layer's algorithm is another than it would get by itself."""
-    return step.layer is not None and step.algorithm != default_algorithm(step, plan.calibration)
+    if step.format is None:
+        return False
+    return step.algorithm != default_algorithm(step.layer_name, step.format.rotation > 0, plan.calibration)
 
 
 def _entry(step: Step, full_precision: bool, algorithm: bool) -> LayerOverride:
     if step.action == "keep":
         return LayerOverride(skip=True)
     if step.action == "cast":
-        return LayerOverride(format="fp16")
-    layer = step.layer
-    assert layer is not None
-    blockwise = layer.scaling == "block"
+        return LayerOverride(format=FLOAT16)
+    form = step.format
+    assert form is not None
     return LayerOverride(
-        format=layer.name,
-        scaling_mode=layer.scaling,
-        block_size=layer.block_size if blockwise else None,
-        convrot=None if blockwise else layer.rotation > 0,
-        convrot_group_size=layer.rotation or None,
+        format=form.name,
+        **form.words(),
+        convrot=form.rotation > 0 if form.rotates else None,
+        convrot_group_size=form.rotation or None,
         optimizer=step.algorithm if algorithm else None,
-        full_precision_matrix_mult=layer.full_precision_matrix_mult if full_precision else None,
+        full_precision_matrix_mult=form.full_precision_matrix_mult if full_precision else None,
     )

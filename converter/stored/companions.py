@@ -10,13 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...files.checkpoint import Checkpoint
+from ...formats import FORMATS
 from ...formats.errors import ConversionError
-from ..contract import CONFIG, FLOAT8_FORMATS, INPUT_SCALE, METADATA_KEY, SCALE
+from ...formats.names import CONFIG, INPUT_SCALE, MARKER, METADATA_KEY, OLD_NAMES, SCALE, tensor_name
 
-MARKER = "scaled_fp8"
-_SCALES = (SCALE, ".scale_weight")
-_INPUT_SCALES = (INPUT_SCALE, ".scale_input")
-_FORMATS = dict(FLOAT8_FORMATS)
+
+def float_formats() -> dict[str, str]:
+    """Return the formats of weights that are floats, and so mean something by themselves: dtype -> name."""
+    return {f.weight_dtype: f.name for f in FORMATS.values() if f.weight_dtype.startswith("F")}
+
+
+def spellings(suffix: str) -> list[str]:
+    """Return every suffix that a tensor may have, today's first."""
+    return [suffix, *(old for old, new in OLD_NAMES.items() if new == suffix)]
 
 
 @dataclass(frozen=True)
@@ -38,21 +44,23 @@ def stored_quant(checkpoint: Checkpoint, weight: str) -> StoredQuant | None:
     tensors = checkpoint.tensors
     layer = weight.removesuffix(".weight")
     info = tensors[weight]
-    if info.dtype not in ("I8", "U8", *_FORMATS):
+    floats = float_formats()
+    if info.dtype not in ("I8", "U8", *floats):
         return None
 
-    def first(suffixes: tuple[str, ...]) -> str:
-        return next((layer + s for s in suffixes if layer + s in tensors), "")
+    def first(suffix: str) -> str:
+        names = (tensor_name(layer, s) for s in spellings(suffix) if s != "scale")
+        return next((n for n in names if n in tensors), "")
 
-    config = layer + CONFIG if layer + CONFIG in tensors else ""
+    config = first(CONFIG)
     listed = _listed(checkpoint.metadata).get(layer)
     text = json.dumps(listed) if listed else ""
-    scale = first(_SCALES)
-    if not text and info.dtype in _FORMATS and scale:
-        text = json.dumps({"format": _FORMATS[info.dtype], **_marked(checkpoint)})
-    if info.dtype not in _FORMATS and not (config or text):
+    scale = first(SCALE)
+    if not text and info.dtype in floats and scale:
+        text = json.dumps({"format": floats[info.dtype], **_marked(checkpoint)})
+    if info.dtype not in floats and not (config or text):
         return None
-    return StoredQuant(scale, first(_INPUT_SCALES), config, "" if config else text)
+    return StoredQuant(scale, first(INPUT_SCALE), config, "" if config else text)
 
 
 def is_marker(name: str) -> bool:
@@ -79,8 +87,6 @@ def _listed(metadata: Mapping[str, str]) -> dict:
 
 
 def standard_name(name: str) -> str:
-    """Today's name of a companion tensor: ``scale_weight`` becomes ``weight_scale``."""
-    for old, new in ((".scale_weight", SCALE), (".scale_input", INPUT_SCALE)):
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
+    """Return today's name of a companion tensor: ``scale_weight`` becomes ``weight_scale``."""
+    layer, _, suffix = name.rpartition(".")
+    return tensor_name(layer, OLD_NAMES.get(suffix, suffix))

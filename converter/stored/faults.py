@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from ...files.checkpoint import TensorInfo
-from ..contract import CONFIG
-from .companions import MARKER
+from ...formats.names import CONFIG, MARKER, WEIGHT
 from .judge import Examined, Problem, examine
 from .layers import StoredFile
 
@@ -29,22 +28,23 @@ def _marker(stored: StoredFile, layer: str) -> TensorInfo | None:
 def _biases(stored: StoredFile) -> Iterator[Problem]:
     for layer in stored.layers.values():
         bias = stored.bias(layer)
-        if layer.int8 and bias is not None and bias.dtype not in _BIAS:
+        if layer.weight.dtype == "I8" and bias is not None and bias.dtype not in _BIAS:
             yield Problem("bias dtype", bias.name, f"a bias in {bias.dtype}: BF16, F16 or F32 is expected")
 
 
 def _raw_integers(stored: StoredFile) -> Iterator[Problem]:
     """INT8 tensors that no layer format describes."""
+    owned = {t.name for x in stored.layers.values() for t in (x.weight, *x.companions())}
     for info in stored.checkpoint.tensors.values():
-        if info.dtype == "I8" and info.name.removesuffix(".weight") not in stored.layers:
+        if info.dtype == "I8" and info.name not in owned:
             yield Problem("INT8 tensor", info.name, "INT8, but no layer's weight: used as raw integers")
 
 
 def _orphans(stored: StoredFile) -> Iterator[Problem]:
     for name in stored.orphans:
-        weight = stored.checkpoint.tensors.get(f"{name.rpartition('.')[0]}.weight")
+        weight = stored.checkpoint.tensors.get(f"{name.rpartition('.')[0]}.{WEIGHT}")
         beside = f"beside a weight in {weight.dtype}" if weight else "without a weight"
-        if name.endswith(CONFIG):
+        if name.endswith(f".{CONFIG}"):
             yield Problem("stray comfy_quant", name, f"{beside}: ComfyUI expects INT8 there", "removed")
         else:
             yield Problem("stray scale", name, f"{beside}: it is not used", fatal=False)

@@ -60,7 +60,7 @@ def inspect_file(path: str | Path) -> Inspection:
         owned = {t.name for e in examined.values() for t in (e.layer.weight, *e.layer.companions())}
         others = [(t.dtype, t.numel, t.nbytes) for t in checkpoint.tensors.values() if t.name not in owned]
         layers = [_layer_share(e) for e in examined.values()]
-        forms = [e.format() for e in examined.values() if e.layer.int8]
+        forms = [e.format for e in examined.values() if e.format and e.format.rotates]
         groups = Counter(f.rotation for f in forms if f)
         return Inspection(
             path=str(checkpoint.path),
@@ -79,9 +79,9 @@ def inspect_file(path: str | Path) -> Inspection:
 
 
 def _layer_share(examined: Examined) -> tuple[str, int, int]:
-    layer, form = examined.layer, examined.format()
+    layer, form = examined.layer, examined.format
     label = str((examined.config or {}).get("format", layer.weight.dtype))
-    name = f"{label} {form.describe()}" if form else label
+    name = f"{label} {form.describe()}" if form and form.describe() != label else label
     size = layer.weight.nbytes + sum(t.nbytes for t in layer.companions())
     return name, layer.weight.numel, size
 

@@ -4,18 +4,19 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...files.checkpoint import TensorInfo
 from ...files.header import OutputTensor
-from ..contract import BLOCKWISE, FLOAT8_FORMATS, GROUPS, INPUT_SCALE, SCALE, TENSORWISE, LayerFormat
+from ...formats import FORMATS, CheckpointError, Format, StoredTensor, Tensors, read_format
+from ...formats.config import flattened
+from ...formats.convrot import DEFAULT_GROUP
+from ...formats.names import INPUT_SCALE, MARKER, SCALE, WEIGHT, tensor_name
 from ..layers.selection import names_embedding
-from .layers import StoredLayer, flattened
-
-_BLOCK_SIZES = tuple(1 << e for e in range(4, 11))
-_FLOATS = ("F64", "F32", "F16", "BF16")
+from .companions import float_formats
+from .layers import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -38,32 +39,22 @@ class Problem:
 class Examined:
     """A layer put right as far as its file allows.
 
-    config: its ``comfy_quant``; None for a plain FP8 layer that has and needs none. scale and input_scale:
-    the tensors as they should stand in a file; None where there are none. rotation_unknown: nothing in the
-    file says whether the layer was rotated.
+    config: its ``comfy_quant``; None for a plain FP8 layer that has and needs none. tensors: what stands
+    beside the weight as it should stand in a file, by suffix. format: how it is to be read, None where that
+    cannot be told. rotation_unknown: nothing in the file says whether the layer was rotated.
     """
 
     layer: StoredLayer
     config: dict[str, Any] | None
-    scale: OutputTensor | None
-    input_scale: OutputTensor | None
+    tensors: Mapping[str, OutputTensor]
+    format: Format | None = None
     problems: tuple[Problem, ...] = ()
     rotation_unknown: bool = False
 
-    def format(self) -> LayerFormat | None:
-        """How an INT8 layer is to be read; None when its scale or its rotation fits nothing."""
-        if not self.layer.int8 or self.scale is None or self.config is None:
-            return None
-        if any(p.kind in _UNREADABLE and not p.fix for p in self.problems):
-            return None
-        config = self.config
-        full = bool(config.get("full_precision_matrix_mult", False))
-        if config["format"] == BLOCKWISE:
-            return LayerFormat("block", 0, config["group_size"], full)
-        group = config.get("convrot_groupsize", 256) if config.get("convrot") else 0
-        count = self.scale.nbytes // 4
-        scaling = "tensor" if count == 1 else "row"
-        return LayerFormat(scaling, group, full_precision_matrix_mult=full)
+    @property
+    def stored(self) -> Tensors:
+        """The weight and its companions as they should stand, as formats describe them."""
+        return _described(self.layer.weight, self.tensors)
 
 
 _EMBEDDING = (
@@ -71,9 +62,6 @@ _EMBEDDING = (
     "backend can handle 'dequantize_int8_embedding'); ctq edit --dequantize '^{name}$' makes it float again"
 )
 """ComfyUI pull request 15035 and issues 15291, 15545."""
-
-_NO_CONFIG = "no comfy_quant: ComfyUI takes its integers for weights, which gives noise"
-_UNREADABLE = ("expert bank", "scale missing", "scale dtype", "scale shape", "rotation", "weight shape")
 
 
 @dataclass
@@ -91,43 +79,90 @@ def examine(layer: StoredLayer, marker: TensorInfo | None = None) -> Examined:
     """Judge one layer. marker: the ``scaled_fp8`` tensor, with which ComfyUI loads FP8 layers under their
     old names; of two elements, it turns on full_precision_matrix_mult for them."""
     found = _Findings(layer)
-    config = _config(layer, found)
-    if layer.int8:
-        return _examine_int8(layer, config, found)
-    if layer.float8:
-        return _examine_float8(layer, config, found, marker)
-    if config is not None and "format" not in config:
-        found.add("no format", "its comfy_quant has no 'format': ComfyUI refuses it")
-    return Examined(layer, config, _same(layer.scale), _same(layer.input_scale), tuple(found.problems))
-
-
-def _examine_int8(layer: StoredLayer, config: dict[str, Any] | None, found: _Findings) -> Examined:
-    shape = layer.weight.shape
-    if len(shape) != 2:
-        if len(shape) == 3 and layer.scale is not None and layer.scale.shape[:1] == shape[:1]:
-            text = f"a bank of {shape[0]} experts in one tensor: a ComfyUI that knows such banks reads it"
-            found.add("expert bank", text, fatal=False)
-        else:
-            found.add("weight shape", f"INT8 of shape {list(shape)}: only [N, K] can be used")
-        return Examined(layer, config, _same(layer.scale), _same(layer.input_scale), tuple(found.problems))
-    if names_embedding(layer.name):
+    given = _config(layer, found)
+    form = _class_of(layer, given)
+    if form is None:
+        if given is not None and "format" not in given:
+            found.add("no format", "its comfy_quant has no 'format': ComfyUI refuses it")
+        return Examined(layer, given, _as_found(layer), None, tuple(found.problems))
+    if names_embedding(layer.name) and layer.weight.dtype == "I8" and len(layer.weight.shape) == 2:
         found.add("INT8 embedding", _EMBEDDING.format(name=layer.name), fatal=False)
-    scaling, edge = _scaling(layer, config or {}, found)
-    missing = config is None
-    config = dict(config or {})
-    _check_label(layer, config, scaling, edge, missing, found)
-    if missing and not scaling and layer.config is None:  # nothing to read it by: nothing is made up
-        return Examined(layer, None, _same(layer.scale), _same(layer.input_scale), tuple(found.problems))
-    if scaling != "block":
-        _check_rotation(layer, config, found)
-    return Examined(
-        layer,
-        config,
-        _scale(layer, scaling, found),
-        _input_scale(layer, found),
-        tuple(found.problems),
-        missing,
-    )
+    if given is None and layer.floats and SCALE in layer.tensors:
+        given = _by_marker(form, marker, found)
+    infos = _described(layer.weight, _as_found(layer))
+    config, right = form.put_right(given, infos, found.add, layer.config is not None)
+    tensors = _renamed(layer, right, found, marker)
+    read = None if config is None and not layer.floats else _read(layer, config, tensors, found)
+    unknown = given is None and config is not None and form.rotates
+    return Examined(layer, config, tensors, read, tuple(found.problems), unknown)
+
+
+def _class_of(layer: StoredLayer, config: Mapping[str, Any] | None) -> type[Format] | None:
+    """Find the format that judges a layer: the one it names if that stores such weights, else by the dtype."""
+    named = FORMATS.get(str((config or {}).get("format")))
+    if named is not None and named.weight_dtype == layer.weight.dtype:
+        return named
+    alike = [f for f in FORMATS.values() if f.weight_dtype == layer.weight.dtype]
+    alike.sort(key=lambda f: not f.stock_since)
+    return alike[0] if alike and layer.weight.dtype != "U8" else None
+
+
+def _by_marker(form: type[Format], marker: TensorInfo | None, found: "_Findings") -> dict[str, Any]:
+    """Say how a scaled FP8 layer without ``comfy_quant`` is stored, as ComfyUI reads older files."""
+    text = "an FP8 layer without comfy_quant" + (f", told by the {MARKER} tensor" if marker else "")
+    found.add("no comfy_quant", text, f"written as {form.name}", fatal=marker is None)
+    full = marker is not None and marker.numel == 2
+    return form(full_precision_matrix_mult=full).config()
+
+
+def _read(
+    layer: StoredLayer,
+    config: Mapping[str, Any] | None,
+    tensors: Mapping[str, OutputTensor],
+    found: "_Findings",
+) -> Format | None:
+    """Read the format of a layer put right; None when a fault without a remedy stands in the way."""
+    if any(p.fatal and not p.fix for p in found.problems):
+        return None
+    name = (config or {}).get("format") or float_formats()[layer.weight.dtype]
+    try:
+        return read_format({"format": name, **(config or {})}, _described(layer.weight, tensors), layer.name)
+    except CheckpointError:
+        return None
+
+
+def _as_found(layer: StoredLayer) -> dict[str, OutputTensor]:
+    return {s: OutputTensor(t.name, t.dtype, t.shape) for s, t in layer.tensors.items()}
+
+
+def _described(weight: TensorInfo, tensors: Mapping[str, OutputTensor]) -> Tensors:
+    own = {WEIGHT: StoredTensor(WEIGHT, weight.dtype, weight.shape)}
+    return {**own, **{s: StoredTensor(s, t.dtype, t.shape) for s, t in tensors.items()}}
+
+
+def _renamed(
+    layer: StoredLayer, right: Tensors, found: "_Findings", marker: TensorInfo | None
+) -> dict[str, OutputTensor]:
+    """Return the companions under today's names."""
+    out = {}
+    for suffix, info in layer.tensors.items():
+        name, old = tensor_name(layer.name, suffix), info.name.removeprefix(f"{layer.name}.")
+        if info.name != name:
+            _report_name(layer, suffix, old, found, marker)
+        out[suffix] = OutputTensor(name, right[suffix].dtype, right[suffix].shape)
+    return out
+
+
+def _report_name(
+    layer: StoredLayer, suffix: str, old: str, found: "_Findings", marker: TensorInfo | None
+) -> None:
+    if suffix == INPUT_SCALE:
+        text = f"its input scale is named .{old}"
+        found.add("input scale name", text, f"renamed to .{suffix}", fatal=False)
+    elif layer.floats:
+        found.add("scale name", f"its scale is named .{old}", f"renamed to .{suffix}", fatal=marker is None)
+    else:
+        found.add("scale name", f"its scale is named .{old}: ComfyUI refuses it", f"renamed to .{suffix}")
 
 
 def _config(layer: StoredLayer, found: _Findings) -> dict[str, Any] | None:
@@ -175,7 +210,7 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the values that ComfyUI assumes, so that equal meanings compare equal."""
     out = {k: v for k, v in config.items() if k not in ("convrot", "full_precision_matrix_mult") or v}
     if out.get("convrot"):
-        out.setdefault("convrot_groupsize", 256)
+        out.setdefault("convrot_groupsize", DEFAULT_GROUP)
     else:
         out.pop("convrot_groupsize", None)
     return out
@@ -208,153 +243,3 @@ def _flat(config: Mapping[str, Any], where: str, found: _Findings) -> dict[str, 
         text = f"{where} nests keys in 'params', where not every reader looks"
         found.add("nested params", text, "flattened", fatal=False)
     return flattened(config)
-
-
-def _scaling(layer: StoredLayer, config: Mapping[str, Any], found: _Findings) -> tuple[str, int]:
-    """("row" | "tensor" | "block", block size) by the scale's shape; ("", 0) when it fits nothing."""
-    if layer.scale is None:
-        found.add("scale missing", f"it has no {SCALE.lstrip('.')}: ComfyUI refuses it")
-        return "", 0
-    shape, (n, k) = layer.scale.shape, layer.weight.shape
-    size = config.get("group_size")
-    if config.get("format") == BLOCKWISE and shape in [_blocks(n, k, b) for b in _BLOCK_SIZES if b == size]:
-        return "block", int(size or 0)
-    if layer.scale.numel == 1:
-        return "tensor", 0
-    if layer.scale.numel == n and n in shape:
-        return "row", 0
-    fits = [b for b in _BLOCK_SIZES if shape == _blocks(n, k, b)]
-    whole = [b for b in fits if n % b == 0 and k % b == 0]
-    chosen = [size] if size in fits else whole if len(whole) == 1 else fits
-    if len(chosen) == 1:
-        return "block", chosen[0]
-    why = f"blocks of {' or '.join(map(str, fits))} fit" if fits else f"[{n}, 1] is expected"
-    found.add("scale shape", f"a scale of shape {list(shape)} beside a weight [{n}, {k}]: {why}")
-    return "", 0
-
-
-def _blocks(n: int, k: int, edge: int) -> tuple[int, int]:
-    return -(-n // edge), -(-k // edge)
-
-
-def _check_label(
-    layer: StoredLayer, config: dict[str, Any], scaling: str, edge: int, missing: bool, found: _Findings
-) -> None:
-    """Make the config's format, and a block-wise layer's group_size, what the scale's shape says."""
-    if not scaling:
-        config.setdefault("format", TENSORWISE)
-        if missing and layer.config is None:
-            found.add("no comfy_quant", _NO_CONFIG)
-        return
-    label = BLOCKWISE if scaling == "block" else TENSORWISE
-    shape = list(layer.scale.shape) if layer.scale else []
-    old = config.get("format")
-    if missing and layer.config is None:
-        found.add("no comfy_quant", _NO_CONFIG, f"written as {label}, by the scale's shape {shape}")
-    elif old is None and not missing:
-        fix = f"{label}, by the scale's shape {shape}"
-        found.add("no format", "its config has no 'format': ComfyUI refuses it", fix)
-    elif old != label and not missing:
-        text = f"labelled {old!r}, but its scale of shape {shape} is {label}"
-        found.add("wrong format", text, f"labelled {label}")
-    if old != label:
-        rest = {k: v for k, v in config.items() if k not in ("format", "group_size")}
-        config.clear()
-        config.update({"format": label, **rest})
-    if scaling == "block":
-        _check_block(config, edge, old == label, found)
-
-
-def _check_block(config: dict[str, Any], edge: int, labelled: bool, found: _Findings) -> None:
-    if labelled and config.get("group_size") != edge:
-        text = f"group_size {config.get('group_size')!r}, but its scale has blocks of {edge}"
-        found.add("group size", text, f"group_size {edge}")
-    config["group_size"] = edge
-    text = f"{BLOCKWISE}: stock ComfyUI refuses this format; it needs a node pack that knows it"
-    found.add("block-wise", text, fatal=False)
-
-
-def _check_rotation(layer: StoredLayer, config: Mapping[str, Any], found: _Findings) -> None:
-    for text in rotation_faults(config, layer.weight.shape[1]):
-        found.add("rotation", text)
-    if "convrot_groupsize" in config and "convrot" not in config:
-        text = (
-            f"convrot_groupsize {config['convrot_groupsize']} without convrot: it is not un-rotated; "
-            f"if the flag was lost this is noise, and add-keys with convrot true puts it right"
-        )
-        found.add("rotation flag", text, fatal=False)
-
-
-def rotation_faults(config: Mapping[str, Any], columns: int) -> Iterator[str]:
-    """What is wrong with a config's rotation for a layer of so many columns."""
-    if not config.get("convrot"):
-        return
-    group = config.get("convrot_groupsize", 256)
-    if isinstance(group, bool) or group not in GROUPS:
-        yield f"convrot_groupsize {group!r} is not one of {', '.join(map(str, GROUPS))}"
-    elif columns % group:
-        yield f"convrot_groupsize {group} does not divide its {columns} columns: the first forward fails"
-
-
-def _scale(layer: StoredLayer, scaling: str, found: _Findings) -> OutputTensor | None:
-    """The scale as it should be stored."""
-    info = layer.scale
-    if info is None:
-        return None
-    n, shape = layer.weight.shape[0], info.shape
-    if info.name != layer.name + SCALE:
-        old = info.name.removeprefix(layer.name)
-        found.add("scale name", f"its scale is named {old}: ComfyUI refuses it", f"renamed to {SCALE}")
-    if info.dtype not in _FLOATS:
-        found.add("scale dtype", f"its scale is {info.dtype}, not F32")
-    elif info.dtype != "F32":
-        text = f"its scale is {info.dtype}, not F32: ComfyUI loads it and fails when it runs"
-        found.add("scale dtype", text, "converted to F32")
-    if scaling == "row" and shape != (n, 1):
-        text = f"its row scale has shape {list(shape)}, not [{n}, 1]: LoRAs crash, or rows swap scales"
-        found.add("scale shape", text, f"reshaped to [{n}, 1]")
-        shape = (n, 1)
-    if scaling == "tensor" and len(shape) > 2:
-        found.add("scale shape", f"its scale has shape {list(shape)}, not [1, 1]", "reshaped to [1, 1]")
-        shape = (1, 1)
-    return OutputTensor(layer.name + SCALE, "F32" if info.dtype in _FLOATS else info.dtype, shape)
-
-
-def _examine_float8(
-    layer: StoredLayer, config: dict[str, Any] | None, found: _Findings, marker: TensorInfo | None
-) -> Examined:
-    """FP8 layers: only their names and labels; ComfyUI loads them."""
-    label = FLOAT8_FORMATS[layer.weight.dtype]
-    old = layer.scale is not None and layer.scale.name != layer.name + SCALE
-    if config is None and layer.scale is not None:
-        text = "an FP8 layer without comfy_quant" + (", told by the scaled_fp8 tensor" if marker else "")
-        found.add("no comfy_quant", text, f"written as {label}", fatal=marker is None)
-        config = {"format": label}
-        if marker is not None and marker.numel == 2:
-            config["full_precision_matrix_mult"] = True
-    elif config is not None and config.get("format") != label:
-        found.add("wrong format", f"labelled {config.get('format')!r}, but is {label}", f"labelled {label}")
-        config = {**config, "format": label}
-    scale = _same(layer.scale)
-    if old and scale is not None and layer.scale is not None:
-        name = layer.scale.name.removeprefix(layer.name)
-        found.add("scale name", f"its scale is named {name}", f"renamed to {SCALE}", fatal=marker is None)
-        scale = OutputTensor(layer.name + SCALE, scale.dtype, scale.shape)
-    moved = _input_scale(layer, found)
-    return Examined(layer, config, scale, moved, tuple(found.problems))
-
-
-def _input_scale(layer: StoredLayer, found: _Findings) -> OutputTensor | None:
-    info = layer.input_scale
-    if info is None:
-        return None
-    if info.name != layer.name + INPUT_SCALE:
-        old = info.name.removeprefix(layer.name)
-        found.add(
-            "input scale name", f"its input scale is named {old}", f"renamed to {INPUT_SCALE}", fatal=False
-        )
-    return OutputTensor(layer.name + INPUT_SCALE, info.dtype, info.shape)
-
-
-def _same(info: TensorInfo | None) -> OutputTensor | None:
-    return None if info is None else OutputTensor(info.name, info.dtype, info.shape)

@@ -2,56 +2,43 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...files.checkpoint import Checkpoint, TensorInfo
-from ..contract import CONFIG, FLOAT8_FORMATS, INPUT_SCALE, METADATA_KEY, PRE_QUANT_SCALE, SCALE, WEIGHT
-from .companions import is_marker
+from ...formats import FORMATS, companion_suffixes
+from ...formats.config import MAX_BYTES
+from ...formats.names import CONFIG, METADATA_KEY, SCALE, WEIGHT, tensor_name
+from .companions import float_formats, is_marker, spellings
 
-SCALE_NAMES = (SCALE, ".scale_weight", ".scale")
-"""Endings of a weight's scale: today's, and those of older files, which ComfyUI refuses for INT8."""
-
-INPUT_SCALE_NAMES = (INPUT_SCALE, ".scale_input")
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
 """What the same model's tensors are found under."""
-
-_QUANTIZED = ("I8", "U8", *FLOAT8_FORMATS)
-_LARGEST_CONFIG = 1 << 16
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """One quantized weight and what stands beside it; None where there is nothing.
+    """One quantized weight and what stands beside it.
 
-    raw: the bytes of its ``comfy_quant``. listed: its entry in the header's ``_quantization_metadata``, which
+    tensors: what stands beside it, by today's suffix. raw: the bytes of its ``comfy_quant``. listed: its entry in the header's ``_quantization_metadata``, which
     ComfyUI believes over `raw`; listed_as: the name it has there ("" when it is not listed).
     """
 
     name: str
     weight: TensorInfo
-    scale: TensorInfo | None = None
-    input_scale: TensorInfo | None = None
-    pre_quant_scale: TensorInfo | None = None
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     config: TensorInfo | None = None
     raw: bytes | None = None
     listed: Any = None
     listed_as: str = ""
 
     @property
-    def int8(self) -> bool:
-        """Whether its weight is INT8."""
-        return self.weight.dtype == "I8"
-
-    @property
-    def float8(self) -> bool:
-        """Whether its weight is FP8."""
-        return self.weight.dtype in FLOAT8_FORMATS
+    def floats(self) -> bool:
+        """Whether its weight holds floats (FP8), which mean something by themselves."""
+        return self.weight.dtype in float_formats()
 
     def companions(self) -> list[TensorInfo]:
-        """The tensors that only make sense beside this weight."""
-        found = (self.scale, self.input_scale, self.pre_quant_scale, self.config)
-        return [t for t in found if t is not None]
+        """Return the tensors that only make sense beside this weight."""
+        return [*self.tensors.values(), *([self.config] if self.config else [])]
 
 
 @dataclass(frozen=True)
@@ -88,41 +75,43 @@ def stored_file(checkpoint: Checkpoint) -> StoredFile:
     """
     header, error = _header(checkpoint.metadata)
     entries = header.get("layers", {}) if header and not error else {}
-    names = [n.removesuffix(WEIGHT) for n, t in checkpoint.tensors.items() if _is_layer(checkpoint, n, t)]
+    names = [_layer_name(n) for n, t in checkpoint.tensors.items() if _is_layer(checkpoint, n, t)]
     listed_as, unknown = _match(entries, names)
     layers = {n: _layer(checkpoint, n, entries, listed_as.get(n, "")) for n in names}
     owned = {t.name for layer in layers.values() for t in layer.companions()}
-    orphans = tuple(n for n in checkpoint.tensors if n.endswith((CONFIG, SCALE)) and n not in owned)
+    orphans = tuple(
+        n for n in checkpoint.tensors if n.endswith((f".{CONFIG}", f".{SCALE}")) and n not in owned
+    )
     markers = tuple(n for n in checkpoint.tensors if is_marker(n))
     return StoredFile(checkpoint, layers, header, error, unknown, orphans, markers)
 
 
-def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without "params": its keys stand beside the others, which win, as in ComfyUI."""
-    params = config.get("params")
-    out = {k: v for k, v in config.items() if k != "params"}
-    return {**out, **{k: v for k, v in params.items() if k not in out}} if isinstance(params, dict) else out
-
-
 def _is_layer(checkpoint: Checkpoint, name: str, info: TensorInfo) -> bool:
-    if not name.endswith(WEIGHT) or info.dtype not in _QUANTIZED:
+    if not name.endswith(f".{WEIGHT}"):
         return False
-    return info.dtype != "U8" or name.removesuffix(WEIGHT) + CONFIG in checkpoint.tensors
+    if info.dtype == "I8" or info.dtype in float_formats():
+        return True
+    there = tensor_name(_layer_name(name), CONFIG) in checkpoint.tensors
+    return there and info.dtype in {"U8", *(f.weight_dtype for f in FORMATS.values())}
+
+
+def _layer_name(weight: str) -> str:
+    return weight.removesuffix(f".{WEIGHT}")
 
 
 def _layer(checkpoint: Checkpoint, name: str, entries: Mapping[str, Any], listed_as: str) -> StoredLayer:
     tensors = checkpoint.tensors
-
-    def first(endings: Iterable[str]) -> TensorInfo | None:
-        return next((tensors[name + e] for e in endings if name + e in tensors), None)
-
-    config = first((CONFIG,))
+    found = {}
+    for suffix in companion_suffixes():
+        names = (tensor_name(name, s) for s in spellings(suffix))
+        there = next((tensors[n] for n in names if n in tensors), None)
+        if there is not None:
+            found[suffix] = there
+    config = tensors.get(tensor_name(name, CONFIG))
     return StoredLayer(
         name,
-        tensors[name + WEIGHT],
-        first(SCALE_NAMES),
-        first(INPUT_SCALE_NAMES),
-        first((PRE_QUANT_SCALE,)),
+        tensors[tensor_name(name, WEIGHT)],
+        found,
         config,
         None if config is None else _bytes(checkpoint, config),
         entries.get(listed_as),
@@ -132,7 +121,7 @@ def _layer(checkpoint: Checkpoint, name: str, entries: Mapping[str, Any], listed
 
 def _bytes(checkpoint: Checkpoint, info: TensorInfo) -> bytes:
     """The tensor's bytes; of an absurdly large one only the start, which then is no JSON."""
-    raw = bytearray(min(info.nbytes, _LARGEST_CONFIG))
+    raw = bytearray(min(info.nbytes, MAX_BYTES))
     checkpoint.read_into(info, memoryview(raw))
     return bytes(raw)
 

@@ -7,14 +7,15 @@ import torch
 
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import torch_dtype
-from ..contract import WEIGHT
+from ...formats import companion_suffixes
 from ..layers.selection import select
 from ..presets import KEEP_SETS, detect
-from ..stored.companions import is_marker, stored_quant
-from ..stored.judge import Problem
-from ..stored.layers import INPUT_SCALE_NAMES, PREFIXES, SCALE_NAMES, StoredFile
+from ..stored.companions import is_marker, spellings, stored_quant
+from ..stored.judge import Examined, Problem
+from ..stored.layers import PREFIXES, StoredFile
 
 _ELEMENTS = 1 << 21
+_WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Pairs:
     problems: tuple[Problem, ...]
 
 
-def pair(original: Checkpoint, stored: StoredFile) -> Pairs:
+def pair(original: Checkpoint, stored: StoredFile, examined: Mapping[str, Examined]) -> Pairs:
     """Match the tensors of the two by name, across the usual prefixes, and report what has no partner."""
     theirs, ours = prefixes(original.tensors, stored.checkpoint.tensors)
     owned = {t.name for layer in stored.layers.values() for t in layer.companions()}
@@ -44,17 +45,23 @@ def pair(original: Checkpoint, stored: StoredFile) -> Pairs:
         if before is None:
             if name not in owned and name not in stored.orphans:
                 problems.append(Problem("extra tensor", name, "the original has no such tensor", fatal=False))
-        elif before.shape != info.shape:
+        elif before.shape != _logical_shape(info, examined):
             text = f"shape {list(info.shape)}, but {list(before.shape)} in the original"
             problems.append(Problem("shape", name, text))
-        elif name.removesuffix(WEIGHT) in stored.layers and before.dtype != info.dtype:
-            layers[name.removesuffix(WEIGHT)] = source
+        elif name.removesuffix(_WEIGHT) in stored.layers and before.dtype != info.dtype:
+            layers[name.removesuffix(_WEIGHT)] = source
         else:
             kept[name] = source
     removed = set(_removed(original))
     there = {*layers.values(), *kept.values()} | {theirs + n[len(ours) :] for n in stored.checkpoint.tensors}
     problems += _missing(original, there, theirs, removed)
     return Pairs(layers, kept, tuple(sorted(removed - there)), tuple(problems))
+
+
+def _logical_shape(info: TensorInfo, examined: Mapping[str, Examined]) -> tuple[int, ...]:
+    """The shape of what a tensor stands for: [N, K] of a weight whose rows are packed."""
+    layer = examined.get(info.name.removesuffix(_WEIGHT)) if info.name.endswith(_WEIGHT) else None
+    return layer.format.shape(info.shape) if layer and layer.format else info.shape
 
 
 def prefixes(original: Iterable[str], quantized: Iterable[str]) -> tuple[str, str]:
@@ -97,12 +104,11 @@ def _consumed(original: Checkpoint) -> Iterator[str]:
     for name in original.tensors:
         if is_marker(name):
             yield name
-        elif name.endswith(WEIGHT) and (quant := stored_quant(original, name)):
+        elif name.endswith(_WEIGHT) and (quant := stored_quant(original, name)):
             yield from quant.names()
-            layer = name.removesuffix(WEIGHT)
-            yield from (
-                layer + e for e in (*SCALE_NAMES, *INPUT_SCALE_NAMES) if layer + e in original.tensors
-            )
+            layer = name.removesuffix(_WEIGHT)
+            beside = (f"{layer}.{name}" for suffix in companion_suffixes() for name in spellings(suffix))
+            yield from (name for name in beside if name in original.tensors)
 
 
 def changed(original: Checkpoint, source: str, quantized: Checkpoint, name: str) -> Problem | None:

@@ -4,16 +4,19 @@ Layers are read in pieces of rows, so memory does not grow with a layer. What is
 file describes it; where the description breaks the contract, as `repair.examine` reads it.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ...files.checkpoint import Checkpoint, TensorInfo
-from ...files.dtypes import FLOAT8
+from ...files.dtypes import FLOAT8, nbytes, torch_dtype
+from ...formats import Format, Tensors
+from ...formats.convrot import GROUPS
 from ...formats.errors import ConversionError
-from ...kernels import GROUPS, int8_linear
-from ..contract import LayerFormat, dequantize_rows
+from ...formats.names import PRE_QUANT_SCALE, WEIGHT
+from ...quant.layouts import WeightLayout, weight_layout
 from ..convert.check import decibels
 from ..stored.companions import stored_quant
 from ..stored.judge import Examined
@@ -86,63 +89,78 @@ class Source:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A stored layer, read in rows. layer is None for FP8; smooth: the input's ``pre_quant_scale``."""
+    """A stored layer, read in rows. form: how. infos: its tensors as they should stand; beside: the values of
+    all but the weight, in those dtypes and shapes."""
 
     checkpoint: Checkpoint
     info: TensorInfo
-    scale: torch.Tensor
-    layer: LayerFormat | None
-    smooth: torch.Tensor | None
-    input_scale: torch.Tensor | None
+    form: Format
+    infos: Tensors
+    beside: Mapping[str, torch.Tensor]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, examined: Examined) -> "Quantized":
         """ConversionError when the file does not say how to read the layer."""
-        stored, form = examined.layer, examined.format()
-        if form is None and not stored.float8:
+        stored, form = examined.layer, examined.format
+        if form is None:
             raise ConversionError(f"{stored.name}: cannot be read as its file describes it")
-        scale = torch.ones(1, 1)
-        if stored.scale is not None:
-            shape = examined.scale.shape if examined.scale else stored.scale.shape
-            scale = checkpoint.read(stored.scale.name).float().reshape(shape)
-        if stored.float8 and scale.numel() not in (1, stored.weight.shape[0]):
-            raise ConversionError(f"{stored.name}: its FP8 scale of shape {list(scale.shape)} fits no row")
-        smooth, static = (
-            None if t is None else checkpoint.read(t.name).float().flatten()
-            for t in (stored.pre_quant_scale, stored.input_scale)
-        )
-        if smooth is not None and smooth.numel() not in (1, stored.weight.shape[1]):
-            raise ConversionError(f"{stored.name}: pre_quant_scale of {smooth.numel()} for its columns")
-        return cls(checkpoint, stored.weight, scale, form, smooth, static)
+        infos = examined.stored
+        beside = {}
+        for suffix, info in stored.tensors.items():
+            values = checkpoint.read(info.name)
+            dtype = torch_dtype(infos[suffix].dtype)
+            beside[suffix] = (values if dtype is None else values.to(dtype)).reshape(infos[suffix].shape)
+        return cls(checkpoint, stored.weight, form, infos, beside)
+
+    @property
+    def layout(self) -> type[WeightLayout]:
+        """What such weights are in memory."""
+        return weight_layout(self.form.layout)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K] of the weight that the layer stands for."""
+        return self.form.shape(self.info.shape)
 
     def pieces(self, size: int = _ELEMENTS) -> Iterator[tuple[int, int]]:
-        """Row ranges of about `size` elements that start at block edges."""
-        n, k = self.info.shape
-        edge = self.layer.block_size if self.layer and self.layer.scaling == "block" else 1
+        """Row ranges of about `size` elements that start where rows can be taken apart."""
+        n, k = self.shape
+        edge = self.form.row_step
         step = max(1, size // k // edge) * edge
         return ((start, min(start + step, n)) for start in range(0, n, step))
 
-    def integers(self, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) as stored."""
-        k = self.info.shape[1]
-        return read_elements(self.checkpoint, self.info, start * k, stop * k).view(-1, k)
+    def part(self, start: int, stop: int, form: Format | None = None) -> "Part":
+        """Rows [start, stop), as stored or as if in another format with the same tensors."""
+        form, width = form or self.form, self.info.nbytes // self.info.shape[0] // _itemsize(self.info)
+        parts = form.rows(start, stop - start, self.infos)
+        first, last = parts[WEIGHT] or (0, self.info.shape[0])
+        q = read_elements(self.checkpoint, self.info, first * width, last * width)
+        q = q.view(last - first, *self.info.shape[1:])
+        beside = {s: t if (p := parts[s]) is None else t[p[0] : p[1]] for s, t in self.beside.items()}
+        return Part(self.layout, *self.layout.load(form, {WEIGHT: q, **beside}, torch.float32))
 
-    def floats(self, q: torch.Tensor, start: int, layer: LayerFormat | None = None) -> torch.Tensor:
-        """Float32 values of rows from `start` on, in the stored format or as if in `layer`."""
-        layer = layer or self.layer
-        if layer is None:
-            scale = self.scale.reshape(-1, 1)
-            rows = q.float().mul_(scale if scale.shape[0] == 1 else scale[start : start + q.shape[0]])
-        else:
-            rows = dequantize_rows(q, self.scale, layer, start)
-        return rows if self.smooth is None else rows.mul_(self.smooth)
 
-    def part_scale(self, start: int, stop: int) -> torch.Tensor:
-        """The scale of rows [start, stop), in the shape that the kernels take."""
-        if self.layer is None or self.layer.scaling == "tensor":
-            return self.scale
-        edge = self.layer.block_size if self.layer.scaling == "block" else 1
-        return self.scale[start // edge : -(-stop // edge)]
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a stored layer, as its layout holds them."""
+
+    layout: type[WeightLayout]
+    qdata: torch.Tensor
+    params: dict[str, Any]
+
+    def floats(self) -> torch.Tensor:
+        """Return the float32 values [n, K]."""
+        return self.layout.dequantize(self.qdata, **self.params)
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x W^T as a model runs it."""
+        smooth = self.params.get(PRE_QUANT_SCALE)
+        inner = x if smooth is None else x * smooth
+        return self.layout.linear(inner, self.qdata, self.params, None)
+
+
+def _itemsize(info: TensorInfo) -> int:
+    return nbytes(info.dtype, (1,))
 
 
 def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = None) -> Quality:
@@ -150,43 +168,29 @@ def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = 
     inputs = None if inputs is None else inputs.float()
     sums = torch.zeros(6, dtype=torch.float64)
     for start, stop in quantized.pieces(_ELEMENTS if inputs is None else _ELEMENTS_WITH_INPUTS):
-        w, q = source.rows(start, stop), quantized.integers(start, stop)
-        v = quantized.floats(q, start)
+        w, part = source.rows(start, stop), quantized.part(start, stop)
+        v = part.floats()
         dots = [torch.linalg.vecdot(a, b).double() for a, b in ((w, w), (w, v), (v, v))]
         ww, wv, vv = dots
         sums[1] += (ww - wv.square() / vv.clamp_min(1e-300)).clamp_min(0).sum()
         if inputs is not None:
-            sums[3:] += _output_sums(inputs, w, v, q, quantized, (start, stop))
+            sums[3:] += _output_sums(inputs, w, v, part)
         sums[2] += ww.sum()
         sums[0] += torch.linalg.vecdot(error := v.sub_(w), error).double().sum()
     noise, refit, signal, y, a8, a16 = (float(x) for x in sums)
     quality = Quality(decibels(signal, noise), decibels(signal, refit))
     if inputs is None:
         return quality
-    a8_db = decibels(y, a8) if quantized.layer is not None else None
+    a8_db = decibels(y, a8) if quantized.layout.quantizes_activations else None
     return Quality(quality.weight_db, quality.refit_db, a8_db, decibels(y, a16))
 
 
-def _output_sums(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    v: torch.Tensor,
-    q: torch.Tensor,
-    quantized: Quantized,
-    rows: tuple[int, int],
-) -> torch.Tensor:
+def _output_sums(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor, part: Part) -> torch.Tensor:
     """[signal, noise with INT8 activations, noise with exact ones] of the outputs of some rows."""
     y = x @ w.t()
     a8 = 0.0
-    if quantized.layer is not None:
-        inner = x if quantized.smooth is None else x * quantized.smooth
-        static = quantized.input_scale
-        static = static.reshape(()) if static is not None and static.numel() == 1 else None
-        if quantized.layer.scaling == "block":
-            static = None
-        scale = quantized.part_scale(*rows)
-        out = int8_linear(inner, q, scale, None, quantized.layer.rotation, static)
-        a8 = float(out.sub_(y).double().square().sum())
+    if part.layout.quantizes_activations:
+        a8 = float(part.linear(x).sub_(y).double().square().sum())
     a16 = float((x @ v.t()).sub_(y).double().square().sum())
     return torch.tensor([float(y.double().square().sum()), a8, a16], dtype=torch.float64)
 
@@ -194,15 +198,15 @@ def _output_sums(
 def diagnose(source: Source, quantized: Quantized) -> str:
     """What would make a noisy INT8 layer fit its original: another rotation, or other row scales; "" if
     neither does. Tries the first rows."""
-    form = quantized.layer
-    if form is None or form.scaling == "block":
+    form = quantized.form
+    if not form.rotates:
         return ""
-    n, k = quantized.info.shape
+    n, k = quantized.shape
     stop = min(n, _TRIAL_ROWS)
-    w, q = source.rows(0, stop), quantized.integers(0, stop)
+    w = source.rows(0, stop)
     trials = {}
     for group in (0, *(g for g in GROUPS if k % g == 0)):
-        v = quantized.floats(q, 0, LayerFormat(form.scaling, group))
+        v = quantized.part(0, stop, replace(form, rotation=group)).floats()
         trials[group] = (_sqnr(w, v), _refit(w, v))
     own, refit = max(trials, key=lambda g: trials[g][0]), max(trials, key=lambda g: trials[g][1])
     if own != form.rotation and trials[own][0] > _FITS_DB:
@@ -217,8 +221,9 @@ def diagnose(source: Source, quantized: Quantized) -> str:
 
 def fits(source: Source, quantized: Quantized) -> float:
     """SQNR of the first rows, to look for the layer that some integers belong to."""
-    stop = min(quantized.info.shape[0], _TRIAL_ROWS)
-    return _sqnr(source.rows(0, stop), quantized.floats(quantized.integers(0, stop), 0))
+    step = quantized.form.row_step
+    stop = min(quantized.shape[0], -(-_TRIAL_ROWS // step) * step)
+    return _sqnr(source.rows(0, stop), quantized.part(0, stop).floats())
 
 
 def _sqnr(w: torch.Tensor, v: torch.Tensor) -> float:

@@ -45,7 +45,7 @@ def verify(
     with open_checkpoint(original) as before, open_checkpoint(quantized) as after:
         stored = stored_file(after)
         examined, problems = examine_file(stored)
-        pairs = pair(before, stored)
+        pairs = pair(before, stored, examined)
         if not pairs.layers and not pairs.kept:
             raise ConversionError(f"{after.path} and {before.path} have no tensor in common")
         inputs = _Inputs.open(activations, list(pairs.layers))
@@ -144,7 +144,7 @@ class _Run:
         info = self._original.tensors[source_name]
         size = layer.weight.nbytes + sum(t.nbytes for t in layer.companions())
         examined = self._examined[layer.name]
-        form = examined.format()
+        form = examined.format
         known = form.describe() if form else str((examined.config or {}).get("format", layer.weight.dtype))
         fields = (
             layer.name,

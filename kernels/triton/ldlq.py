@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ..ldlq import _check
+from ..scales import QMAX
 from ._arch import arch_of
 from ._launch import Launch, cdiv
 from ._replay import planned
@@ -51,6 +52,7 @@ def _ldlq_kernel(
     stride_qb,
     COLUMNS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
     """w_ptr is W^T [B, N]: the 32 values of a column are neighbours. error_ptr is [N, B]."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -66,7 +68,7 @@ def _ldlq_kernel(
         diagonal = tl.load(feedback_ptr + j * stride_fi + j * stride_fj)
         w = tl.load(w_ptr + j * stride_wb + row, mask=inside, other=0.0)
         w -= tl.sum(errors * upper[:, None], 0)
-        r = tl.minimum(tl.maximum(w * inverse, -127.0), 127.0) + 12582912.0
+        r = tl.minimum(tl.maximum(w * inverse, -LEVELS), LEVELS) + 12582912.0
         q = r.to(tl.int32, bitcast=True).to(tl.int8)
         tl.store(q_ptr + row * stride_qn + j * stride_qb, q, mask=inside)
         error = tl.div_rn(w - (r - 12582912.0) * scale, tl.zeros_like(w) + diagonal)
@@ -78,7 +80,7 @@ def _ldlq_kernel(
     )
 
 
-def launch_ldlq(config, q, columns, feedback, scale, errors) -> Launch:
+def launch_ldlq(config, q, columns, feedback, scale, errors, levels=QMAX) -> Launch:
     """The launch for columns float32 [B, N] (contiguous), q int8 [N, B] and errors [N, B] (contiguous)."""
     b, n = columns.shape
     args = {
@@ -97,6 +99,7 @@ def launch_ldlq(config, q, columns, feedback, scale, errors) -> Launch:
         "stride_qb": q.stride(1),
         "COLUMNS": max(16, triton.next_power_of_2(b)),
         "BLOCK_N": config.block_n,
+        "LEVELS": float(levels),
     }
     return Launch(_ldlq_kernel, (cdiv(n, config.block_n),), args, num_warps=config.num_warps, num_stages=1)
 
@@ -106,9 +109,11 @@ def _transpose(out: torch.Tensor, w: torch.Tensor) -> None:
 
 
 @planned
-def ldlq_(q: torch.Tensor, w: torch.Tensor, feedback: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def ldlq_(
+    q: torch.Tensor, w: torch.Tensor, feedback: torch.Tensor, scale: torch.Tensor, levels: int = QMAX
+) -> torch.Tensor:
     """`kernels.ldlq_`: a transposed copy of the block, then one launch. No host synchronisation."""
-    _check(q, w, feedback, scale)
+    _check(q, w, feedback, scale, levels)
     arch = arch_of(w.device)
     errors = empty(w.shape, torch.float32, w.device)
     n, b = w.shape
@@ -118,7 +123,7 @@ def ldlq_(q: torch.Tensor, w: torch.Tensor, feedback: torch.Tensor, scale: torch
         scales = scale.float().reshape(-1)
 
         def run(config):
-            launch_ldlq(config, q, columns, feedback, scales, errors).submit(w.device)
+            launch_ldlq(config, q, columns, feedback, scales, errors, levels).submit(w.device)
 
         found = CONFIGS[:1] if arch.family == "rdna" else CONFIGS
         run(choose(arch, f"ldlq n{n} b{b}", found, run, w.device))

@@ -1,25 +1,11 @@
-"""Algorithms that choose the int8 values of a layer.
+"""Algorithms that choose the values of a layer.
 
 Each is a pure function ``(weight, stats, options, name) -> (QuantizedTensor, note)``; `quantize_layer`
-adds what surrounds the integers (smoothing, bias, static scale). A new algorithm is a row of ALGORITHMS.
+adds what surrounds the values (smoothing, bias, static scale). `formats.algorithms` lists them.
 """
 
-from collections.abc import Callable
+from ...formats.algorithms import ALGORITHMS
+from .layer import quantize_layer
+from .types import LayerResult, LayerStats, QuantizeOptions
 
-from . import ldlq, learned, rtn
-from .types import LEARNED, LayerResult, LayerStats, QuantizeOptions
-
-ALGORITHMS: dict[str, Callable] = {
-    "rtn": rtn.rtn,
-    "ldlq": ldlq.ldlq,
-    "gptq": ldlq.ldlq,
-    "quip": ldlq.ldlq,
-    "original": learned.learned,
-    "adamw": learned.learned,
-    "radam": learned.learned,
-}
-"""Name -> algorithm. "quip" is LDLQ whose options carry a rotation."""
-
-from .layer import quantize_layer  # noqa: E402
-
-__all__ = ["ALGORITHMS", "LEARNED", "LayerResult", "LayerStats", "QuantizeOptions", "quantize_layer"]
+__all__ = ["ALGORITHMS", "LayerResult", "LayerStats", "QuantizeOptions", "quantize_layer"]

@@ -2,11 +2,11 @@
 
 import torch
 
-from ...kernels import int8_weight_only_linear
-from ..int8_layouts import BlockWiseINT8Layout
-from ..layout_ops import weight_scale
+from ...formats.names import INPUT_SCALE
+from ...kernels.scales import QMAX
+from ..layouts import weight_layout
 from ..tensor import QuantizedTensor
-from . import grid
+from . import tiles
 from .types import LayerStats, QuantizeOptions
 
 
@@ -28,32 +28,32 @@ def corrected_bias(
     """
     mean = mean.to(weight.device, torch.float32)
     exact = torch.cat([rows.float() @ mean for rows in weight.split(1024)])
-    rounded = int8_weight_only_linear(
-        mean, quantized._qdata, weight_scale(quantized), None, quantized._layout_params.get("rotation", 0)
-    )
+    layout = weight_layout(quantized._layout_type)
+    rounded = layout.weight_only(mean, quantized._qdata, quantized._layout_params)
     return (bias.float() + (exact - rounded).to(bias.device)).to(bias.dtype)
 
 
 def static_scale(
     stats: LayerStats | None, options: QuantizeOptions
 ) -> tuple[torch.Tensor | None, str | None]:
-    """``(input_scale float32 [] or None, note)``: absmax / 127 of what the layer will quantize.
+    """``(input_scale float32 [] or None, note)``: absmax over the levels of INT8 activations.
 
     A rotated layer quantizes rotated inputs, whose absmax only samples can tell.
     """
     if stats is None:
         return None, "no calibration: no static activation scale"
-    if options.scaling == "block":
-        return None, f"{BlockWiseINT8Layout.__name__} has no static activation scale"
-    if not options.rotation and stats.input_scale is not None:
+    rotation = options.format.rotation
+    if INPUT_SCALE not in options.format.extras:
+        return None, f"{options.format.layout} has no static activation scale"
+    if not rotation and stats.input_scale is not None:
         return torch.tensor(stats.input_scale, dtype=torch.float32), _synthetic(stats)
     x = stats.samples
     if x is not None:
-        peak = max(rows.abs().amax().item() for _, rows in grid.row_tiles(x, options))
-        return torch.tensor(peak / 127, dtype=torch.float32), _synthetic(stats)
-    if options.rotation or stats.channel_max is None:
+        peak = max(rows.abs().amax().item() for _, rows in tiles.row_tiles(x, options))
+        return torch.tensor(peak / QMAX, dtype=torch.float32), _synthetic(stats)
+    if rotation or stats.channel_max is None:
         return None, "no calibration samples to measure a rotated input with: no static activation scale"
-    return torch.tensor(stats.channel_max.amax().item() / 127, dtype=torch.float32), _synthetic(stats)
+    return torch.tensor(stats.channel_max.amax().item() / QMAX, dtype=torch.float32), _synthetic(stats)
 
 
 def _synthetic(stats: LayerStats) -> str | None:

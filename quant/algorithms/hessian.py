@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...kernels import accumulate_hessian_, rotate
+from ..grid import Grid
+from .tiles import grid_of
 from .types import LayerStats, QuantizeOptions
 
 BLOCK = 128
@@ -104,7 +106,7 @@ def _accumulate(
     step = max(1, (4 if plain else 1) * _TOKEN_ELEMENTS // x.shape[1])
     if plain:
         for start in range(0, x.shape[0], step):
-            accumulate_hessian_(h, x[start : start + step].to(h.device), options.rotation)
+            accumulate_hessian_(h, x[start : start + step].to(h.device), options.format.rotation)
         return
     for start in range(0, x.shape[0], step):
         part = _rotated(x[start : start + step], options, h.device)
@@ -114,7 +116,7 @@ def _accumulate(
 
 def _rotated(x: torch.Tensor, options: QuantizeOptions, device: torch.device) -> torch.Tensor:
     part = x.to(device=device, dtype=torch.float32)
-    return rotate(part, options.rotation) if options.rotation else part
+    return rotate(part, options.format.rotation) if options.format.rotation else part
 
 
 def _mean_diagonal(h: torch.Tensor) -> float:
@@ -126,7 +128,7 @@ def column_order(
 ) -> torch.Tensor | None:
     """Columns by descending diag(H) [K], or None unless `actorder` asks for it.
 
-    With block scales a block of columns stays together: blocks descend by their sum, columns within.
+    Columns that share a scale stay together: their blocks descend by their sum, columns within.
     """
     x = tokens(stats, options)
     if not options.actorder or x is None:
@@ -135,9 +137,9 @@ def column_order(
     diagonal = torch.zeros(x.shape[1], dtype=torch.float64, device=device)
     for start in range(0, x.shape[0], step):
         diagonal += _rotated(x[start : start + step], options, device).square().sum(0)
-    if options.scaling != "block":
+    edge, k = grid_of(options).columns, diagonal.shape[0]
+    if not edge:
         return diagonal.argsort(descending=True, stable=True)
-    edge, k = options.block_size, diagonal.shape[0]
     # Stays last, because only the last block of a factor may be short.
     whole = k // edge
     sums = diagonal[: whole * edge].view(whole, edge).sum(1)
@@ -147,9 +149,9 @@ def column_order(
     return torch.cat(parts)
 
 
-def block_bounds(columns: int, options: QuantizeOptions) -> tuple[tuple[int, int], ...]:
-    """Column blocks of at most BLOCK that never straddle a scale block."""
-    edge = min(BLOCK, options.block_size) if options.scaling == "block" else BLOCK
+def block_bounds(columns: int, grid: Grid) -> tuple[tuple[int, int], ...]:
+    """Return column blocks of at most BLOCK that never hold columns of two scales."""
+    edge = min(BLOCK, grid.columns) if grid.columns else BLOCK
     return tuple((c, min(c + edge, columns)) for c in range(0, columns, edge))
 
 
@@ -179,7 +181,7 @@ def factorize(
         else:
             upper = _reversed_cholesky(h, damping * mean)
         if upper is not None:
-            blocks = block_bounds(upper.shape[0], options)
+            blocks = block_bounds(upper.shape[0], grid_of(options))
             _prepare_(upper, blocks)
             return Factor(upper, order, blocks, damping)
         damping *= 10

@@ -1,10 +1,14 @@
 """One layer from float to its place in a checkpoint."""
 
+import importlib
+from collections.abc import Callable
+
 import torch
 
+from ...formats.algorithms import ALGORITHMS, canonical
 from ..tensor import QuantizedTensor
 from . import bias as statistics
-from . import grid, smoothquant
+from . import smoothquant, tiles
 from .types import LayerResult, LayerStats, QuantizeOptions
 
 
@@ -22,8 +26,6 @@ def quantize_layer(
     out, and the result's note says so. ValueError, naming the layer, for NaN or Inf and for shapes
     that do not fit; `QuantizeOptions` says which algorithms there are.
     """
-    from . import ALGORITHMS
-
     _check(weight, stats, name)
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     source, measured, notes = weight, stats, []
@@ -33,9 +35,9 @@ def quantize_layer(
         notes.append(note)
         if factors is not None and stats is not None:
             source, measured = smoothquant.smooth(weight, stats, factors)
-    quantized, note = ALGORITHMS[options.algorithm](source, measured, options, name)
+    quantized, note = _function(options.algorithm)(source, measured, options, name)
     notes.append(note)
-    grid.refuse_non_finite(quantized._layout_params["scale"], name)
+    tiles.refuse_non_finite(quantized._layout_params["scale"], name)
     quantized = _as(quantized, weight.dtype)
     fixed, note = _bias(source, measured, quantized, options, bias)
     notes.append(note)
@@ -44,6 +46,11 @@ def quantize_layer(
         input_scale, note = statistics.static_scale(measured, options)
         notes.append(note)
     return LayerResult(quantized, fixed, factors, input_scale, "; ".join(filter(None, notes)) or None)
+
+
+def _function(algorithm: str) -> Callable[..., tuple[QuantizedTensor, str | None]]:
+    module, _, function = ALGORITHMS[canonical(algorithm)].run.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), function)  # type: ignore[no-any-return]
 
 
 def _check(weight: torch.Tensor, stats: LayerStats | None, name: str) -> None:
@@ -71,7 +78,7 @@ def _smoothing(
     factors = None
     alpha = options.smoothquant
     if alpha is not None and stats is not None and not stats.synthetic:
-        factors = smoothquant.pre_quant_scale(weight, stats, alpha, options.rotation > 0)
+        factors = smoothquant.pre_quant_scale(weight, stats, alpha, options.format.rotation > 0)
     return factors, None if factors is not None else "no measured inputs: SmoothQuant left out"
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ...kernels import ldlq_
 from .. import chunks
+from ..grid import Grid
 from ..tensor import QuantizedTensor
-from . import grid
+from . import tiles
 from .hessian import Factor, column_order, factorize, has_hessian, layer_hessian, use_bf16
 from .rtn import rtn
 from .types import LayerStats, QuantizeOptions
@@ -31,14 +31,14 @@ def ldlq(
     if not has_hessian(stats, options):
         note = "synthetic samples: LDLQ would fit noise, rounded to nearest" if _made_up(stats) else None
         return rtn(weight, stats, options, name)[0], note or NOT_CALIBRATED
-    ready = grid.whole(weight, options)
-    scale = grid.layer_scale(weight, options, name, ready)
-    device = grid.compute_device(weight, options)
+    ready = tiles.whole(weight, options)
+    scale = tiles.layer_scale(weight, options, name, ready)
+    device = tiles.compute_device(weight, options)
     order = column_order(stats, options, device)
     factor = factorize(lambda: layer_hessian(stats, options, device, order), options, order, name)
     q = quantize_with_factor(weight, factor, scale, options, name, ready)
     raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
-    return grid.wrap(q, scale.to(weight.device), weight.dtype, options), raised
+    return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), raised
 
 
 def _made_up(stats: LayerStats | None) -> bool:
@@ -53,22 +53,22 @@ def quantize_with_factor(
     name: str = "",
     ready: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The int8 values [N, K] of LDLQ for given scales (as `grid` shapes them), on the weight's device.
+    """Return the int8 codes [N, K] of LDLQ for given scales (as the grid shapes them), on the weight's device.
 
-    ready: the weight as `grid.whole` made it, overwritten; None makes its rows chunk by chunk.
+    ready: the weight as `tiles.whole` made it, overwritten; None makes its rows chunk by chunk.
     """
     n, k = weight.shape
     q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
     device = factor.matrix.device
-    tile = grid.tile_rows(k, device, options)
-    feedback = _Feedback.of(factor, options)
+    grid, feedback = tiles.grid_of(options), _Feedback.of(factor, options)
+    tile = tiles.tile_rows(k, device, grid)
 
     def work(start: int, stop: int) -> None:
         floats = ready if ready is not None else _floats(weight, options, slice(start, stop), device)
         for first in range(start, stop, tile):
             part = slice(first, min(first + tile, stop))
             w = floats[first - start : part.stop - start]
-            q[part] = _quantize_tile(w, feedback, scale, part, options).to(q.device)
+            q[part] = _quantize_tile(w, feedback, grid, scale, part).to(q.device)
 
     # With all rows ready there is one chunk, which needs no room of its own.
     chunks.in_chunks(n, options.row_chunk, work, multiple=tile, name=name)
@@ -79,7 +79,7 @@ def _floats(
     weight: torch.Tensor, options: QuantizeOptions, rows: slice, device: torch.device
 ) -> torch.Tensor:
     out = chunks.allocate(rows.stop - rows.start, weight.shape[1], device)
-    for part, values in grid.row_tiles(weight, options, rows):
+    for part, values in tiles.row_tiles(weight, options, rows):
         out[part.start - rows.start : part.stop - rows.start] = values
     return out
 
@@ -98,9 +98,9 @@ class _Feedback:
 
 
 def _quantize_tile(
-    w: torch.Tensor, feedback: _Feedback, scale: torch.Tensor, part: slice, options: QuantizeOptions
+    w: torch.Tensor, feedback: _Feedback, grid: Grid, scale: torch.Tensor, part: slice
 ) -> torch.Tensor:
-    """int8 [n, K] of a tile of float32 rows; w is overwritten.
+    """Return int8 [n, K] of a tile of float32 rows; w is overwritten.
 
     Columns already done hold their error W - Q, so what block C needs is one GEMM over them (the loop
     looks left): w_C + (W - Q)[<C] R[<C, C] U_CC, quantized with U_CC by the kernel.
@@ -113,20 +113,10 @@ def _quantize_tile(
         if c0:
             fed = w[:, :c0].to(dtype) @ feedback.operand[:c0, c0:c1]
             target = target + fed.float()
-        s = _block_scale(scale, part, c0, factor, options)
-        ldlq_(q[:, c0:c1], target, factor.matrix[c0:c1, c0:c1], s)
-        w[:, c0:c1].addcmul_(q[:, c0:c1], s.expand(w.shape[0], c1 - c0), value=-1)
+        column = c0 if factor.order is None else int(factor.order[c0])
+        s = grid.column_view(scale, part, column)
+        grid.ldlq_(q[:, c0:c1], target, factor.matrix[c0:c1, c0:c1], s)
+        grid.residual_(w[:, c0:c1], q[:, c0:c1], s)
     if factor.order is None:
         return q
     return torch.empty_like(q).index_copy_(1, factor.order, q)
-
-
-def _block_scale(
-    scale: torch.Tensor, part: slice, c0: int, factor: Factor, options: QuantizeOptions
-) -> torch.Tensor:
-    """The scale of rows `part` for the block of columns that starts at rank c0: [] or [n, 1]."""
-    if options.scaling != "block":
-        return scale if options.scaling == "tensor" else scale[part]
-    column = c0 if factor.order is None else int(factor.order[c0])
-    of_rows = grid.block_rows(scale, part, options.block_size)
-    return of_rows[:, column // options.block_size].unsqueeze(1)

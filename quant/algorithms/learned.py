@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ...kernels.scales import QMAX
 from .. import chunks
+from ..grid import Grid
 from ..tensor import QuantizedTensor
-from . import grid
+from . import tiles
 from .hessian import column_order, factorize, has_hessian, layer_hessian
 from .ldlq import quantize_with_factor
 from .types import LayerStats, QuantizeOptions
@@ -55,8 +55,8 @@ def learned(
     """
     known = has_hessian(stats, options)
     metric = stats if known else LayerStats(extra_directions=_singular_directions(weight, options))
-    scale = grid.layer_scale(weight, options, name)
-    device = grid.compute_device(weight, options)
+    scale = tiles.layer_scale(weight, options, name)
+    device = tiles.compute_device(weight, options)
     order = column_order(metric, options, device)
     factor = factorize(lambda: layer_hessian(metric, options, device, order), options, order, name)
     q = quantize_with_factor(weight, factor, scale, options, name)
@@ -66,7 +66,7 @@ def learned(
     h.diagonal().add_(damping * h.diagonal().mean())
     before, after = _improve_(q, weight, h, scale, options, name)
     basis = "" if known else "no calibration samples: learned along the top singular directions; "
-    return grid.wrap(q, scale.to(weight.device), weight.dtype, options), basis + _gain(before, after)
+    return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), basis + _gain(before, after)
 
 
 def _gain(before: float, after: float) -> str:
@@ -86,18 +86,19 @@ def _improve_(
     """Improve LDLQ's integers q [N, K] in place; returns the objective summed before and after."""
     make, rate = OPTIMISERS[options.algorithm]
     plan = Plan(options.steps, make, options.learning_rate or rate, SCHEDULES[options.schedule])
-    tile = grid.tile_rows(weight.shape[1], h.device, options)
+    grid = tiles.grid_of(options)
+    tile = tiles.tile_rows(weight.shape[1], h.device, grid)
     sums: dict[int, tuple[float, float]] = {}
 
     def work(start: int, stop: int) -> None:
-        for part, w in grid.row_tiles(weight, options, slice(start, stop)):
-            s = grid.rows_of(scale, part, weight.shape, options)
+        for part, w in tiles.row_tiles(weight, options, slice(start, stop)):
+            s = grid.view(scale, part, weight.shape[1])
             given = q[part].to(device=h.device, dtype=torch.float32)
-            best = Best(w, h, s, given)
+            best = Best(Problem(w, h, s, grid), given)
             first = best.loss.sum().item()
-            best.offer(grid.round_to(w, s))
-            best.offer(_relax(best.q, w, h, s, plan))
-            best.offer(coordinate_descent(best.q, w, h, s))
+            best.offer(grid.round(w, s))
+            best.offer(_relax(best.q, best.problem, plan))
+            best.offer(coordinate_descent(best.q, best.problem))
             q[part] = best.q.to(device=q.device, dtype=torch.int8)
             sums[part.start] = (first, best.loss.sum().item())
 
@@ -105,22 +106,38 @@ def _improve_(
     return sum(a for a, _ in sums.values()), sum(b for _, b in sums.values())
 
 
-def objective(q: torch.Tensor, w: torch.Tensor, h: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """(w - q s) H (w - q s)^T a row, [n]; q integers as float32, s broadcastable to w."""
-    error = w - q * s
-    return ((error @ h) * error).sum(1)
+@dataclass(frozen=True)
+class Problem:
+    """What the codes of some rows shall fit: w [n, K] in the metric h [K, K].
+
+    s: the rows' scale, broadcastable to w. grid: what codes mean.
+    """
+
+    w: torch.Tensor
+    h: torch.Tensor
+    s: torch.Tensor
+    grid: Grid
+
+    def error(self, q: torch.Tensor) -> torch.Tensor:
+        """Return what the codes q [n, K] (as float32) leave of w."""
+        return self.w - self.grid.values(q, self.s)
+
+    def loss(self, q: torch.Tensor) -> torch.Tensor:
+        """Return (w - value) H (w - value)^T per row, [n]."""
+        error = self.error(q)
+        return ((error @ self.h) * error).sum(1)
 
 
 class Best:
-    """The best integers of each row so far, and their loss."""
+    """The best codes of each row so far, and their loss."""
 
-    def __init__(self, w: torch.Tensor, h: torch.Tensor, s: torch.Tensor, q: torch.Tensor) -> None:
-        self.w, self.h, self.s = w, h, s
-        self.q, self.loss = q, objective(q, w, h, s)
+    def __init__(self, problem: Problem, q: torch.Tensor) -> None:
+        self.problem = problem
+        self.q, self.loss = q, problem.loss(q)
 
     def offer(self, q: torch.Tensor) -> None:
         """Take the rows of q that are better."""
-        loss = objective(q, self.w, self.h, self.s)
+        loss = self.problem.loss(q)
         better = loss < self.loss
         self.q = torch.where(better.unsqueeze(1), q, self.q)
         self.loss = torch.where(better, loss, self.loss)
@@ -136,29 +153,30 @@ class Plan:
     schedule: Callable[[float], float]
 
 
-def _relax(q: torch.Tensor, w: torch.Tensor, h: torch.Tensor, s: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """AdaRound around the integers q [n, K]: which of them should move one step down the gradient."""
+def _relax(q: torch.Tensor, problem: Problem, plan: Plan) -> torch.Tensor:
+    """Run AdaRound around the codes q [n, K]: which of them should move one step down the gradient."""
     low, high = _STRETCH
-    error = w - q * s
+    w, h, s, grid = problem.w, problem.h, problem.s, problem.grid
+    error = problem.error(q)
     direction = torch.where(error @ h < 0, -1.0, 1.0)
-    # In units of a step of one integer on a mean channel, so that one rate serves every layer.
-    unit = (s * s).expand_as(w).mean(1, keepdim=True) * h.diagonal().mean()
-    slope = direction * s / unit
+    step = grid.change(q, direction, s)
+    # In units of a step of one code on a mean channel, so that one rate serves every layer.
+    slope = step / (grid.unit(w, s) * h.diagonal().mean())
     latent = torch.full_like(w, math.log(0.1 / 0.9)).requires_grad_()
     optimiser = plan.make([latent], lr=plan.rate)
-    for step in range(plan.steps):
-        t = step / plan.steps
+    for done in range(plan.steps):
+        t = done / plan.steps
         optimiser.param_groups[0]["lr"] = plan.rate * plan.schedule(t)
         soft = torch.sigmoid(latent.detach())
         moved = (soft * (high - low) + low).clamp_(0, 1)
-        grad = -2 * slope * ((error - direction * s * moved) @ h)
+        grad = -2 * slope * ((error - step * moved) @ h)
         if t >= 0.2:
             grad += _regulariser_grad(moved, 20 - 18 * t)
         inside = (moved > 0) & (moved < 1)
         latent.grad = grad * inside * soft * (1 - soft) * (high - low)
         optimiser.step()
     up = torch.sigmoid(latent.detach()) > 0.5
-    return (q + direction * up).clamp_(-QMAX, QMAX)
+    return grid.clamp_(q + direction * up)
 
 
 def _regulariser_grad(moved: torch.Tensor, beta: float) -> torch.Tensor:
@@ -168,25 +186,22 @@ def _regulariser_grad(moved: torch.Tensor, beta: float) -> torch.Tensor:
 
 
 def coordinate_descent(
-    q: torch.Tensor,
-    w: torch.Tensor,
-    h: torch.Tensor,
-    s: torch.Tensor,
-    passes: int = PASSES,
-    block: int = 128,
+    q: torch.Tensor, problem: Problem, passes: int = PASSES, block: int = 128
 ) -> torch.Tensor:
-    """Set each column in turn to the integers that minimise the objective given the others.
+    """Set each column in turn to the codes that minimise the loss given the others.
 
     Blocks of columns share one GEMM; inside a block the gradient follows column by column.
     """
-    q, diagonal = q.clone(), h.diagonal().clamp_min(1e-30)
-    s = s.expand_as(w)
+    q, h = q.clone(), problem.h
+    diagonal, s = h.diagonal().clamp_min(1e-30), problem.s.expand_as(problem.w)
     for _ in range(passes):
         changed = False
-        for c0 in range(0, w.shape[1], block):
-            cols = slice(c0, min(c0 + block, w.shape[1]))
-            gradient = ((w - q * s) @ h[:, cols]).t().contiguous()
-            moves = _descend_block(q[:, cols], gradient, h[cols, cols], s[:, cols], diagonal[cols])
+        for c0 in range(0, q.shape[1], block):
+            cols = slice(c0, min(c0 + block, q.shape[1]))
+            gradient = (problem.error(q) @ h[:, cols]).t().contiguous()
+            moves = _descend_block(
+                q[:, cols], gradient, h[cols, cols], s[:, cols], diagonal[cols], problem.grid
+            )
             changed |= bool(moves.any())
             q[:, cols] += moves
         if not changed:
@@ -195,18 +210,23 @@ def coordinate_descent(
 
 
 def _descend_block(
-    q: torch.Tensor, gradient: torch.Tensor, h: torch.Tensor, s: torch.Tensor, diagonal: torch.Tensor
+    q: torch.Tensor,
+    gradient: torch.Tensor,
+    h: torch.Tensor,
+    s: torch.Tensor,
+    diagonal: torch.Tensor,
+    grid: Grid,
 ) -> torch.Tensor:
-    """Integer moves [n, B] of one block; gradient [B, n] is (W - Q) H of its columns, overwritten."""
+    """Return moves of the codes [n, B] of one block; gradient [B, n] is (W - Q) H of its columns, overwritten."""
     old, scale = q.t().contiguous(), s.t().contiguous()
     moves = torch.zeros_like(old)
     weighted = torch.zeros_like(old)
     for j in range(old.shape[0]):
         if j:
             gradient[j].addmv_(weighted[:j].t(), h[:j, j], alpha=-1.0)
-        target = old[j] + gradient[j] / (scale[j] * diagonal[j])
-        moves[j] = target.round_().clamp_(-QMAX, QMAX) - old[j]
-        weighted[j] = moves[j] * scale[j]
+        found = grid.shifted(old[j], gradient[j], diagonal[j], scale[j])
+        moves[j] = found - old[j]
+        weighted[j] = grid.change(old[j], moves[j], scale[j])
     return moves.t()
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from ...kernels.scales import QMAX
 from .types import LayerStats
 
 _LEAST = 1e-5
@@ -50,5 +51,5 @@ def smooth(weight: torch.Tensor, stats: LayerStats, factors: torch.Tensor) -> tu
         value = getattr(stats, field)
         if value is not None:
             stats = replace(stats, **{field: value.float() * factors.to(value.device)})
-    peak = None if stats.channel_max is None else stats.channel_max.amax().item() / 127
+    peak = None if stats.channel_max is None else stats.channel_max.amax().item() / QMAX
     return weight.float() / factors, replace(stats, input_scale=peak)

@@ -1,19 +1,13 @@
 """What goes into an algorithm and what comes out: statistics, options, result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from ...formats import Format, Int8Tensorwise
+from ...formats.algorithms import ALGORITHMS, ROUNDING, canonical
 from ..tensor import QuantizedTensor
-
-Algorithm = Literal["rtn", "ldlq", "gptq", "quip", "original", "adamw", "radam"]
-Scaling = Literal["row", "tensor", "block"]
-
-LEARNED = ("original", "adamw", "radam")
-"""Algorithms that learn the rounding; the name is the optimiser's."""
-
-SCALINGS = ("row", "tensor", "block")
 
 
 @dataclass(frozen=True)
@@ -40,9 +34,8 @@ class QuantizeOptions:
 
     algorithm: "rtn"; "ldlq" (alias "gptq"); "quip" (ldlq of a rotated weight); "original", "adamw"
         or "radam" (learned rounding with that optimiser).
-    scaling: one scale a "row", a "tensor" or a square "block" of `block_size`.
-    rotation: ConvRot group (0 for none; block scales cannot rotate).
-    scale_search: the scale that minimises the squared weight error instead of absmax / 127.
+    format: how the layer is stored, rotation included (`convert_to_quant.formats`).
+    scale_search: the scale that minimises the squared weight error instead of the one from the peak.
     actorder: quantize columns by descending diag(H). damping: share of H's mean diagonal added to it.
     seed: draws tokens when there are more than `max_tokens`, and starts the singular vectors.
     row_chunk: rows held as float at a time (None: all). Never changes a bit of the result.
@@ -56,10 +49,8 @@ class QuantizeOptions:
     device: where to compute (None: where the weight is); results return to the weight's device.
     """
 
-    algorithm: Algorithm = "rtn"
-    scaling: Scaling = "row"
-    rotation: int = 0
-    block_size: int = 128
+    algorithm: str = ROUNDING
+    format: Format = field(default_factory=Int8Tensorwise)
     scale_search: bool = False
     actorder: bool = False
     seed: int = 0
@@ -79,14 +70,11 @@ class QuantizeOptions:
 
     def __post_init__(self) -> None:
         """ValueError for values no layer could be quantized with."""
-        from . import ALGORITHMS
-
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {self.algorithm!r}")
-        if self.scaling not in SCALINGS:
-            raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, not {self.scaling!r}")
-        if self.scaling == "block" and self.rotation:
-            raise ValueError("block scales have no rotation: the block-wise format cannot say so")
+        try:
+            canonical(self.algorithm)
+        except KeyError:
+            known = ", ".join(ALGORITHMS)
+            raise ValueError(f"algorithm must be one of {known}, not {self.algorithm!r}") from None
         if not self.damping > 0:
             raise ValueError(f"damping must be positive, not {self.damping}")
         if self.row_chunk is not None and self.row_chunk < 1:

@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 from ... import kernels
+from ...formats import CheckpointError
+from ...formats.names import CONFIG, WEIGHT
+from ..layouts import LAYOUTS, TensorWiseINT8Layout
+from ..layouts.int8 import Int8Layout
 from ..tensor import QuantizedTensor
-from .errors import CheckpointError
-from .layerformat import EXTRAS, build_weight, parse_config, tensors_of
+from .stored import companions, read_weight, tensors_of
 
 
 class Int8Linear(nn.Module):
@@ -38,7 +41,7 @@ class Int8Linear(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         self.logical_dtype = dtype
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
-        self.block_size = 0
+        self.layout, self.plain = TensorWiseINT8Layout.__name__, {"rotation": 0}
 
     @classmethod
     def from_quantized(cls, weight: QuantizedTensor, bias: torch.Tensor | None = None) -> "Int8Linear":
@@ -59,22 +62,24 @@ class Int8Linear(nn.Module):
         return cls.from_quantized(weight, linear.bias)
 
     def _take(self, weight: QuantizedTensor) -> None:
-        params = weight._layout_params
-        self.weight, self.weight_scale = weight._qdata, params["scale"]
-        if weight._layout_type == "AxisWiseINT8Layout":
-            self.weight_scale = self.weight_scale.unsqueeze(-1)
-        self.rotation, self.block_size = params.get("rotation", 0), params.get("block_size", 0)
+        layout, params = LAYOUTS[weight._layout_type], weight._layout_params
+        if not issubclass(layout, Int8Layout):
+            raise CheckpointError(f"{weight} is no INT8 weight")
+        self.weight, self.weight_scale = weight._qdata, layout.scale(params)
+        self.rotation = params.get("rotation", 0)
+        self.layout = layout.form(params).layout
+        self.plain = {
+            k: v for k, v in params.items() if not isinstance(v, torch.Tensor) and k != "orig_dtype"
+        }
         self.input_scale, self.pre_quant_scale = params.get("input_scale"), params.get("pre_quant_scale")
 
     def quantized_weight(self) -> QuantizedTensor:
-        """The weight as a QuantizedTensor that shares this module's storage."""
-        layout = "BlockWiseINT8Layout" if self.block_size else "TensorWiseINT8Layout"
-        params = {"scale": self.weight_scale, "orig_dtype": self.logical_dtype}
-        params.update({"block_size": self.block_size} if self.block_size else {"rotation": self.rotation})
+        """Return the weight as a QuantizedTensor that shares this module's storage."""
+        params = {**self.plain, "scale": self.weight_scale, "orig_dtype": self.logical_dtype}
         for name in ("input_scale", "pre_quant_scale"):
             if getattr(self, name) is not None:
                 params[name] = getattr(self, name)
-        return QuantizedTensor(self.weight, layout, params)
+        return QuantizedTensor(self.weight, self.layout, params)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [.., K] -> [.., N] in x's dtype."""
@@ -113,11 +118,10 @@ class Int8Linear(nn.Module):
         if raw is None or config is None:
             missing += [f"{prefix}{n}" for n, v in (("weight", raw), ("comfy_quant", config)) if v is None]
         else:
-            extras = {e: state[prefix + e].to(device) for e in EXTRAS if prefix + e in state}
+            beside = (e for e in companions() if e != CONFIG and prefix + e in state)
+            tensors = {WEIGHT: raw.to(device), **{e: state[prefix + e].to(device) for e in beside}}
             try:
-                weight = build_weight(
-                    layer, raw.to(device), extras, parse_config(config, layer), self.logical_dtype
-                )
+                weight = read_weight(config, tensors, layer, self.logical_dtype)[1]
                 if weight.shape != (self.out_features, self.in_features) or not isinstance(
                     weight, QuantizedTensor
                 ):
@@ -130,5 +134,5 @@ class Int8Linear(nn.Module):
             (missing if bias is None else unexpected).append(f"{prefix}bias")
         elif bias is not None:
             self.bias = bias.to(device)
-        known = {prefix + n for n in (*EXTRAS, "weight", "bias")}
+        known = {prefix + n for n in (*companions(), WEIGHT, "bias")}
         unexpected += [n for n in state if n.startswith(prefix) and n not in known]

@@ -13,26 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import CheckpointError
+from ...files.dtypes import FLOAT8, safetensors_dtype
+from ...formats import CheckpointError, Format, StoredTensor
+from ...formats.names import CONFIG, SCALE, WEIGHT, tensor_name
+from ..layouts import weight_layout
 from .keymap import IDENTITY, KeyMap, Mapped, map_for
-from .layerformat import (
-    EXTRAS,
-    FLOAT8_FORMATS,
-    LayerConfig,
-    as_parameter,
-    build_weight,
-    parse_config,
-    tensor_name,
-)
 from .rows import swap_halves, take_rows
+from .stored import as_parameter, build_weight, companions, layer_format
 from .tensorfile import TensorFile
 
 logger = logging.getLogger(__name__)
 
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "net.")
 """What checkpoints put before a model's names, in order of preference."""
-
-_FLOAT8 = tuple(FLOAT8_FORMATS.values())
 
 
 @dataclass
@@ -68,7 +61,7 @@ class _Source:
     name: str
     mapped: Mapped
     extras: dict[str, str]
-    config: LayerConfig | None
+    config: Format | None
 
 
 def load_quantized(
@@ -165,27 +158,30 @@ def _choose(file, model, targets, prefix, key_map) -> tuple[str, Callable[[str],
 
 def _sources(file, prefix, mapper, configs) -> tuple[list[_Source], int]:
     inside = [n for n in file.entries if n.startswith(prefix)]
-    present = set(inside)
+    present, beside = set(inside), companions()
     found = []
     for name in inside:
         layer, _, leaf = name.rpartition(".")
         weight = tensor_name(layer, "weight")
-        if leaf in EXTRAS and weight in present:
+        if leaf in beside and weight in present:
             continue
         extras, config = {}, None
         if leaf == "weight":
-            extras = {e: tensor_name(layer, e) for e in EXTRAS if tensor_name(layer, e) in present}
+            extras = {e: tensor_name(layer, e) for e in beside if tensor_name(layer, e) in present}
             config = _config(file, layer, prefix, extras, configs)
         found.append(_Source(name, mapper(name[len(prefix) :]), extras, config))
     return found, len(file.entries) - len(inside)
 
 
-def _config(file, layer, prefix, extras, configs) -> LayerConfig | None:
+def _config(file, layer, prefix, extras, configs) -> Format | None:
     """As in ComfyUI the header wins over the layer's own tensor where both are there."""
-    stored = parse_config(file.read(extras["comfy_quant"]), layer) if "comfy_quant" in extras else None
+    names = {WEIGHT: tensor_name(layer, WEIGHT), **{s: n for s, n in extras.items() if s != CONFIG}}
+    entries = {s: file.entries[n] for s, n in names.items()}
+    infos = {s: StoredTensor(s, safetensors_dtype(e.dtype), tuple(e.shape)) for s, e in entries.items()}
+    stored = layer_format(file.read(extras[CONFIG]), infos, layer) if CONFIG in extras else None
     from_header = configs.get(layer, configs.get(layer[len(prefix) :]))
     if from_header is not None:
-        config = parse_config(from_header, layer)
+        config = layer_format(from_header, infos, layer)
         if stored is not None and config != stored:
             logger.warning(
                 "%s: header metadata and comfy_quant disagree (%s, %s): using the header",
@@ -194,10 +190,10 @@ def _config(file, layer, prefix, extras, configs) -> LayerConfig | None:
                 stored,
             )
         return config
-    storage = file.entries[tensor_name(layer, "weight")].dtype
-    if stored is None and (storage == torch.int8 or (storage in _FLOAT8 and "weight_scale" in extras)):
+    storage = infos[WEIGHT].dtype
+    if stored is None and (storage == "I8" or (storage in FLOAT8 and SCALE in extras)):
         raise CheckpointError(
-            f"layer {layer} is stored as {storage} but neither {layer}.comfy_quant nor the header says how; "
+            f"layer {layer} is stored as {entries[WEIGHT].dtype} but neither {layer}.comfy_quant nor the header says how; "
             "loading the integers as they are would give noise"
         )
     return stored
@@ -229,6 +225,8 @@ def _check_shape(source, file, targets) -> None:
     wanted = [tuple(targets[t].shape) for t in names]
     joined = (sum(w[0] for w in wanted), *wanted[0][1:]) if len(names) > 1 else wanted[0]
     same_rest = all(w[1:] == wanted[0][1:] for w in wanted)
+    if source.config is not None:
+        shape = source.config.shape(tuple(shape))
     if tuple(shape) != joined or not same_rest:
         where = " + ".join(f"{t} {list(w)}" for t, w in zip(names, wanted, strict=True))
         raise CheckpointError(f"{file.path}: {source.name} is {list(shape)}, the model needs {where}")
@@ -262,16 +260,16 @@ def _read(file, source, logical, dtype, configs, report) -> torch.Tensor:
     report.bytes_read += tensor.nbytes
     if source.config is None:
         report.plain += 1
-        floating = tensor.is_floating_point() and tensor.dtype not in _FLOAT8
+        floating = tensor.is_floating_point() and safetensors_dtype(tensor.dtype) not in FLOAT8
         return tensor.to(dtype) if dtype is not None and floating else tensor
     layer = source.name.rpartition(".")[0]
-    extras = {leaf: file.read(name) for leaf, name in source.extras.items() if leaf != "comfy_quant"}
+    extras = {leaf: file.read(name) for leaf, name in source.extras.items() if leaf != CONFIG}
     report.bytes_read += sum(e.nbytes for e in extras.values())
-    if source.config.format in FLOAT8_FORMATS:
-        report.dequantized.append(layer)
+    if weight_layout(source.config.layout).resident:
+        report.quantized[layer] = source.config.name
     else:
-        report.quantized[layer] = source.config.format
-    return build_weight(layer, tensor, extras, source.config, logical)
+        report.dequantized.append(layer)
+    return build_weight(source.config, {WEIGHT: tensor, **extras}, logical)
 
 
 def _aliases(targets: dict[str, torch.Tensor]) -> dict[str, list[str]]:

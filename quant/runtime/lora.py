@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..layout import layout_class
+from ...formats import CheckpointError
+from ..layouts import layout_class
 from ..tensor import QuantizedTensor
-from .errors import CheckpointError
 from .tensorfile import TensorFile
 
 _PATCHED: "WeakKeyDictionary[nn.Module, _Patches]" = WeakKeyDictionary()
@@ -39,7 +39,7 @@ class LowRank:
 class _Patches:
     """Per weight: its bits before the first LoRA. The handles in the order they were applied."""
 
-    saved: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    saved: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     active: list["LoraHandle"] = field(default_factory=list)
 
 
@@ -94,10 +94,8 @@ def apply_lora(
     return handle
 
 
-def _bits(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    if isinstance(weight, QuantizedTensor):
-        return (weight._qdata, weight._layout_params["scale"])
-    return (weight.detach(),)
+def _bits(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return weight.inner() if isinstance(weight, QuantizedTensor) else {"": weight.detach()}
 
 
 @torch.no_grad()
@@ -105,9 +103,8 @@ def _update(model: nn.Module, name: str, patches: _Patches) -> None:
     """Bring weight `name` to its original bits plus the active deltas."""
     weight: Any = model.get_submodule(name).weight
     if name not in patches.saved:
-        patches.saved[name] = tuple(t.clone() for t in _bits(weight))
-    for mine, original in zip(_bits(weight), patches.saved[name], strict=True):
-        mine.copy_(original)
+        patches.saved[name] = {k: t.clone() for k, t in _bits(weight).items()}
+    _restore(weight, patches.saved[name])
     active = [h for h in patches.active if name in h.deltas]
     if not active:
         del patches.saved[name]
@@ -123,8 +120,13 @@ def _update(model: nn.Module, name: str, patches: _Patches) -> None:
         return
     layout = layout_class(weight._layout_type)
     made = QuantizedTensor.from_float(dense, layout, **layout.requantize_options(weight._layout_params))
-    for mine, new in zip(_bits(weight), _bits(made), strict=True):
-        mine.copy_(new)
+    _restore(weight, _bits(made))
+
+
+def _restore(weight: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> None:
+    """Give a weight other bits, in the memory that it has."""
+    for name, mine in _bits(weight).items():
+        mine.copy_(bits[name].reshape(mine.shape))
 
 
 def dequantize_float32(weight: torch.Tensor) -> torch.Tensor:

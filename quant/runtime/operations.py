@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...formats import CheckpointError, Format
+from ...formats.names import CONFIG, WEIGHT
 from ..tensor import QuantizedTensor
-from .errors import CheckpointError
-from .layerformat import EXTRAS, as_parameter, build_weight, parse_config, tensors_of
+from .stored import as_parameter, companions, read_weight, tensors_of
 
 
 class _Quantized(nn.Module):
@@ -19,8 +20,9 @@ class _Quantized(nn.Module):
     def _load_from_state_dict(self, state, prefix, meta, strict, missing, unexpected, errors):
         layer = prefix.rstrip(".")
         weight = state.get(f"{prefix}weight")
-        extras = {e: state[prefix + e] for e in EXTRAS if prefix + e in state}
-        conf = extras.pop("comfy_quant", None)
+        beside = companions()
+        extras = {e: state[prefix + e] for e in beside if prefix + e in state}
+        conf = extras.pop(CONFIG, None)
         conf = self.ops.config_for(layer) if conf is None else conf
         if weight is None or (conf is None and weight.dtype != torch.int8):
             super()._load_from_state_dict(state, prefix, meta, strict, missing, unexpected, errors)
@@ -29,29 +31,28 @@ class _Quantized(nn.Module):
         try:
             if conf is None:
                 raise CheckpointError(f"layer {layer} is stored as int8 without {layer}.comfy_quant")
-            config = parse_config(conf, layer)
-            made = self._build(layer, weight, extras, config)
+            form, made = self._build(layer, {WEIGHT: weight, **extras}, conf)
         except CheckpointError as e:
             errors.append(str(e))
             return
-        self.quant_format, self.full_precision = config.format, config.full_precision
+        self.quant_format, self.full_precision = form.name, form.full_precision_matrix_mult
         self.weight = as_parameter(made)
         # What was read here must not be reported, or read again, by the plain loader.
-        rest = {k: v for k, v in state.items() if k not in {prefix + n for n in (*EXTRAS, "weight")}}
+        rest = {k: v for k, v in state.items() if k not in {prefix + n for n in (*beside, WEIGHT)}}
         super()._load_from_state_dict(rest, prefix, meta, strict, missing, unexpected, errors)
         if f"{prefix}weight" in missing:
             missing.remove(f"{prefix}weight")
         self._cast_floats()
 
-    def _build(self, layer, weight, extras, config) -> torch.Tensor:
-        device = self.weight.device if not self.weight.is_meta else weight.device
-        on = {k: v.to(device) for k, v in extras.items()}
-        made = build_weight(layer, weight.to(device), on, config, self.ops.compute_dtype)
+    def _build(self, layer, tensors, conf) -> tuple[Format, torch.Tensor]:
+        device = self.weight.device if not self.weight.is_meta else tensors[WEIGHT].device
+        on = {k: v.to(device) for k, v in tensors.items()}
+        form, made = read_weight(conf, on, layer, self.ops.compute_dtype)
         if made.shape != self.weight.shape:
             raise CheckpointError(
                 f"layer {layer}: {list(made.shape)} in the checkpoint, {list(self.weight.shape)} here"
             )
-        return made
+        return form, made
 
     def _cast_floats(self) -> None:
         """Plain weights are kept in the compute dtype, as ComfyUI does."""

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ...kernels import largest_group
+from ...formats import FORMATS, Asked, Format
+from ...formats.convrot import largest_group
+from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE
+from ..layouts import weight_layout
 from ..tensor import QuantizedTensor
-from .layerformat import INT8_FORMATS, as_parameter
+from .stored import as_parameter
 
 if TYPE_CHECKING:
     from ..algorithms import LayerStats, QuantizeOptions
@@ -56,19 +59,18 @@ def quantize_model(
 
     The modules stay what they are, so hooks and adapters keep working; weights get requires_grad=False.
     Layer after layer, so memory never holds two copies of more than one weight.
-    layout: "TensorWiseINT8Layout" (or "int8_tensorwise"), "BlockWiseINT8Layout" (or "int8_blockwise"), or the
-        name of a layout of your own.
+    layout: "TensorWiseINT8Layout", "BlockWiseINT8Layout", a format's name in ``comfy_quant`` ("int8_tensorwise",
+        "int8_blockwise"), or the name of a layout of your own.
     skip: module-name patterns (``"*.norm1.*"``, fnmatch) or ``skip(name, module) -> bool``.
     calibration: a file made by `calibrate`, an opened CalibrationData, or ``{layer: LayerStats}``; layers
         with a record use LDLQ (in the rotated space), the others round to nearest and are noted.
     rotation: "auto" takes the largest of 256, 64, 16 that divides in_features; or a group, or 0.
-    scaling: "row" or "tensor"; block_size: of the block-wise layout.
-    options: QuantizeOptions to start from (algorithm, smoothquant, bias_correction, seed, ...); scaling,
-        rotation and block_size are set from the arguments.
+    scaling: one scale per "row" or for the whole "tensor"; block_size: of the block-wise layout.
+    options: QuantizeOptions to start from (algorithm, smoothquant, bias_correction, seed, ...); their
+        format is set from the arguments.
 
     ValueError for an unknown layout or option, NaN or Inf in a layer, a calibration that matches nothing.
     """
-    layout = INT8_FORMATS.get(layout, layout)
     report = QuantizeReport()
     todo = _select(model, skip, report)
     stats = _statistics(calibration, list(todo))
@@ -94,13 +96,18 @@ class _Settings:
     block_size: int
     options: "QuantizeOptions | None"
 
-    def group(self, in_features: int) -> int:
-        """The rotation group of a layer; block-wise weights have none."""
-        if self.layout != "TensorWiseINT8Layout":
-            return 0
-        if self.rotation == "auto":
-            return 0 if self.scaling == "tensor" else largest_group(in_features)
-        return int(self.rotation)
+    def form(self, in_features: int) -> Format | None:
+        """Return the format of a layer; None for a layout that belongs to no format."""
+        known = (f for f in FORMATS.values() if self.layout in (f.name, f.layout))
+        found = next(known, None)
+        if found is None:
+            return None
+        own = found.granularities[:1] == (self.scaling,)
+        group = largest_group(in_features) if own else 0
+        if self.rotation != "auto":
+            group = int(self.rotation)
+        granularity = self.scaling if found.granularities else ""
+        return found.make(Asked(granularity, group if found.rotates else 0, self.block_size))
 
 
 def _select(model: nn.Module, skip: Skip, report: QuantizeReport) -> dict[str, nn.Linear]:
@@ -166,36 +173,27 @@ def _statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str]
 
 def _quantize(name, module, record, settings: _Settings) -> tuple[QuantizedTensor, str | None]:
     weight = module.weight.detach()
-    group = settings.group(weight.shape[1])
-    if record is None and settings.options is None:
-        try:
-            return _nearest(weight, group, settings), None
-        except ValueError as e:
-            raise ValueError(f"{name}: {e}") from e
+    form = settings.form(weight.shape[1])
+    if form is None:
+        return QuantizedTensor.from_float(weight, settings.layout), None
+    try:
+        if record is None and settings.options is None:
+            return _nearest(weight, form), None
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}") from e
     from ..algorithms import QuantizeOptions, quantize_layer
 
     base = settings.options or QuantizeOptions(algorithm="ldlq")
-    block = settings.layout == "BlockWiseINT8Layout"
-    options = replace(
-        base,
-        scaling="block" if block else settings.scaling,  # type: ignore[arg-type]
-        rotation=group,
-        block_size=settings.block_size,
-    )
-    result = quantize_layer(weight, record, options, module.bias, name)
+    result = quantize_layer(weight, record, replace(base, format=form), module.bias, name)
     if result.bias is not None:
         module.bias = nn.Parameter(result.bias, requires_grad=False)
     return _with(result.weight, result.pre_quant_scale, result.input_scale), result.note
 
 
-def _nearest(weight: torch.Tensor, group: int, settings: _Settings) -> QuantizedTensor:
-    if settings.layout == "TensorWiseINT8Layout":
-        made = QuantizedTensor.from_float(weight, settings.layout, scaling=settings.scaling, rotation=group)
-    elif settings.layout == "BlockWiseINT8Layout":
-        made = QuantizedTensor.from_float(weight, settings.layout, block_size=settings.block_size)
-    else:
-        return QuantizedTensor.from_float(weight, settings.layout)
-    if not torch.isfinite(made._layout_params["scale"]).all():
+def _nearest(weight: torch.Tensor, form: Format) -> QuantizedTensor:
+    layout = weight_layout(form.layout)
+    made = QuantizedTensor.of(layout.round(weight, form), layout)
+    if not all(torch.isfinite(t).all() for n, t in made.inner().items() if n != "_qdata"):
         raise ValueError("the weight holds NaN or Inf")
     return made
 
@@ -203,8 +201,8 @@ def _nearest(weight: torch.Tensor, group: int, settings: _Settings) -> Quantized
 def _with(
     weight: QuantizedTensor, smooth: torch.Tensor | None, static: torch.Tensor | None
 ) -> QuantizedTensor:
-    """`weight` carrying the two activation scales of its layer."""
-    extra = {k: v for k, v in (("pre_quant_scale", smooth), ("input_scale", static)) if v is not None}
-    if weight._layout_type == "BlockWiseINT8Layout":
-        extra.pop("input_scale", None)
+    """Return `weight` carrying the activation scales of its layer that its format has."""
+    extras = weight_layout(weight._layout_type).form(weight._layout_params).extras
+    given = {PRE_QUANT_SCALE: smooth, INPUT_SCALE: static}
+    extra = {k: v for k, v in given.items() if v is not None and k in extras}
     return QuantizedTensor(weight._qdata, weight._layout_type, {**weight._layout_params, **extra})

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...formats import CheckpointError
+from ...formats.names import tensor_name
 from ..tensor import QuantizedTensor
-from .errors import CheckpointError
 from .keymap import KeyMap, map_for
-from .layerformat import config_of, tensor_name, tensors_of
 from .rows import join_rows, swap_halves
+from .stored import stored_layer
 from .tensorfile import NAMES
 
 _LAYERS = "_quantization_metadata"
@@ -111,8 +112,9 @@ def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Te
     layer, _, leaf = name.rpartition(".")
     if leaf != "weight":
         raise CheckpointError(f"{name} is quantized, but only tensors named .weight have a checkpoint form")
-    layers[layer] = config_of(tensor)
-    return {tensor_name(layer, k): v for k, v in tensors_of(tensor).items()}
+    form, tensors = stored_layer(tensor)
+    layers[layer] = form.config()
+    return {tensor_name(layer, k): v for k, v in tensors.items()}
 
 
 def _metadata(given: dict[str, str], layers: dict, listed: bool) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import CheckpointError
+from ...formats import CheckpointError
 
 TORCH_DTYPES = {
     "F64": torch.float64,

@@ -6,8 +6,8 @@ import sys
 import catalogs
 
 from convert_to_quant import kernels
-from convert_to_quant.converter import contract
 from convert_to_quant.files import dtypes
+from convert_to_quant.formats import convrot as contract
 
 
 def test_the_planning_path_does_not_import_torch():

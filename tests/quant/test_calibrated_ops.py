@@ -4,10 +4,11 @@ import pytest
 import torch
 from calibrated import tokens
 from inputs import heavy
+from options import options as options_of
 
 from convert_to_quant import kernels
 from convert_to_quant.quant import QuantizedTensor
-from convert_to_quant.quant.algorithms import LayerStats, QuantizeOptions, quantize_layer
+from convert_to_quant.quant.algorithms import LayerStats, quantize_layer
 
 ops = torch.ops.convert_to_quant
 LAYOUTS = {
@@ -32,7 +33,7 @@ def test_ldlq_requantizes_in_place_like_the_algorithm(kind):
     errors = ops.ldlq_(q, weight, hessian(x, rotation), scale)
     scaling = {"row": "row", "rotated": "row"}.get(kind, kind)
     wanted = quantize_layer(
-        weight, LayerStats(samples=x), QuantizeOptions("ldlq", scaling, rotation, block_size=64)
+        weight, LayerStats(samples=x), options_of("ldlq", scaling, rotation, block_size=64)
     )
     assert torch.equal(q._qdata, wanted.weight._qdata)
     assert torch.equal(q._layout_params["scale"], scale)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert_to_quant.converter.layers.config import LayerOverride, read_layer_config, write_layer_config
-from convert_to_quant.converter.options.values import ALGORITHM_NAMES
+from convert_to_quant.formats.algorithms import ALGORITHMS
 from convert_to_quant.formats.errors import ConversionError
 
 
@@ -77,9 +77,9 @@ def test_order_is_kept(tmp_path):
         ({"a": {"optimizer": "ldql"}}, "there is no algorithm 'ldql'; did you mean 'ldlq'"),
         ({"a": {"optimizer": "rtn", "algorithm": "rtn"}}, "'optimizer' and 'algorithm' are one field"),
         ({"a": {"format": "int8_tensorwise", "scaling_mode": "block"}}, "for block use int8_blockwise"),
-        ({"a": {"format": "int8_blockwise", "scaling_mode": "row"}}, "for that use int8_tensorwise"),
-        ({"a": {"format": "int8_blockwise", "convrot": True}}, "block-wise integers have no rotation"),
-        ({"a": {"scaling_mode": "block", "convrot_group_size": 64}}, "block-wise integers have no rotation"),
+        ({"a": {"format": "int8_blockwise", "scaling_mode": "row"}}, "for row use int8_tensorwise"),
+        ({"a": {"format": "int8_blockwise", "convrot": True}}, "int8_blockwise has no rotation"),
+        ({"a": {"scaling_mode": "block", "convrot_group_size": 64}}, "int8_blockwise has no rotation"),
     ],
 )
 def test_mistakes_are_told_with_the_nearest_name(tmp_path, content, message):
@@ -100,7 +100,7 @@ OVERRIDES = st.builds(
     block_size=st.sampled_from([None, 16, 128, 1024]),
     convrot=st.sampled_from([None, True, False]),
     convrot_group_size=st.sampled_from([None, "auto", 4, 256]),
-    optimizer=st.sampled_from([None, *ALGORITHM_NAMES]),
+    optimizer=st.sampled_from([None, *ALGORITHMS]),
     skip=st.sampled_from([None, True, False]),
     full_precision_matrix_mult=st.sampled_from([None, True, False]),
 )

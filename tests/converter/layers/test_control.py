@@ -176,7 +176,7 @@ def test_mistakes_end_with_code_1_and_a_reason(model, capsys, flags, message):
             {"convrot_group_size": 1024},
             "'final_layer': convrot_group_size 1024 does not divide the 256 columns",
         ),
-        ({"format": "int8_blockwise", "convrot": True}, "block-wise integers have no rotation"),
+        ({"format": "int8_blockwise", "convrot": True}, "int8_blockwise has no rotation"),
         ({"optimizer": "adamv"}, "there is no algorithm 'adamv'; did you mean 'adamw'"),
     ],
 )
@@ -188,7 +188,7 @@ def test_impossible_entries_are_refused_before_work_starts(model, entry, message
 
 def test_rotation_of_blockwise_integers_names_the_layer(model):
     path = config_file(model, {r"blocks\.0\.mlp\.fc1": {"convrot": True}})
-    with pytest.raises(ConversionError, match=r"blocks\.0\.mlp\.fc1\.weight is block-wise"):
+    with pytest.raises(ConversionError, match=r"blocks\.0\.mlp\.fc1\.weight is int8_blockwise"):
         convert_to_int8(model, layer_config=path, scaling_mode="block")
 
 

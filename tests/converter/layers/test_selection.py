@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert_to_quant.converter.layers.selection import block_lists, select
+from convert_to_quant.converter.layers.selection import _blocks, select
 from convert_to_quant.converter.presets import detect
+
+
+def block_lists(shapes):
+    """The numbered lists that the general rule takes for the model's blocks, main list first."""
+    experts = {name.split(".experts.")[0] for name in shapes if ".experts." in name}
+    return list(_blocks(shapes, experts).lists)
+
 
 # Layers in the INT8 files published for ComfyUI: quantized, of 2-D weights.
 PUBLISHED = {

@@ -15,11 +15,11 @@ from models import block_weights, layers, save, save_sharded
 
 from convert_to_quant.converter.cli.main import main
 from convert_to_quant.converter.options.settings import Settings
-from convert_to_quant.converter.plan import estimate
 from convert_to_quant.converter.plan.build import build_plan
 from convert_to_quant.converter.plan.dry_run import create_template
 from convert_to_quant.converter.plan.template import layer_template
 from convert_to_quant.files.checkpoint import open_checkpoint
+from convert_to_quant.formats import Int8Tensorwise, algorithms
 from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import ConversionError, convert_to_int8, plan_int8
@@ -32,7 +32,7 @@ def model(tmp_path):
 
 def outcome(plan):
     """All that a plan decides; the reasons may differ."""
-    return [(s.name, s.action, s.layer, s.algorithm, s.outputs, s.companions, s.data) for s in plan]
+    return [(s.name, s.action, s.format, s.algorithm, s.outputs, s.companions, s.data) for s in plan]
 
 
 def planned(model, **options):
@@ -108,7 +108,9 @@ def test_an_algorithm_without_a_measured_speed_has_no_time(model, monkeypatch):
     assert learned > plan_int8(model).seconds
     more = plan_int8(model, optimizer="radam", device="cpu", num_iter=1000).seconds
     assert more == pytest.approx(7 * learned)
-    monkeypatch.delitem(estimate.PRODUCTS_PER_SECOND, "radam")
+    unmeasured = replace(algorithms.ALGORITHMS["radam"], products=0.0)
+    monkeypatch.setitem(algorithms.ALGORITHMS, "radam", unmeasured)
+    monkeypatch.setattr(Int8Tensorwise, "speed", lambda self: 0.0)
     assert plan_int8(model, optimizer="radam", device="cpu").seconds is None
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from inputs import heavy, short
+from options import options as options_of
 
 from convert_to_quant import kernels
 from convert_to_quant.quant.algorithms import LayerStats, QuantizeOptions, quantize_layer
@@ -23,7 +24,7 @@ def test_bias_correction_removes_the_mean_error_exactly(rotation, scaling, given
     """After it the outputs' mean over the measured tokens is what the float layer's was."""
     weight, bias, x = heavy(40, 64), torch.randn(40), tokens(mean=3.0)
     stats = LayerStats(channel_mean=x.mean(0)) if given == "channel_mean" else LayerStats(samples=x)
-    options = QuantizeOptions("rtn", scaling, rotation, bias_correction=True)
+    options = options_of("rtn", scaling, rotation, bias_correction=True)
     result = quantize_layer(weight, stats, options, bias)
     dense = result.weight.dequantize().double()
     wanted = (x.double() @ weight.double().T + bias).mean(0)
@@ -75,9 +76,7 @@ def test_smoothquant_keeps_the_function_and_improves_w8a8(rotation, algorithm):
     wanted = x[1000:] @ weight.T
 
     def error(alpha):
-        result = quantize_layer(
-            weight, stats, QuantizeOptions(algorithm, rotation=rotation, smoothquant=alpha)
-        )
+        result = quantize_layer(weight, stats, options_of(algorithm, rotation=rotation, smoothquant=alpha))
         y = x[1000:] if alpha is None else x[1000:] * result.pre_quant_scale
         params = result.weight._layout_params
         got = kernels.int8_linear(y, result.weight._qdata, params["scale"], None, rotation)
@@ -107,7 +106,7 @@ def test_smoothquant_needs_measured_inputs(stats):
 def test_static_scale_is_the_absmax_of_what_is_quantized(rotation, smooth):
     x = tokens()
     stats = LayerStats(x, x.abs().amax(0), x.mean(0), float(x.abs().max() / 127))
-    options = QuantizeOptions(rotation=rotation, smoothquant=smooth, static_activations=True)
+    options = options_of(rotation=rotation, smoothquant=smooth, static_activations=True)
     result = quantize_layer(heavy(4, 64), stats, options)
     seen = x if smooth is None else x * result.pre_quant_scale
     seen = kernels.rotate(seen, rotation) if rotation else seen
@@ -125,7 +124,7 @@ def test_static_scale_is_the_absmax_of_what_is_quantized(rotation, smooth):
     ids=["no calibration", "rotated without samples", "block"],
 )
 def test_static_scale_is_left_out_otherwise(stats, options, note):
-    result = quantize_layer(heavy(128, 64), stats, QuantizeOptions(static_activations=True, **options))
+    result = quantize_layer(heavy(128, 64), stats, options_of(static_activations=True, **options))
     assert result.input_scale is None
     assert note in result.note
 

@@ -10,12 +10,14 @@ from calibrated import damped, integers, layer, loss, spread_scale, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inputs import heavy, short
+from options import options as options_of
 
 from convert_to_quant import kernels
 from convert_to_quant.kernels.rotation import largest_group
 from convert_to_quant.quant import chunks
 from convert_to_quant.quant.algorithms import LayerStats, QuantizeOptions, hessian, quantize_layer
-from convert_to_quant.quant.algorithms.grid import tile_rows
+from convert_to_quant.quant.algorithms.tiles import tile_rows
+from convert_to_quant.quant.grid import Grid
 
 SCALINGS = ("row", "tensor", "block")
 
@@ -43,7 +45,7 @@ LAYERS = ((5, 123), (300, 256), (1, 64), (130, 400))
 def test_every_integer_is_nearest_to_its_target(shape, scaling):
     """The definition of LDLQ in float64: Chee et al. (2023), equation 4, over the whole layer."""
     weight, stats = layer(*shape)
-    result = quantize_layer(weight, stats, QuantizeOptions("ldlq", scaling, block_size=32))
+    result = quantize_layer(weight, stats, options_of("ldlq", scaling, block_size=32))
     q, s = integers(result), spread_scale(result)
     factor = oracle.ldlq_factor(damped(stats))
     targets = oracle.ldlq_targets(oracle.array(weight), q, s, factor) / s
@@ -55,7 +57,7 @@ def test_every_integer_is_nearest_to_its_target(shape, scaling):
 def test_rotated_targets_live_in_the_stored_space(group):
     """The integers that LDLQ chose in the rotated space are the ones stored: nothing is rounded again."""
     weight, stats = layer(40, 256)
-    result = quantize_layer(weight, stats, QuantizeOptions("quip", rotation=group))
+    result = quantize_layer(weight, stats, options_of("quip", rotation=group))
     q, s = integers(result), spread_scale(result)
     factor = oracle.ldlq_factor(damped(stats, group))
     targets = oracle.ldlq_targets(oracle.rotate(oracle.array(weight), group), q, s, factor) / s
@@ -67,7 +69,7 @@ def test_rotated_targets_live_in_the_stored_space(group):
 @pytest.mark.parametrize("actorder", [False, True], ids=["natural order", "actorder"])
 def test_loss_is_far_below_rounding(scaling, actorder):
     weight, stats = layer(150, 200)
-    options = QuantizeOptions("ldlq", scaling, block_size=64, actorder=actorder)
+    options = options_of("ldlq", scaling, block_size=64, actorder=actorder)
     ldlq, rtn = (quantize_layer(weight, stats, replace(options, algorithm=a)) for a in ("ldlq", "rtn"))
     h = damped(stats)
     assert loss(weight, ldlq, h) < 0.75 * loss(weight, rtn, h)
@@ -87,7 +89,7 @@ def test_only_a_true_hessian_exploits_a_planted_correlation(fed, rotation):
         x = torch.stack([c[torch.randperm(len(c), generator=g)] for c in x.T], 1)
     stats = LayerStats(None if fed == "channel_max only" else x.bfloat16(), x.abs().amax(0), x.mean(0))
     unseen = tokens(512, 128, seed=1, rank=8)
-    options = QuantizeOptions("ldlq", rotation=rotation)
+    options = options_of("ldlq", rotation=rotation)
     gain = output_error(weight, quantize_layer(weight, stats, replace(options, algorithm="rtn")), unseen)
     gain /= output_error(weight, quantize_layer(weight, stats, options), unseen)
     assert gain > 10 if fed == "samples" else gain < 1.5
@@ -103,7 +105,7 @@ def test_identity_hessian_equals_rounding(scaling, rotation, dtype):
     weight = heavy(70, 128, dtype=dtype)
     # A rotated unit basis has the identity as its Hessian up to rounding, so feed it already rotated.
     basis = kernels.rotate(torch.eye(128), rotation) if rotation else torch.eye(128)
-    options = QuantizeOptions("ldlq", scaling, rotation=rotation)
+    options = options_of("ldlq", scaling, rotation=rotation)
     ldlq = quantize_layer(weight, LayerStats(samples=basis * 8), options)
     rtn = quantize_layer(weight, None, replace(options, algorithm="rtn"))
     assert torch.equal(ldlq.weight._qdata, rtn.weight._qdata)
@@ -113,9 +115,9 @@ def test_identity_hessian_equals_rounding(scaling, rotation, dtype):
 @pytest.mark.parametrize("stats", [None, LayerStats(channel_max=torch.ones(64))], ids=["none", "no samples"])
 def test_without_samples_it_says_that_it_rounds(stats):
     weight = heavy(20, 64)
-    result = quantize_layer(weight, stats, QuantizeOptions("quip", rotation=64))
+    result = quantize_layer(weight, stats, options_of("quip", rotation=64))
     assert "equals rounding" in result.note
-    rounded = quantize_layer(weight, None, QuantizeOptions("rtn", rotation=64))
+    rounded = quantize_layer(weight, None, options_of("rtn", rotation=64))
     assert torch.equal(result.weight._qdata, rounded.weight._qdata)
 
 
@@ -140,7 +142,7 @@ def test_synthetic_samples_steer_nothing():
 def test_chunks_change_no_bit(n, k, chunk, scaling, rotate, actorder, in_place):
     weight, stats = layer(n, k)
     rotation = largest_group(k) if rotate and scaling != "block" else 0
-    plain = QuantizeOptions("ldlq", scaling, rotation, block_size=32, actorder=actorder)
+    plain = options_of("ldlq", scaling, rotation, block_size=32, actorder=actorder)
     whole = quantize_layer(weight, stats, plain)
     parts = quantize_layer(weight, stats, replace(plain, row_chunk=chunk, in_place=in_place))
     assert torch.equal(whole.weight._qdata, parts.weight._qdata)
@@ -150,7 +152,7 @@ def test_chunks_change_no_bit(n, k, chunk, scaling, rotate, actorder, in_place):
 @pytest.mark.parametrize("rows", [1023, 1024, 1025, 2100])
 def test_several_tiles_change_no_bit(rows):
     weight, stats = layer(rows, 40)
-    assert tile_rows(40, weight.device, QuantizeOptions()) == 1024
+    assert tile_rows(40, weight.device, Grid()) == 1024
     options = QuantizeOptions("ldlq")
     whole = quantize_layer(weight, stats, options)
     parts = quantize_layer(weight, stats, replace(options, row_chunk=1, in_place=True))
@@ -201,7 +203,7 @@ def test_actorder_visits_loud_columns_first():
     order = hessian.column_order(stats, QuantizeOptions("ldlq", actorder=True), torch.device("cpu"))
     sizes = stats.samples.double().square().sum(0)[order]
     assert torch.equal(sizes, sizes.sort(descending=True).values)
-    blocks = QuantizeOptions("ldlq", "block", block_size=32, actorder=True)
+    blocks = options_of("ldlq", "block", block_size=32, actorder=True)
     grouped = hessian.column_order(stats, blocks, torch.device("cpu")) // 32
     assert [g.unique().numel() for g in grouped.split(32)] == [1, 1, 1]
 
@@ -232,7 +234,7 @@ def test_bf16_changes_little_and_never_the_factorization(monkeypatch):
     real = torch.linalg.cholesky_ex
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda a, **kw: seen.append(a.dtype) or real(a, **kw))
     h = damped(stats, 64)
-    options = QuantizeOptions("quip", rotation=64)
+    options = options_of("quip", rotation=64)
     losses = [
         loss(weight, quantize_layer(weight, stats, replace(options, bf16_compute=mode)), h, 64)
         for mode in ("off", "on")
@@ -283,7 +285,7 @@ def test_rounding_in_chunks_changes_no_bit(scaling, rotation):
     if scaling == "block" and rotation:
         pytest.skip("block scales do not rotate")
     weight = heavy(700, 4096, dtype=torch.bfloat16)
-    options = QuantizeOptions("rtn", scaling, rotation)
+    options = options_of("rtn", scaling, rotation)
     whole, parts = (quantize_layer(weight, None, replace(options, row_chunk=c)) for c in (None, 100))
     assert torch.equal(whole.weight._qdata, parts.weight._qdata)
     assert torch.equal(whole.weight._layout_params["scale"], parts.weight._layout_params["scale"])
@@ -295,7 +297,7 @@ def test_searched_scale_has_less_squared_error(scaling):
     weight = torch.full((64, 256), 0.505)
     weight[::32, ::32] = 1.27
     weight[:, 0] = 1.27
-    options = QuantizeOptions("rtn", scaling, block_size=64)
+    options = options_of("rtn", scaling, block_size=64)
     plain, searched = (quantize_layer(weight, None, replace(options, scale_search=s)) for s in (False, True))
     errors = [float((r.weight.dequantize() - weight).square().sum()) for r in (plain, searched)]
     assert errors[1] < errors[0]
@@ -308,15 +310,15 @@ def test_non_finite_weights_name_the_layer(algorithm, scaling, bad):
     weight, stats = layer(40, 64)
     weight[33, 5] = bad
     with pytest.raises(ValueError, match="attn: the weight holds NaN or Inf"):
-        quantize_layer(weight, stats, QuantizeOptions(algorithm, scaling), name="attn")
+        quantize_layer(weight, stats, options_of(algorithm, scaling), name="attn")
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"algorithm": "awq"}, "algorithm must be one of rtn, ldlq"),
-        ({"scaling": "column"}, "scaling must be one of"),
-        ({"scaling": "block", "rotation": 64}, "block scales have no rotation"),
+        ({"scaling": "column"}, "int8 has scales by row or tensor or block"),
+        ({"scaling": "block", "rotation": 64}, "int8_blockwise has no rotation"),
         ({"damping": 0.0}, "damping must be positive"),
         ({"row_chunk": 0}, "row_chunk must be positive"),
         ({"smoothquant": 1.5}, "between 0 and 1"),
@@ -327,14 +329,14 @@ def test_non_finite_weights_name_the_layer(algorithm, scaling, bad):
 )
 def test_refused_options(changes, match):
     with pytest.raises(ValueError, match=match):
-        QuantizeOptions(**changes)
+        options_of(**changes)
 
 
 @pytest.mark.parametrize("algorithm", ["rtn", "ldlq", "original"])
 def test_nothing_given_is_changed(algorithm):
     weight, stats = layer(40, 64)
     before = weight.clone(), stats.samples.clone()
-    quantize_layer(weight, stats, QuantizeOptions(algorithm, rotation=64, actorder=True, smoothquant=0.5))
+    quantize_layer(weight, stats, options_of(algorithm, rotation=64, actorder=True, smoothquant=0.5))
     assert torch.equal(weight, before[0])
     assert torch.equal(stats.samples, before[1])
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 from calibrated import damped, loss, tokens
 from inputs import heavy
+from options import options as options_of
 
 from convert_to_quant.quant.algorithms import LayerStats, QuantizeOptions, learned, quantize_layer
+from convert_to_quant.quant.grid import Grid
 
 NAMES = ("original", "adamw", "radam")
 
 
 def results(weight, stats, names, **options):
-    return [quantize_layer(weight, stats, QuantizeOptions(n, **options)) for n in names]
+    return [quantize_layer(weight, stats, options_of(n, **options)) for n in names]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,7 +38,9 @@ def test_no_row_ends_above_its_start(name):
     h = torch.from_numpy(damped(stats, 64))
     w = torch.from_numpy(oracle.rotate(oracle.array(weight), 64))
     rows = [
-        learned.objective(r.weight._qdata.double(), w, h, r.weight._layout_params["scale"].double())
+        learned.Problem(w, h, r.weight._layout_params["scale"].double(), Grid()).loss(
+            r.weight._qdata.double()
+        )
         for r in (best, ldlq)
     ]
     assert (rows[0] <= rows[1] * (1 + 1e-4)).all()
@@ -75,14 +79,15 @@ def test_coordinate_descent_reaches_the_optimum_of_a_small_row():
     w, x = torch.randn(1, 4, generator=g), torch.randn(9, 4, generator=g)
     h, s = x.T @ x, torch.tensor([[0.3]])
     start = torch.zeros(1, 4)
-    got = learned.coordinate_descent(start, w, h, s, passes=20)
-    best = learned.objective(got, w, h, s)
+    problem = learned.Problem(w, h, s, Grid())
+    got = learned.coordinate_descent(start, problem, passes=20)
+    best = problem.loss(got)
     for column, step in itertools.product(range(4), (-2, -1, 1, 2)):
         other = got.clone()
         other[0, column] += step
-        assert learned.objective(other, w, h, s) >= best
+        assert problem.loss(other) >= best
     everywhere = torch.tensor(list(itertools.product(range(-2, 3), repeat=4))) + got
-    least = learned.objective(everywhere, w.expand(625, 4), h, s).min()
+    least = learned.Problem(w.expand(625, 4), h, s, Grid()).loss(everywhere).min()
     assert best <= 1.5 * least
 
 
@@ -92,10 +97,11 @@ def test_coordinate_descent_follows_its_own_moves():
     h = torch.from_numpy(damped(stats)).float()
     s = weight.abs().amax(1, keepdim=True) / 127
     q = (weight / s).round()
-    losses = [learned.objective(q, weight, h, s).double()]
+    problem = learned.Problem(weight, h, s, Grid())
+    losses = [problem.loss(q).double()]
     for _ in range(3):
-        q = learned.coordinate_descent(q, weight, h, s, passes=1)
-        losses.append(learned.objective(q, weight, h, s).double())
+        q = learned.coordinate_descent(q, problem, passes=1)
+        losses.append(problem.loss(q).double())
     drops = np.array([(b <= a * (1 + 1e-5)).all().item() for a, b in itertools.pairwise(losses)])
     assert drops.all()
     assert losses[1].sum() < 0.8 * losses[0].sum()

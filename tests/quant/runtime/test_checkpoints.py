@@ -202,12 +202,15 @@ def test_float8_layers_are_dequantized(tmp_path):
             r"unknown to the model: fc1.bais \(nearest: fc1.bias",
         ),
         (lambda t: t.update({"fc1.weight_scale": torch.ones(7, 1)}), r"layer fc1: weight_scale is \[7, 1\]"),
-        (lambda t: t.update({"fc1.weight": t["fc1.weight"][:, :64].clone()}), r"fc1.weight is \[128, 64\]"),
+        (
+            lambda t: t.update({"fc1.weight": t["fc1.weight"][:, :64].clone()}),
+            "layer fc1: convrot_groupsize 256 does not divide its 64 columns",
+        ),
         (lambda t: t.update({"fc1.comfy_quant": config(format="nvfp4")}), "layer fc1 has format 'nvfp4'"),
         (lambda t: t.update({"fc1.comfy_quant": config(x=1)}), "names no format"),
         (
             lambda t: t.update({"fc2.comfy_quant": config(format="int8_tensorwise", convrot=True)}),
-            "layer fc2: rotation group 256 does not divide 128",
+            "layer fc2: convrot_groupsize 256 does not divide its 128 columns",
         ),
     ],
     ids=[

@@ -274,7 +274,7 @@ def test_block_rows_that_cannot_be_split_are_refused(tmp_path):
     q = QuantizedTensor.from_float(
         tensors["double_blocks.0.img_attn.qkv.weight"], "BlockWiseINT8Layout", block_size=256
     )
-    from convert_to_quant.quant.runtime.layerformat import tensors_of
+    from convert_to_quant.quant.runtime.stored import tensors_of
 
     tensors.update({f"double_blocks.0.img_attn.qkv.{k}": v for k, v in tensors_of(q).items()})
     save_file(tensors, path)

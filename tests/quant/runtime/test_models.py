@@ -270,10 +270,10 @@ def test_embedding_dequantizes_only_the_rows_it_reads(rotation, caplog):
 
 def test_the_python_path_costs_little(monkeypatch):
     """F.linear(x, q) over calling the op, the op replaced by a constant: at most 15 microseconds."""
-    from convert_to_quant.quant import layout_ops
+    from convert_to_quant.quant.layouts import int8
 
     constant = torch.zeros(1, 64)
-    monkeypatch.setattr(layout_ops, "ops", SimpleNamespace(int8_linear=lambda *args: constant))
+    monkeypatch.setattr(int8, "ops", SimpleNamespace(int8_linear=lambda *args: constant))
     q = QuantizedTensor.from_float(torch.randn(64, 64), "TensorWiseINT8Layout", rotation=16)
     x, bias = torch.randn(1, 64), torch.zeros(64)
     best = float("inf")

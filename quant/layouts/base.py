@@ -1,6 +1,6 @@
 """Storage layouts: how a float tensor becomes integers and parameters, and back."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -25,11 +25,9 @@ class QuantizedLayout:
         q = QuantizedTensor.from_float(weight, "MyCustomLayout")
 
     The parameters are a flat dict of tensors and plain values. "orig_dtype" gives the logical dtype;
-    "orig_shape" the logical shape where it is not that of the integers.
+    "orig_shape" the logical shape where it is not that of the integers. A layout that holds a checkpoint
+    format's weights derives from `WeightLayout`, which brings linear, saving, LoRA and the rest.
     """
-
-    transposable: ClassVar[bool] = False
-    """Whether `dequantize` honours a parameter ``transposed=True`` (used by ``aten.t``)."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -44,17 +42,17 @@ class QuantizedLayout:
 
     @staticmethod
     def dequantize(qdata: torch.Tensor, *args: Any, **params: Any) -> torch.Tensor:
-        """The float tensor of ``(qdata, params)``, in its original dtype and shape."""
+        """Return the float tensor of ``(qdata, params)``, in its original dtype and shape."""
         raise TypeError("a QuantizedLayout must define the static method dequantize(qdata, **params)")
 
     @classmethod
     def requantize_options(cls, params: dict[str, Any]) -> dict[str, Any]:
-        """Options with which `quantize` makes the same kind of tensor again (after an in-place change)."""
+        """Return options with which `quantize` makes the same kind of tensor again (after a change in place)."""
         return {}
 
 
 def layout_class(layout: str | type[QuantizedLayout]) -> type[QuantizedLayout]:
-    """The layout class of a name or class; ValueError names the known ones."""
+    """Return the layout class of a name or class; ValueError names the known ones."""
     if isinstance(layout, type):
         return layout
     if layout not in LAYOUTS:

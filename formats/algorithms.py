@@ -1,0 +1,104 @@
+"""The algorithms that choose a layer's values: one record each, without torch, so that plans can name them.
+
+A new algorithm is a file in quant/algorithms with a function ``(weight, stats, options, name) ->
+(QuantizedTensor, note)`` and a row below.
+"""
+
+from dataclasses import dataclass
+
+_TOKENS = 48 << 20
+_TILE = 1024
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What is known of an algorithm before it runs.
+
+    run: "module:function" in quant/algorithms. aliases: other names that people type. needs_hessian: without
+    measured inputs it is rounding to nearest. rotates: whether it is for rotated weights (True), for
+    weights that are not (False), or for both (None); where nothing is said of rotation, that decides.
+    optimizes: it takes steps of an optimizer. products: weights x columns a second on two cores before the
+    first step, 0 where time goes by the format (`Format.speed`). step_share: a step, as a share of that.
+    squares: [K, K] float32 matrices held beside the factor's. tiles: tiles of rows at work at once.
+    """
+
+    name: str
+    run: str
+    aliases: tuple[str, ...] = ()
+    needs_hessian: bool = False
+    rotates: bool | None = None
+    optimizes: bool = False
+    products: float = 0.0
+    step_share: float = 0.0
+    squares: int = 0
+    tiles: int = 0
+
+    @property
+    def factors(self) -> bool:
+        """Whether it factors a Hessian, which is what takes memory and a device."""
+        return self.tiles > 0
+
+    def memory(self, shape: tuple[int, int], rows: int | None = None, in_place: bool = False) -> int:
+        """Estimate the bytes that a weight [N, K] takes at its peak, `rows` (None: all) at a time.
+
+        Rounding: the rows in 16 bit, two float32 work buffers and the codes. Others: the Hessian, one
+        [K, K] float32 in place, else four; 48 MiB of tokens; the rows as float32 and codes; tiles at work.
+        """
+        n, k = shape
+        n = n if rows is None else min(n, rows)
+        if not self.factors:
+            return n * k * (2 + 8 + 1)
+        squares = (1 if in_place else 4) + self.squares
+        tiles = min(n, _TILE) * k * _FLOAT * self.tiles
+        return _FLOAT * k * k * squares + _TOKENS + n * k * (_FLOAT + 1) + tiles
+
+    def seconds(self, shape: tuple[int, ...], speed: float, steps: int) -> float | None:
+        """Estimate the time of a weight [N, K] on two cores; None where nothing is known.
+
+        speed: weights rounded a second in the layer's format, 0 if not known. steps: of an optimizer.
+        """
+        n, k = shape
+        if self.products:
+            return n * k * k * (1 + self.step_share * (steps if self.optimizes else 0)) / self.products
+        return n * k / speed if speed else None
+
+
+def _learned(name: str) -> Algorithm:
+    return Algorithm(
+        name, "learned:learned", optimizes=True, products=1e10, step_share=0.02, squares=1, tiles=12
+    )
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    a.name: a
+    for a in (
+        Algorithm("rtn", "rtn:rtn", aliases=("simple",)),
+        Algorithm(
+            "ldlq", "ldlq:ldlq", aliases=("gptq",), needs_hessian=True, rotates=False, products=1e10, tiles=3
+        ),
+        Algorithm("quip", "ldlq:ldlq", needs_hessian=True, rotates=True, products=1e10, tiles=3),
+        _learned("original"),
+        _learned("adamw"),
+        _learned("radam"),
+    )
+}
+"""Every algorithm by name. "quip" is LDLQ of a rotated weight; the learned ones are named by their optimizer."""
+
+ROUNDING = "rtn"
+"""What a layer gets without calibration."""
+
+
+def canonical(name: str) -> str:
+    """Return the name of an algorithm or alias; KeyError for one that does not exist."""
+    if name in ALGORITHMS:
+        return name
+    found = [a.name for a in ALGORITHMS.values() if name in a.aliases]
+    if not found:
+        raise KeyError(name)
+    return found[0]
+
+
+def calibrated(rotated: bool) -> str:
+    """Return the best algorithm for a layer whose inputs are known, rotated or not."""
+    return next(a.name for a in ALGORITHMS.values() if a.needs_hessian and a.rotates is rotated)

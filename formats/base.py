@@ -1,0 +1,264 @@
+"""What a storage format says of itself: one class per ``comfy_quant`` format, one value per layer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from .config import flag, flattened
+from .errors import CheckpointError
+from .names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
+
+FORMATS: dict[str, type["Format"]] = {}
+"""Every format by its name in ``comfy_quant``; defining a subclass of Format with a `name` adds it."""
+
+Shape = tuple[int, int]
+"""[N, K] of a linear weight: out_features, in_features."""
+
+Report = Callable[..., None]
+"""Takes a fault: ``report(kind, text, fix="", fatal=True)``; see `stored.judge.Problem`."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a stored layer: the end of its name, its safetensors dtype, its shape."""
+
+    suffix: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count
+
+
+Tensors = Mapping[str, StoredTensor]
+"""The tensors of a layer by suffix, ``comfy_quant`` aside."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asks for one layer, whatever its format; a format takes the fields that it has.
+
+    granularity: "" for the format's own. rotation: ConvRot group, 0 for none. block_size: edge of a block.
+    """
+
+    granularity: str = ""
+    rotation: int = 0
+    block_size: int = 128
+    full_precision_matrix_mult: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How one layer is stored. A subclass is a format; its instances are the choices of single layers.
+
+    A subclass sets the class variables and defines `tensors`; `config`, `read`, `rows` and the rest where the
+    defaults below do not fit. The runtime finds its layout by the name in `layout` (quant/layouts).
+
+    rotation: ConvRot group, 0 for none. extra: suffixes of optional tensors that the layer has.
+    full_precision_matrix_mult: written into ``comfy_quant``; ComfyUI reads it, and ignores it for INT8.
+    """
+
+    name: ClassVar[str]
+    """On disk, in ``comfy_quant``."""
+    option: ClassVar[str] = ""
+    """What a person types after ``--format``; "" for formats that are read and not written."""
+    layout: ClassVar[str] = ""
+    """Class name of the layout that holds such a weight at run time."""
+    stock_since: ClassVar[str] = ""
+    """The first ComfyUI that loads it without a node pack; "" if none does."""
+    granularities: ClassVar[tuple[str, ...]] = ()
+    """The words of ``--scaling_mode`` that this format answers to, its own first."""
+    rotates: ClassVar[bool] = False
+    """Whether its weights may be rotated (ConvRot)."""
+    weight_dtype: ClassVar[str] = "I8"
+    """Safetensors dtype of the weight."""
+    suffixes: ClassVar[tuple[str, ...]] = (SCALE,)
+    """Tensors that always stand beside the weight."""
+    extras: ClassVar[tuple[str, ...]] = (INPUT_SCALE, PRE_QUANT_SCALE)
+    """Optional tensors that it may have."""
+
+    rotation: int = 0
+    full_precision_matrix_mult: bool = False
+    extra: tuple[str, ...] = field(default=())
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            FORMATS[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        """ValueError for a rotation or an extra tensor that the format does not have."""
+        if self.rotation and not self.rotates:
+            raise ValueError(f"{self.name} has no rotation")
+        if unknown := set(self.extra) - set(self.extras):
+            raise ValueError(f"{self.name} has no {sorted(unknown)[0]}")
+
+    @classmethod
+    def make(cls, asked: Asked) -> "Format":
+        """Return the format of a layer for which `asked` is asked."""
+        own = {f.name for f in fields(cls)}
+        given = {f.name: getattr(asked, f.name) for f in fields(asked) if f.name in own}
+        if not given.get("granularity", True):
+            del given["granularity"]
+        return cls(**given)
+
+    def tensors(self, shape: Shape) -> tuple[StoredTensor, ...]:
+        """Return the stored tensors of a weight [N, K], the weight first, ``comfy_quant`` aside."""
+        raise NotImplementedError(f"{type(self).__name__} must define tensors(shape)")
+
+    def stored(self, shape: Shape) -> tuple[StoredTensor, ...]:
+        """Return `tensors` and the extra ones: [K] ``pre_quant_scale``, [] ``input_scale``, both float32."""
+        extras = {INPUT_SCALE: (), PRE_QUANT_SCALE: (shape[1],)}
+        return (*self.tensors(shape), *(StoredTensor(s, "F32", extras[s]) for s in extras if s in self.extra))
+
+    def config(self) -> dict[str, Any]:
+        """Return the ``comfy_quant`` object, in the key order of ComfyUI's own saver."""
+        full = {"full_precision_matrix_mult": True} if self.full_precision_matrix_mult else {}
+        return {"format": self.name, **self.keys(), **full}
+
+    def keys(self) -> dict[str, Any]:
+        """Return the format's own keys of ``comfy_quant``."""
+        return {}
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], tensors: Tensors, where: str) -> "Format":
+        """Read how a layer is stored from its ``comfy_quant`` and the shapes of its tensors.
+
+        Keys may stand in "params", sizes may be texts. CheckpointError, naming `where`, for what this format
+        cannot be: a tensor that is missing or misshapen, a size that does not fit.
+        """
+        settings = flattened(config)
+        if tensors[WEIGHT].dtype != cls.weight_dtype or len(tensors[WEIGHT].shape) != 2:
+            w = tensors[WEIGHT]
+            raise CheckpointError(
+                f"{where}: {cls.name} needs a weight {cls.weight_dtype} [N, K], not {w.dtype} {list(w.shape)}"
+            )
+        for suffix in cls.suffixes:
+            if suffix not in tensors:
+                raise CheckpointError(f"{where} ({cls.name}) has no {suffix}")
+        made = cls.from_settings(settings, tensors, where)
+        made.check(tensors, where)
+        return made
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> "Format":
+        """Make the format from flattened ``comfy_quant`` keys; the weight and `suffixes` are there."""
+        return cls(**cls.common(settings, tensors))
+
+    @classmethod
+    def common(cls, settings: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
+        """Return the fields that every format reads alike."""
+        extra = tuple(s for s in cls.extras if s in tensors)
+        return {"full_precision_matrix_mult": flag(settings, "full_precision_matrix_mult"), "extra": extra}
+
+    def check(self, tensors: Tensors, where: str) -> None:
+        """CheckpointError for a tensor whose shape is not one that this format reads.
+
+        The default asks for the shapes of `stored`; one element may have any number of axes.
+        """
+        for wanted in self.stored(self.shape(tensors[WEIGHT].shape)):
+            found = tensors[wanted.suffix]
+            same = found.numel == wanted.numel if wanted.suffix in self.extra else found.shape == wanted.shape
+            if not same and found.numel * wanted.numel != 1:
+                raise CheckpointError(
+                    f"{where}: {wanted.suffix} is {list(found.shape)}, {self.name} ({self.describe()}) "
+                    f"needs {list(wanted.shape)}"
+                )
+
+    def shape(self, stored: tuple[int, ...]) -> Shape:
+        """Return [N, K] of a weight stored with shape `stored`."""
+        n, k = stored
+        return n, k
+
+    @property
+    def row_step(self) -> int:
+        """Rows that cannot be taken apart: parts of a layer start at its multiples."""
+        return 1
+
+    def rows(self, first: int, count: int, tensors: Tensors) -> dict[str, tuple[int, int] | None]:
+        """Say which part of each stored tensor belongs to `count` weight rows from `first` on.
+
+        A part is (start, stop) along the first axis; None is the whole tensor. `first` is a multiple of
+        `row_step`, and so is `count` unless the rows are the last. The default: what has as many rows as
+        the weight goes with its rows, everything else is shared.
+        """
+        n = tensors[WEIGHT].shape[0]
+        own = {s for s, t in tensors.items() if t.shape[:1] == (n,) and t.numel > 1}
+        own -= {PRE_QUANT_SCALE, INPUT_SCALE}
+        return {s: (first, first + count) if s in own or s == WEIGHT else None for s in tensors}
+
+    def why_not(self, shape: Shape) -> str:
+        """Say why a weight [N, K] cannot have this format; "" if it can."""
+        return ""
+
+    def describe(self) -> str:
+        """Name the format's choices for tables: ``row + convrot 256``."""
+        return self.name
+
+    def words(self) -> dict[str, Any]:
+        """Return the format's own fields by the names that they have in a layer configuration."""
+        return {}
+
+    def speed(self) -> float:
+        """Return the weights that are rounded and checked a second on two cores; 0 where none was measured.
+
+        Measured with ``bench/estimate.py``.
+        """
+        return 0.0
+
+    def tag(self) -> str:
+        """Name the format in a file's name: ``int8_row``; without the rotation."""
+        return self.option
+
+    @classmethod
+    def put_right(
+        cls, config: dict[str, Any] | None, tensors: Tensors, report: Report, reported: bool = False
+    ) -> tuple[dict[str, Any] | None, Tensors]:
+        """Return a layer's config and tensors as they should stand in a file, and report every fault.
+
+        config: None where there is none that can be read; `reported` says that this was told already.
+        tensors: as found, under today's suffixes. The default repairs nothing: it reports what `read`
+        refuses and what is stored in another dtype or shape than `stored` says.
+        """
+        if config is None:
+            if not reported:
+                report("no comfy_quant", "no comfy_quant: nothing says how to read it")
+            return None, tensors
+        try:
+            made = cls.read(config, tensors, cls.name)
+        except CheckpointError as e:
+            report("layer", str(e))
+            return config, tensors
+        for wanted in made.stored(made.shape(tensors[WEIGHT].shape)):
+            found = tensors[wanted.suffix]
+            if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
+                expected = f"{wanted.dtype} {list(wanted.shape)} is expected"
+                report("stored tensor", f"{wanted.suffix} is {found.dtype} {list(found.shape)}: {expected}")
+        return config, tensors
+
+    @classmethod
+    def config_faults(cls, config: Mapping[str, Any], before: Mapping[str, Any], columns: int) -> list[str]:
+        """Say why an edited config would no longer fit the tensors of a layer whose config was `before`."""
+        return []
+
+
+def format_class(name: str, where: str) -> type[Format]:
+    """Return the format of that name in ``comfy_quant``; CheckpointError names the known ones."""
+    if name not in FORMATS:
+        raise CheckpointError(f"layer {where} has format {name!r}; this runtime reads {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def read_format(config: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
+    """Read how a layer is stored, by the format that its ``comfy_quant`` names; see `Format.read`."""
+    return format_class(config["format"], where).read(config, tensors, f"layer {where}")
+
+
+def companion_suffixes() -> dict[str, None]:
+    """Return every suffix that a tensor beside a quantized weight may have, ``comfy_quant`` aside."""
+    return dict.fromkeys(s for f in FORMATS.values() for s in (*f.suffixes, *f.extras))

@@ -1,0 +1,70 @@
+"""Formats by the words that people type: ``--format`` and ``--scaling_mode``."""
+
+from .base import FORMATS, Format
+
+DEFAULT = "int8"
+
+_ALIASES = {
+    "axis": "row",
+    "channel": "row",
+    "rowwise": "row",
+    "tensorwise": "tensor",
+    "blockwise": "block",
+}
+
+
+def _written() -> list[type[Format]]:
+    """Return the formats that can be written, those first that stock ComfyUI loads."""
+    return sorted((f for f in FORMATS.values() if f.option), key=lambda f: not f.stock_since)
+
+
+def options() -> list[str]:
+    """Return the values of ``--format``."""
+    return list(dict.fromkeys(f.option for f in _written()))
+
+
+def writable() -> list[str]:
+    """Return every name that a format to write can be given by: options, then names on disk."""
+    return list(dict.fromkeys([*options(), *(f.name for f in _written())]))
+
+
+def granularities() -> list[str]:
+    """Return the values of ``--scaling_mode``."""
+    return list(dict.fromkeys(g for f in _written() for g in f.granularities))
+
+
+def granularity_name(text: str) -> str:
+    """Return the granularity a person named, also as other tools call it (axis, tensorwise, ...)."""
+    name = _ALIASES.get(text, text)
+    known = granularities()
+    if name not in known:
+        raise ValueError(f"scaling mode must be {', '.join(known[:-1])} or {known[-1]}, not {text!r}")
+    return name
+
+
+def chosen(name: str, granularity: str | None) -> type[Format]:
+    """Return the format of an option (or name on disk) with a granularity, None or "" for its own.
+
+    ValueError where that format has no such granularity.
+    """
+    if name in FORMATS:
+        found = FORMATS[name]
+        if granularity and granularity not in found.granularities:
+            raise ValueError(_no_granularity(name, found.granularities, granularity))
+        return found
+    family = [f for f in _written() if f.option == name]
+    if not family:
+        raise ValueError(f"there is no format {name!r}; known: {', '.join(writable())}")
+    fitting = [f for f in family if not granularity or granularity in f.granularities]
+    if not fitting:
+        known = tuple(g for f in family for g in f.granularities)
+        raise ValueError(_no_granularity(name, known, granularity))
+    return fitting[0]
+
+
+def _no_granularity(name: str, known: tuple[str, ...], given: str | None) -> str:
+    if not known:
+        return f"{name} has scales of its own kind; --scaling_mode does not apply to it"
+    other = next((f.name for f in _written() if given in f.granularities), "")
+    remedy = f"; for {given} use {other}" if other else ""
+    return f"{name} has scales by {' or '.join(known)}, not by {given}{remedy}"

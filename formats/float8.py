@@ -1,0 +1,80 @@
+"""``float8_e4m3fn`` and ``float8_e5m2``: eight-bit floats with one scale in all, or none.
+
+weight [N, K]; weight_scale float32 [] (one per row is read too). Older files name the scale ``scale_weight``
+and mark themselves with a tensor ``scaled_fp8``; of two elements, it asks for products in full precision.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .base import Format, Report, Shape, StoredTensor, Tensors
+from .errors import CheckpointError
+from .names import SCALE, WEIGHT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8(Format):
+    """What both have in common. scaled: whether there is a scale."""
+
+    layout: ClassVar[str] = "TensorCoreFP8Layout"
+    stock_since: ClassVar[str] = "0.29"
+    suffixes: ClassVar[tuple[str, ...]] = ()
+
+    scaled: bool = True
+
+    def tensors(self, shape: Shape) -> tuple[StoredTensor, ...]:
+        """Return the weight and, where it is scaled, the scale []."""
+        scale = (StoredTensor(SCALE, "F32", ()),) if self.scaled else ()
+        return (StoredTensor(WEIGHT, self.weight_dtype, shape), *scale)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
+        """Read whether there is a scale."""
+        return cls(scaled=SCALE in tensors, **cls.common(settings, tensors))
+
+    def check(self, tensors: Tensors, where: str) -> None:
+        """CheckpointError for a scale that is neither one element nor one per row."""
+        scale, n = tensors.get(SCALE), tensors[WEIGHT].shape[0]
+        if scale is not None and scale.numel not in (1, n):
+            raise CheckpointError(
+                f"{where}: weight_scale must have one element, or one per row, not {list(scale.shape)}"
+            )
+        super().check({**tensors, SCALE: StoredTensor(SCALE, "F32", ())}, where)
+
+    def rows(self, first: int, count: int, tensors: Tensors) -> dict[str, tuple[int, int] | None]:
+        """Take the rows of the weight, and of a scale per row."""
+        parts = super().rows(first, count, tensors)
+        if SCALE in tensors and tensors[SCALE].numel > 1:
+            parts[SCALE] = (first, first + count)
+        return parts
+
+    @classmethod
+    def put_right(
+        cls, config: dict[str, Any] | None, tensors: Tensors, report: Report, reported: bool = False
+    ) -> tuple[dict[str, Any] | None, Tensors]:
+        """Label a scaled weight by its dtype. A weight without a scale needs no ``comfy_quant``."""
+        if config is not None and config.get("format") != cls.name:
+            report(
+                "wrong format",
+                f"labelled {config.get('format')!r}, but is {cls.name}",
+                f"labelled {cls.name}",
+            )
+            config = {**config, "format": cls.name}
+        return config, tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8E4M3(Float8):
+    """Four bits of exponent, three of mantissa: up to 448."""
+
+    name: ClassVar[str] = "float8_e4m3fn"
+    weight_dtype: ClassVar[str] = "F8_E4M3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8E5M2(Float8):
+    """Five bits of exponent, two of mantissa: up to 57344."""
+
+    name: ClassVar[str] = "float8_e5m2"
+    weight_dtype: ClassVar[str] = "F8_E5M2"

@@ -1,0 +1,166 @@
+"""What the INT8 formats share: how a stored layer is told and put right.
+
+The scale's shape tells more than the label: files in the wild carry the wrong one, or none.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+from .base import FORMATS, Format, Report, Tensors
+from .config import flag
+from .convrot import DEFAULT_GROUP, GROUPS
+from .names import SCALE, WEIGHT
+
+_EDGES = tuple(1 << e for e in range(4, 11))
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8(Format):
+    """Integers -127 to 127 with float32 scales."""
+
+    weight_dtype: ClassVar[str] = "I8"
+
+    @classmethod
+    def put_right(
+        cls, config: dict[str, Any] | None, tensors: Tensors, report: Report, reported: bool = False
+    ) -> tuple[dict[str, Any] | None, Tensors]:
+        """Relabel by the scale's shape, and bring the scale to the dtype and shape that load everywhere."""
+        shape = tensors[WEIGHT].shape
+        if len(shape) != 2:
+            scale = tensors.get(SCALE)
+            if len(shape) == 3 and scale is not None and scale.shape[:1] == shape[:1]:
+                text = f"a bank of {shape[0]} experts in one tensor: a ComfyUI that knows such banks reads it"
+                report("expert bank", text, fatal=False)
+            else:
+                report("weight shape", f"INT8 of shape {list(shape)}: only [N, K] can be used")
+            return config, tensors
+        told, edge = _told_by_scale(config or {}, tensors, report)
+        right = _labelled(config, told, edge, tensors, report, reported)
+        if right is None:
+            return None, tensors
+        if told != "block":
+            _check_rotation(right, shape[1], report)
+        return right, _scale_put_right(told, tensors, report)
+
+    @classmethod
+    def config_faults(cls, config: Mapping[str, Any], before: Mapping[str, Any], columns: int) -> list[str]:
+        """Refuse another block edge, and a rotation that a layer cannot have."""
+        edge = before.get("group_size")
+        if config.get("group_size") != edge and config["format"] == _name("block"):
+            return [f"its scale has blocks of {edge}: group_size stays"]
+        return list(rotation_faults(config, columns))
+
+
+def rotation_faults(config: Mapping[str, Any], columns: int) -> Iterator[str]:
+    """Yield what is wrong with a config's rotation for a layer of so many columns."""
+    if not flag(config, "convrot"):
+        return
+    group = config.get("convrot_groupsize", DEFAULT_GROUP)
+    if isinstance(group, bool) or group not in GROUPS:
+        yield f"convrot_groupsize {group!r} is not one of {', '.join(map(str, GROUPS))}"
+    elif columns % group:
+        yield f"convrot_groupsize {group} does not divide its {columns} columns: the first forward fails"
+
+
+def _name(granularity: str) -> str:
+    """Return the name on disk of the INT8 format with that granularity."""
+    return next(f.name for f in FORMATS.values() if issubclass(f, Int8) and granularity in f.granularities)
+
+
+def _told_by_scale(config: Mapping[str, Any], tensors: Tensors, report: Report) -> tuple[str, int]:
+    """Tell (granularity, edge of a block) by the scale's shape; ("", 0) when it fits nothing."""
+    scale, (n, k) = tensors.get(SCALE), tensors[WEIGHT].shape
+    if scale is None:
+        report("scale missing", f"it has no {SCALE}: ComfyUI refuses it")
+        return "", 0
+    size = config.get("group_size")
+    fits = [b for b in _EDGES if scale.shape == (-(-n // b), -(-k // b))]
+    if config.get("format") == _name("block") and size in fits:
+        return "block", int(size or 0)
+    if scale.numel == 1:
+        return "tensor", 0
+    if scale.numel == n and n in scale.shape:
+        return "row", 0
+    whole = [b for b in fits if n % b == 0 and k % b == 0]
+    chosen = [size] if size in fits else whole if len(whole) == 1 else fits
+    if len(chosen) == 1:
+        return "block", int(cast(int, chosen[0]))
+    why = f"blocks of {' or '.join(map(str, fits))} fit" if fits else f"[{n}, 1] is expected"
+    report("scale shape", f"a scale of shape {list(scale.shape)} beside a weight [{n}, {k}]: {why}")
+    return "", 0
+
+
+def _labelled(
+    config: dict[str, Any] | None, told: str, edge: int, tensors: Tensors, report: Report, reported: bool
+) -> dict[str, Any] | None:
+    """Return the config with the format, and the group_size, that the scale's shape tells.
+
+    None where there is nothing to read a layer by: nothing is made up.
+    """
+    absent = config is None and not reported
+    right = dict(config or {})
+    if not told:
+        right.setdefault("format", _name("row"))
+        if absent:
+            report(
+                "no comfy_quant", "no comfy_quant: ComfyUI takes its integers for weights, which gives noise"
+            )
+        return None if absent else right
+    label, shape, old = _name(told), list(tensors[SCALE].shape), right.get("format")
+    if absent:
+        text = "no comfy_quant: ComfyUI takes its integers for weights, which gives noise"
+        report("no comfy_quant", text, f"written as {label}, by the scale's shape {shape}")
+    elif old is None and config is not None:
+        fix = f"{label}, by the scale's shape {shape}"
+        report("no format", "its config has no 'format': ComfyUI refuses it", fix)
+    elif old != label and config is not None:
+        text = f"labelled {old!r}, but its scale of shape {shape} is {label}"
+        report("wrong format", text, f"labelled {label}")
+    if old != label:
+        right = {"format": label, **{k: v for k, v in right.items() if k not in ("format", "group_size")}}
+    if told == "block":
+        _check_edge(right, edge, old == label, report)
+    return right
+
+
+def _check_edge(config: dict[str, Any], edge: int, labelled: bool, report: Report) -> None:
+    if labelled and config.get("group_size") != edge:
+        text = f"group_size {config.get('group_size')!r}, but its scale has blocks of {edge}"
+        report("group size", text, f"group_size {edge}")
+    config["group_size"] = edge
+    text = f"{config['format']}: stock ComfyUI refuses this format; it needs a node pack that knows it"
+    report("block-wise", text, fatal=False)
+
+
+def _check_rotation(config: Mapping[str, Any], columns: int, report: Report) -> None:
+    for text in rotation_faults(config, columns):
+        report("rotation", text)
+    if "convrot_groupsize" in config and "convrot" not in config:
+        text = (
+            f"convrot_groupsize {config['convrot_groupsize']} without convrot: it is not un-rotated; "
+            f"if the flag was lost this is noise, and add-keys with convrot true puts it right"
+        )
+        report("rotation flag", text, fatal=False)
+
+
+def _scale_put_right(told: str, tensors: Tensors, report: Report) -> Tensors:
+    scale = tensors.get(SCALE)
+    if scale is None:
+        return tensors
+    n, shape, dtype = tensors[WEIGHT].shape[0], scale.shape, scale.dtype
+    if dtype not in _FLOATS:
+        report("scale dtype", f"its scale is {dtype}, not F32")
+    elif dtype != "F32":
+        text = f"its scale is {dtype}, not F32: ComfyUI loads it and fails when it runs"
+        report("scale dtype", text, "converted to F32")
+        dtype = "F32"
+    if told == "row" and shape != (n, 1):
+        text = f"its row scale has shape {list(shape)}, not [{n}, 1]: LoRAs crash, or rows swap scales"
+        report("scale shape", text, f"reshaped to [{n}, 1]")
+        shape = (n, 1)
+    if told == "tensor" and len(shape) > 2:
+        report("scale shape", f"its scale has shape {list(shape)}, not [1, 1]", "reshaped to [1, 1]")
+        shape = (1, 1)
+    return {**tensors, SCALE: replace(scale, dtype=dtype, shape=shape)}

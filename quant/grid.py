@@ -1,0 +1,117 @@
+"""A grid: what an algorithm rounds a weight to. Algorithms take one, and know no format."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels import ldlq_
+from ..kernels.scales import QMAX, absmax_rows, scale_from_absmax
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers -levels to levels times a scale; a scale serves `rows` x `columns` weights (0: all).
+
+    Codes are integers, as int8 or float32. Scales are float32 [ceil(N / rows), ceil(K / columns)]; methods
+    that work on a few rows take the scale of those rows from `view`. rotation: ConvRot group of the space
+    that the codes live in, 0 for none. A grid of another kind overrides what it does otherwise.
+    """
+
+    levels: int = QMAX
+    rows: int = 1
+    columns: int = 0
+    rotation: int = 0
+
+    def scale_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the shape of the scales of a weight [N, K]."""
+        n, k = shape
+        return -(-n // (self.rows or n)), -(-k // (self.columns or k))
+
+    def peaks(self, work: torch.Tensor) -> torch.Tensor:
+        """Return max |w| of what shares a scale, for float32 rows [n, K] that start on a multiple of `rows`."""
+        if self.columns or self.rows > 1:
+            return self._blocks(work.abs()).amax((1, 3))
+        peak = absmax_rows(work)
+        return peak if self.rows else peak.amax().reshape(1, 1)
+
+    def scale_from(self, peaks: torch.Tensor) -> torch.Tensor:
+        """Return the scales that spread the levels over `peaks`; NaN and Inf pass through."""
+        return self.settle(scale_from_absmax(peaks, self.levels))
+
+    def settle(self, scale: torch.Tensor) -> torch.Tensor:
+        """Return the nearest scales that can be stored: the default stores any float32."""
+        return scale
+
+    def errors(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the squared rounding error summed over what shares a scale, for rows as in `peaks`.
+
+        scale: as `view` returns it.
+        """
+        error = torch.addcmul(work, self.round(work, scale), scale.expand_as(work), value=-1).square_()
+        if self.columns or self.rows > 1:
+            return self._blocks(error).sum((1, 3))
+        return error.sum(1, keepdim=True) if self.rows else error.sum().reshape(1, 1)
+
+    def view(self, scale: torch.Tensor, part: slice, columns: int) -> torch.Tensor:
+        """Return the scale of rows `part`, broadcastable to [n, K]."""
+        own = self.row_scale(scale, part)
+        return own.repeat_interleave(self.columns, 1)[:, :columns] if self.columns else own
+
+    def row_scale(self, scale: torch.Tensor, part: slice) -> torch.Tensor:
+        """Return the scales of rows `part`: [n or 1, ceil(K / columns)]."""
+        if self.rows == 0:
+            return scale
+        if self.rows == 1:
+            return scale[part]
+        return scale[torch.arange(part.start, part.stop, device=scale.device) // self.rows]
+
+    def column_view(self, scale: torch.Tensor, part: slice, column: int) -> torch.Tensor:
+        """Return the scale of rows `part` in the columns that share one with `column`: [n or 1, 1]."""
+        own = self.row_scale(scale, part)
+        return own[:, column // self.columns].unsqueeze(1) if self.columns else own
+
+    def round(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the codes (as float32) nearest to `work`, saturated."""
+        return self.clamp_((work * scale.reciprocal()).round_())
+
+    def clamp_(self, codes: torch.Tensor) -> torch.Tensor:
+        """Saturate codes in place."""
+        return codes.clamp_(-self.levels, self.levels)
+
+    def values(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the floats that codes stand for."""
+        return codes * scale
+
+    def residual_(self, work: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Subtract what the codes stand for from `work`, in place."""
+        return work.addcmul_(codes, scale.expand(work.shape[0], work.shape[1]), value=-1)
+
+    def ldlq_(
+        self, codes: torch.Tensor, work: torch.Tensor, feedback: torch.Tensor, scale: torch.Tensor
+    ) -> None:
+        """Quantize the columns of `work` [n, B] into int8 `codes` with error feedback; see `kernels.ldlq_`.
+
+        scale: as `column_view` returns it; all B columns share it.
+        """
+        ldlq_(codes, work, feedback, scale, self.levels)
+
+    def change(self, codes: torch.Tensor, moves: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return how much values change when their codes move by `moves`."""
+        return moves * scale
+
+    def unit(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared step of each row, [n, 1]."""
+        return (scale * scale).expand_as(work).mean(1, keepdim=True)
+
+    def shifted(
+        self, codes: torch.Tensor, gradient: torch.Tensor, curvature: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the codes nearest to the codes' values plus gradient / curvature: a Newton step."""
+        return self.clamp_((codes + gradient / (scale * curvature)).round_())
+
+    def _blocks(self, work: torch.Tensor) -> torch.Tensor:
+        """Return [n, K] as [row blocks, rows, column blocks, columns], padded with zeros."""
+        n, k = work.shape
+        rows, columns = self.rows or n, self.columns or k
+        padded = torch.nn.functional.pad(work, (0, -k % columns, 0, -n % rows))
+        return padded.view(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)

@@ -1,0 +1,19 @@
+"""Storage layouts: what a quantized weight is in memory. One file per format, of the format's name."""
+
+from .base import LAYOUTS, QuantizedLayout, layout_class
+from .float8 import TensorCoreFP8Layout
+from .int8_blockwise import BlockWiseINT8Layout
+from .int8_tensorwise import AxisWiseINT8Layout, TensorWiseINT8Layout
+from .weight import WeightLayout, weight_layout
+
+__all__ = [
+    "LAYOUTS",
+    "AxisWiseINT8Layout",
+    "BlockWiseINT8Layout",
+    "QuantizedLayout",
+    "TensorCoreFP8Layout",
+    "TensorWiseINT8Layout",
+    "WeightLayout",
+    "layout_class",
+    "weight_layout",
+]

@@ -1,0 +1,228 @@
+"""Layouts of checkpoint formats: what linear, saving, splitting, LoRA and the algorithms need of one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from ...files.dtypes import safetensors_dtype
+from ...formats import CheckpointError, Format, StoredTensor, Tensors
+from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, WEIGHT
+from ...kernels import rotate
+from ..grid import Grid
+from .base import LAYOUTS, QuantizedLayout
+
+Params = dict[str, Any]
+Stored = dict[str, torch.Tensor]
+"""A layer's tensors by suffix, ``comfy_quant`` aside."""
+
+
+class WeightLayout(QuantizedLayout):
+    """Base of layouts that hold the weights [N, K] of a `Format`.
+
+    A new one defines `load`, `store`, `values`, `grid` and `pack`, and gets everything else from here; what it
+    can do faster it overrides. Parameters: what `load` makes, with orig_dtype, orig_shape [N, K] where rows
+    are packed, and transposed; where the checkpoint has them, pre_quant_scale [K] (the input of the linear is
+    multiplied by it, so the float weight is the stored one times it) and input_scale [].
+    """
+
+    resident: ClassVar[bool] = True
+    """Whether a loaded model keeps such weights; else they become floats when they are loaded."""
+
+    quantizes_activations: ClassVar[bool] = False
+    """Whether `linear` rounds its input too (W8A8)."""
+
+    @classmethod
+    def load(
+        cls, form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> tuple[torch.Tensor, Params]:
+        """Return (qdata, params) of a layer stored as `form`; its tensors share their memory where they can."""
+        raise TypeError(f"{cls.__name__} must define load(form, tensors, dtype)")
+
+    @classmethod
+    def store(cls, qdata: torch.Tensor, params: Params) -> tuple[Format, Stored]:
+        """Return the format and the tensors by suffix, exactly as a checkpoint holds them."""
+        raise TypeError(f"{cls.__name__} must define store(qdata, params)")
+
+    @classmethod
+    def values(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return float32 [N, K] as stored: still rotated, and not multiplied by pre_quant_scale."""
+        raise TypeError(f"{cls.__name__} must define values(qdata, params)")
+
+    @classmethod
+    def grid(cls, form: Format) -> Grid:
+        """Return what an algorithm rounds to."""
+        raise TypeError(f"{cls.__name__} must define grid(form)")
+
+    @classmethod
+    def pack(
+        cls, codes: torch.Tensor, scale: torch.Tensor, form: Format, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, Params]:
+        """Return (qdata, params) of int8 codes [N, K] and scales as the grid has them."""
+        raise TypeError(f"{cls.__name__} must define pack(codes, scale, form, dtype)")
+
+    @classmethod
+    def round(
+        cls, tensor: torch.Tensor, form: Format, scale: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Params]:
+        """Round [N, K] to nearest; scale: as the grid has it, None for the grid's own from the peaks."""
+        grid = cls.grid(form)
+        work = rotate(tensor.float(), form.rotation) if form.rotation else tensor.float()
+        scale = grid.scale_from(grid.peaks(work)) if scale is None else scale
+        codes = grid.round(work, grid.view(scale, slice(0, work.shape[0]), work.shape[1]))
+        return cls.pack(codes.to(torch.int8), scale, form, tensor.dtype)
+
+    @classmethod
+    def quantize(
+        cls,
+        tensor: torch.Tensor,
+        form: Format | None = None,
+        pre_quant_scale: torch.Tensor | None = None,
+        input_scale: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Params]:  # type: ignore[override]
+        """Round [N, K] to nearest as `form`. pre_quant_scale: the columns are divided by it first."""
+        if form is None:
+            raise ValueError(f"{cls.__name__}: give the format to quantize to as form=...")
+        q, params = cls.round(smoothed(tensor, pre_quant_scale), form)
+        return q, {
+            **params,
+            "orig_dtype": tensor.dtype,
+            **given(pre_quant_scale=pre_quant_scale, input_scale=input_scale),
+        }
+
+    @classmethod
+    def dequantize(
+        cls, qdata: torch.Tensor, *, orig_dtype: torch.dtype, transposed: bool = False, **params: Any
+    ) -> torch.Tensor:  # type: ignore[override]
+        """Return the float weight: `values`, un-rotated, times pre_quant_scale, as `orig_dtype`."""
+        out, rotation = cls.values(qdata, params), params.get("rotation", 0)
+        out = rotate(out, rotation) if rotation else out  # the matrix is symmetric: its own inverse
+        out = unsmoothed(out, params.get(PRE_QUANT_SCALE)).to(orig_dtype)
+        return out.t() if transposed else out
+
+    @classmethod
+    def requantize_options(cls, params: Params) -> dict[str, Any]:
+        """Return the format and the activation scales, which a change of the weight leaves alone."""
+        return {"form": cls.form(params), **carried(params)}
+
+    @classmethod
+    def form(cls, params: Params) -> Format:
+        """Return the format that the parameters describe."""
+        raise TypeError(f"{cls.__name__} must define form(params)")
+
+    @classmethod
+    def linear(
+        cls, x: torch.Tensor, qdata: torch.Tensor, params: Params, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return x W^T + bias in x's dtype; x is multiplied by pre_quant_scale already.
+
+        The default multiplies floats; a layout with a kernel of its own overrides this.
+        """
+        return cls.exact_linear(x, qdata, params, bias)
+
+    @classmethod
+    def exact_linear(
+        cls, x: torch.Tensor, qdata: torch.Tensor, params: Params, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return `linear` with exact activations, differentiable in x."""
+        plain = {k: v for k, v in params.items() if k not in (PRE_QUANT_SCALE, "transposed")}
+        dense = cls.dequantize(qdata, **{**plain, "orig_dtype": x.dtype})
+        return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
+
+    @classmethod
+    def weight_only(cls, x: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return x W^T with exact activations x [.., K], not multiplied by pre_quant_scale, not differentiable."""
+        return cls.exact_linear(x, qdata, params)
+
+    @classmethod
+    def embedding(
+        cls, index: torch.Tensor, qdata: torch.Tensor, params: Params, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """Return rows `index` as `dtype` without making all of them floats; None where that cannot be done."""
+        return None
+
+    @classmethod
+    def view(
+        cls, qdata: torch.Tensor, params: Params, shape: tuple[int, ...]
+    ) -> tuple[torch.Tensor, Params] | None:
+        """Return the storage seen under another shape; None where only the floats can be."""
+        return None
+
+    @classmethod
+    def tokens(cls, qdata: torch.Tensor, params: Params, rotation: int) -> torch.Tensor | None:
+        """Return the floats [.., K] rotated by `rotation` if they are stored so; else None."""
+        stored = params.get("rotation") == rotation and not params.get("transposed")
+        return cls.values(qdata, params) if rotation and stored else None
+
+    @classmethod
+    def take_rows(
+        cls, qdata: torch.Tensor, params: Params, start: int, stop: int
+    ) -> tuple[torch.Tensor, Params]:
+        """Return rows [start, stop) in memory of their own; ValueError where they cannot be taken apart."""
+        form, tensors = cls.store(qdata, params)
+        infos = described(tensors)
+        step, last = form.row_step, form.shape(infos[WEIGHT].shape)[0]
+        if start % step or (stop % step and stop != last):
+            raise ValueError(f"rows {start} to {stop} do not lie on blocks of {step}")
+        parts = form.rows(start, stop - start, infos)
+        mine = {s: t if (p := parts[s]) is None else t[p[0] : p[1]].clone() for s, t in tensors.items()}
+        return weight_layout(form.layout).load(form, mine, params["orig_dtype"])
+
+    @classmethod
+    def join_rows(cls, parts: Sequence[tuple[torch.Tensor, Params]]) -> tuple[torch.Tensor, Params]:
+        """Return the parts below each other; ValueError where they are not stored alike."""
+        stored = [cls.store(*part) for part in parts]
+        form, first = stored[0]
+        if any(f != form for f, _ in stored):
+            raise ValueError("quantized in different ways")
+        infos = described(first)
+        own = {s for s, part in form.rows(0, infos[WEIGHT].shape[0], infos).items() if part is not None}
+        ragged = [t[WEIGHT].shape[0] for _, t in stored[:-1] if t[WEIGHT].shape[0] % form.row_step]
+        if ragged:
+            raise ValueError(f"{ragged[0]} rows are no whole blocks of {form.row_step}")
+        if any(not torch.equal(first[s], t[s]) for _, t in stored for s in first if s not in own):
+            raise ValueError("quantized in different ways")
+        joined = {s: torch.cat([t[s] for _, t in stored]) if s in own else first[s] for s in first}
+        return weight_layout(form.layout).load(form, joined, parts[0][1]["orig_dtype"])
+
+
+def described(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return dtypes and shapes, as a format wants them."""
+    return {s: StoredTensor(s, safetensors_dtype(t.dtype), tuple(t.shape)) for s, t in tensors.items()}
+
+
+def weight_layout(name: str) -> type[WeightLayout]:
+    """Return the layout of that name; CheckpointError where it holds no checkpoint format."""
+    found = LAYOUTS.get(name)
+    if found is None or not issubclass(found, WeightLayout):
+        raise CheckpointError(f"layout {name} has no checkpoint format")
+    return found
+
+
+def given(**params: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return the parameters that are there."""
+    return {k: v for k, v in params.items() if v is not None}
+
+
+def carried(params: Params) -> dict[str, torch.Tensor]:
+    """Return the activation scales among the parameters."""
+    return {k: params[k] for k in (PRE_QUANT_SCALE, INPUT_SCALE) if params.get(k) is not None}
+
+
+def with_extras(form: Format, params: Params) -> Format:
+    """Return `form` with the extra tensors that the parameters hold."""
+    return replace(form, extra=tuple(s for s in form.extras if params.get(s) is not None))
+
+
+def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor | None) -> torch.Tensor:
+    """Return the weight with its columns divided by pre_quant_scale [K]."""
+    if pre_quant_scale is None:
+        return weight
+    return weight.float() / pre_quant_scale.to(device=weight.device, dtype=torch.float32)
+
+
+def unsmoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor | None) -> torch.Tensor:
+    """Multiply the columns of the weight by pre_quant_scale [K], in place."""
+    return weight if pre_quant_scale is None else weight.mul_(pre_quant_scale.to(weight.dtype))

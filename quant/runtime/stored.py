@@ -1,0 +1,81 @@
+"""The tensors of one quantized layer <-> its QuantizedTensor."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...formats import CheckpointError, Format, Tensors, companion_suffixes, read_format
+from ...formats.config import checked_config, decode_config, encode_config
+from ...formats.names import CONFIG
+from ..layouts import weight_layout
+from ..layouts.weight import described
+from ..tensor import QuantizedTensor
+
+
+def companions() -> list[str]:
+    """Return the suffixes of all that may stand beside ``weight`` in a quantized layer."""
+    return [*companion_suffixes(), CONFIG]
+
+
+def layer_format(raw: torch.Tensor | Mapping[str, Any], tensors: Tensors, layer: str) -> Format:
+    """Read how `layer` is stored from its ``comfy_quant`` (uint8 JSON, or an object already) and its tensors.
+
+    CheckpointError, naming the layer, for what is no format that this runtime reads, or does not fit.
+    """
+    where = f"{layer}.{CONFIG}"
+    if isinstance(raw, torch.Tensor):
+        config = decode_config(bytes(raw.cpu().contiguous().view(torch.uint8).numpy()), where)
+    else:
+        config = checked_config(raw, where)
+    return read_format(config, tensors, layer)
+
+
+def build_weight(form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Return a layer's weight from its stored tensors by suffix (``weight`` among them).
+
+    dtype: the logical dtype. A layout that models do not keep gives a plain tensor instead.
+    """
+    layout = weight_layout(form.layout)
+    made = QuantizedTensor.of(layout.load(form, tensors, dtype), layout)
+    return made if layout.resident else made.dequantize()
+
+
+def read_weight(
+    raw: Any, tensors: Mapping[str, torch.Tensor], layer: str, dtype: torch.dtype
+) -> tuple[Format, torch.Tensor]:
+    """Return the format of `layer` and its weight, from ``comfy_quant`` and the tensors by suffix."""
+    form = layer_format(raw, described(tensors), layer)
+    return form, build_weight(form, tensors, dtype)
+
+
+def as_parameter(tensor: torch.Tensor) -> nn.Parameter:
+    """Return `tensor` as a frozen parameter.
+
+    ``nn.Parameter(q)`` detaches a subclass, and the first such call makes torch import its distributed
+    tensors: 40 MB and up to seconds that loading and running a model do not need.
+    """
+    if not isinstance(tensor, QuantizedTensor):
+        return nn.Parameter(tensor, requires_grad=False)
+    tensor._is_param = True
+    return tensor  # type: ignore[return-value]
+
+
+def stored_layer(weight: QuantizedTensor) -> tuple[Format, dict[str, torch.Tensor]]:
+    """Return the format of a weight and its stored tensors by suffix, ``comfy_quant`` among them.
+
+    CheckpointError for a layout that no checkpoint format holds, or a transposed or reshaped weight.
+    """
+    layout = weight_layout(weight._layout_type)
+    if weight._layout_params.get("transposed") or weight.dim() != 2:
+        raise CheckpointError(f"{weight} is a view; only plain [N, K] weights can be saved")
+    form, tensors = layout.store(weight._qdata, weight._layout_params)
+    config = torch.frombuffer(bytearray(encode_config(form.config())), dtype=torch.uint8)
+    ordered = [s for s in tensors if s not in form.extra]
+    return form, {**{s: tensors[s] for s in ordered}, CONFIG: config, **{s: tensors[s] for s in form.extra}}
+
+
+def tensors_of(weight: QuantizedTensor) -> dict[str, torch.Tensor]:
+    """Return the stored tensors of a quantized weight by suffix: weight, weight_scale, comfy_quant, ..."""
+    return stored_layer(weight)[1]
