@@ -61,13 +61,12 @@ def test_version_tells_it_too(site):
     assert done.stderr.count(TOLD) == 1
 
 
-def test_the_other_tool_installed_later_has_replaced_our_init(site):
+@pytest.mark.parametrize("module", ["converter.cli.main", "runtime"])
+def test_the_other_tool_installed_later_has_replaced_our_init(site, module):
     (site / "convert_to_quant" / "convert_to_quant.py").touch()
     (site / "convert_to_quant" / "__init__.py").write_text("")
-    command = "from convert_to_quant.converter.cli.main import main; main(['--version'])"
-    done = run(site, "-c", command)
-    assert TOLD in done.stdout
-    assert TOLD in done.stderr
+    done = run(site, "-c", f"import convert_to_quant.{module}")
+    assert done.stderr.count(TOLD) == 1
 
 
 def test_the_other_tool_elsewhere_on_the_path(site, tmp_path):

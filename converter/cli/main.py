@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from ...formats.errors import ConversionError
-from ...namesake import warn as warn_of_namesake
 from ..options.command import CommandOptions
 from ..options.settings import Settings
 from ..options.values import nearest
@@ -41,7 +40,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name); returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    warn_of_namesake()  # the package did on import, unless the other tool's __init__ replaced ours
     try:
         if argv and argv[0] in COMMANDS:
             return COMMANDS[argv[0]][1](argv[1:])
