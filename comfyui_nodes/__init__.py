@@ -33,8 +33,8 @@ def _start() -> None:
         from .nodes import NODES
     except ImportError as e:
         logger.error(
-            "convert_to_quant nodes are not available: %s. Install the package into ComfyUI's Python: "
-            "python -m pip install convert_to_quant",
+            "convert_to_quant nodes are not available: %s. Install the package into ComfyUI's Python "
+            "from a checkout: python -m pip install . (PyPI's convert_to_quant is another tool)",
             e,
         )
         return

@@ -12,12 +12,15 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from .namesake import warn as _warn_of_namesake
+from .version import VERSION as __version__
+
 _HERE = os.path.dirname(os.path.abspath(__file__))
 if not os.path.isdir(os.path.join(_HERE, "kernels")):
     # A source checkout: kernels/, quant/ and converter/ stand beside this folder.
     __path__.append(os.path.dirname(_HERE))
 
-from .converter.version import VERSION as __version__  # noqa: E402 - found only through the path above
+_warn_of_namesake()
 
 _LAZY = {
     "convert_to_int8": ".quantization",

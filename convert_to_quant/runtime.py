@@ -8,6 +8,7 @@ Example::
     print(load_quantized(model, "model-int8.safetensors", device="cuda").summary())
 """
 
+from .namesake import warn as _warn_of_namesake
 from .quant.runtime import (
     CheckpointError,
     Int8Linear,
@@ -41,3 +42,5 @@ __all__ = [
     "quantize_model",
     "save_quantized",
 ]
+
+_warn_of_namesake()  # the package did, unless the other tool's __init__ has replaced ours

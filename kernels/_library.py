@@ -22,6 +22,9 @@ _DEVICE_KEYS = ("CUDA", "XPU")
 _EAGER: ContextVar[bool] = ContextVar("convert_to_quant_force_eager", default=False)
 _log = logging.getLogger(NAMESPACE + ".kernels")
 
+LAUNCHERS: dict[str, str] = {}
+"""Op -> its Triton launcher as ``"module.function"`` below ``kernels.triton``; filled by `define`."""
+
 
 class Unsupported(Exception):
     """A device implementation cannot take this call; the message is the condition that failed.
@@ -55,6 +58,8 @@ def define(schema: str, *, eager: Callable, fake: Callable, device: str | None =
     _LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
     for key in _DEVICE_KEYS:
         _LIBRARY.impl(name, on_device(name, eager, device), key)
+    if device is not None:
+        LAUNCHERS[name] = device
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 

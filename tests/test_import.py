@@ -105,16 +105,6 @@ def test_every_op_has_a_docstring_and_an_eager_twin_for_every_device():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"convert_to_quant::{name}", key), name
 
 
-def test_the_version_is_told_once():
-    import re
-    from pathlib import Path
-
-    import convert_to_quant
-
-    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
-    assert convert_to_quant.__version__ == re.search(r'^version = "(.*)"$', text, re.M)[1]
-
-
 def test_everything_the_front_page_offers_is_there():
     import convert_to_quant
 

@@ -16,20 +16,8 @@ from pathlib import Path
 import torch
 import triton
 
+from convert_to_quant.kernels._library import LAUNCHERS
 from convert_to_quant.kernels.triton import _arch
-
-LAUNCHERS = {
-    "quantize_rowwise": "rowwise",
-    "quantize_tensorwise": "tensorwise",
-    "quantize_blockwise": "blockwise",
-    "dequantize": "dequantize",
-    "rotate": "rotation",
-    "int8_mm": "int8_mm",
-    "int8_linear": "int8_linear",
-    "int8_weight_only_linear": "weight_only",
-    "ldlq_": "ldlq",
-}
-"""Op -> the module of its launcher."""
 
 
 class NoCompiler(RuntimeError):
@@ -38,7 +26,8 @@ class NoCompiler(RuntimeError):
 
 def launcher(op: str):
     """The function that the dispatcher calls for `op` on a GPU."""
-    return getattr(importlib.import_module(f"convert_to_quant.kernels.triton.{LAUNCHERS[op]}"), op)
+    module, _, function = LAUNCHERS[op].partition(".")
+    return getattr(importlib.import_module(f"convert_to_quant.kernels.triton.{module}"), function)
 
 
 def install(family: str = "sm90") -> ctypes.CDLL:

@@ -6,10 +6,11 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from ...namesake import message as namesake_message
+from ...version import DISTRIBUTION, VERSION
 from ..options.command import CommandOptions
 from ..options.settings import GROUPS, Settings
 from ..presets import keep_set
-from ..version import VERSION
 
 DESCRIPTION = "Quantize a safetensors checkpoint to INT8 that ComfyUI loads."
 EPILOG = """\
@@ -65,9 +66,7 @@ class ConvertParser(argparse.ArgumentParser):
             default=argparse.SUPPRESS,
             help="this page, or one topic's options",
         )
-        general.add_argument(
-            "--version", action="version", version=f"convert_to_quant {VERSION}", help="show the version"
-        )
+        general.add_argument("--version", action="version", version=_version(), help="show the version")
 
     def _add(self, group: Any, key: str, f: Any) -> None:
         extra = dict(f.metadata["argparse"])
@@ -109,6 +108,12 @@ class ConvertParser(argparse.ArgumentParser):
         self.print_help()
         for action, names in spellings:
             action.option_strings = names
+
+
+def _version() -> str:
+    """Return what ``--version`` prints, with a line on the other tool where its files are found."""
+    namesake = namesake_message()
+    return f"convert_to_quant {VERSION} ({DISTRIBUTION})" + (f"\nwarning: {namesake}" if namesake else "")
 
 
 def _shown_spellings(action: argparse.Action) -> list[str]:

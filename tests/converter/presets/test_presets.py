@@ -100,7 +100,8 @@ def test_every_catalog_is_recognised_as_itself_only(name):
 
 @catalogs.needs_catalogs
 def test_every_family_has_a_row():
-    assert {preset.name for preset in PRESETS} == set(catalogs.facts("fingerprints"))
+    """There may be rows besides: a new one comes with a small catalog, not with the full one."""
+    assert {preset.name for preset in PRESETS} >= set(catalogs.facts("fingerprints"))
 
 
 @catalogs.needs_catalogs

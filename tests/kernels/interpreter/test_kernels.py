@@ -7,19 +7,17 @@ import pytest
 import torch
 from triton_cases import CASES, same
 
+from convert_to_quant.kernels._library import LAUNCHERS
 from convert_to_quant.kernels.triton import _gemm
 from convert_to_quant.kernels.triton import int8_mm as mm
 from convert_to_quant.kernels.triton import weight_only as wo
 
-MODULES = {
-    "quantize_rowwise": "rowwise", "quantize_tensorwise": "tensorwise", "quantize_blockwise": "blockwise",
-    "dequantize": "dequantize", "rotate": "rotation", "int8_mm": "int8_mm", "int8_linear": "int8_linear",
-    "int8_weight_only_linear": "weight_only", "ldlq_": "ldlq",
-}  # fmt: skip
 PLAIN = {
-    name: getattr(importlib.import_module(f"convert_to_quant.kernels.triton.{module}"), name)
-    for name, module in MODULES.items()
-}  # fmt: skip
+    op: getattr(importlib.import_module(f"convert_to_quant.kernels.triton.{module}"), function)
+    for op, target in LAUNCHERS.items()
+    for module, function in [target.split(".")]
+}
+"""Every op that has a launcher, by name: cases for a new one need no word here."""
 
 
 def twice(launcher):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from convert_to_quant.kernels._library import LAUNCHERS
+
 pytest.importorskip("triton.backends.nvidia")
 
 ROOT = Path(__file__).parents[3]
-LAUNCHERS = ("quantize_rowwise", "quantize_tensorwise", "quantize_blockwise", "dequantize", "rotate",
-             "int8_mm", "int8_linear", "int8_weight_only_linear", "ldlq_")  # fmt: skip
 
 
 def launch(*arguments: str) -> list[list[str]]:
