@@ -83,7 +83,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         _learned("radam"),
     )
 }
-"""Every algorithm by name. "quip" is LDLQ of a rotated weight; the learned ones are named by their optimizer."""
+"""Every algorithm by name. "quip" is LDLQ of a rotated weight; learned ones are named by their optimizer."""
 
 ROUNDING = "rtn"
 """What a layer gets without calibration."""

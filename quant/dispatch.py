@@ -55,7 +55,7 @@ def _name(layout: str | type[QuantizedLayout]) -> str:
 
 
 def find_handler(func: Any, layout: str) -> Handler | None:
-    """Return the handler of `func` for `layout` or the nearest base that has one, else the generic one, or None."""
+    """Return the handler of `func` for `layout` or its nearest base, else the generic one, else None."""
     cls = LAYOUTS.get(layout)
     key = (func, cls or layout)
     if key not in _FOUND:

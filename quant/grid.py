@@ -28,7 +28,7 @@ class Grid:
         return -(-n // (self.rows or n)), -(-k // (self.columns or k))
 
     def peaks(self, work: torch.Tensor) -> torch.Tensor:
-        """Return max |w| of what shares a scale, for float32 rows [n, K] that start on a multiple of `rows`."""
+        """Return max |w| of what shares a scale, of float32 rows [n, K] from a multiple of `rows` on."""
         if self.columns or self.rows > 1:
             return self._blocks(work.abs()).amax((1, 3))
         peak = absmax_rows(work)

@@ -29,7 +29,7 @@ def _plain(value: Any) -> Any:
 
 
 def _product(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return x W^T + bias; differentiable in x, through the dequantized weight, where a gradient is wanted."""
+    """Return x W^T + bias; differentiable in x, through the float weight, where a gradient is wanted."""
     smooth = weight._layout_params.get("pre_quant_scale")
     x = x if smooth is None else x * smooth.to(x.dtype)
     return _layout(weight).linear(x, weight._qdata, weight._layout_params, bias)

@@ -11,7 +11,6 @@ from ...formats import Asked
 from ...formats.choose import chosen
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
-from ..options.settings import Settings
 from ..plan.steps import Plan
 
 
@@ -31,7 +30,7 @@ def usable_output(path: Path, checkpoint: Checkpoint) -> Path:
 
 
 def default_output(source: Path, plan: Plan, folder: Path | None = None) -> Path:
-    """Return the path that a model gets when none is named: in `folder`, or beside it, named after the format."""
+    """Return the path of an output that nobody named: in `folder` or beside the model, named after the format."""
     return (folder or source.parent) / f"{model_stem(source)}-{_format_tag(plan)}.safetensors"
 
 

@@ -14,7 +14,7 @@ later ones are not mixed in. A field that is left out has the value the command 
 stores the layer so even where the model's preset would keep it, and so does ``"skip": false``; an entry
 with neither only changes *how* a layer is quantized, not *whether*.
 
-fields: ``format`` as ``--format``, a format's name in ``comfy_quant``, or fp16; ``scaling_mode`` as the option;
+fields: ``format`` as ``--format``, a name in ``comfy_quant``, or fp16; ``scaling_mode`` as the option;
 ``block_size``; ``convrot``; ``convrot_group_size`` a number or "auto"; ``optimizer`` (also ``algorithm``)
 one of `formats.algorithms`; ``skip`` keeps the layer as it is, whatever else stands beside it;
 ``full_precision_matrix_mult`` is written into comfy_quant, where ComfyUI ignores it for INT8.

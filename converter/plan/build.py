@@ -69,7 +69,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
 
 
 def layer_names(checkpoint: Checkpoint) -> list[str]:
-    """Return the layers that a user's pattern can name: weights that may be a Linear's, without ``.weight``."""
+    """Return the layers that a pattern can name: weights that may be a Linear's, without ``.weight``."""
     shapes = checkpoint.shapes()
     return [_layer(name) for name in shapes if could_be_linear(name, shapes[name])]
 

@@ -98,7 +98,7 @@ def examine(layer: StoredLayer, marker: TensorInfo | None = None) -> Examined:
 
 
 def _class_of(layer: StoredLayer, config: Mapping[str, Any] | None) -> type[Format] | None:
-    """Find the format that judges a layer: the one it names if that stores such weights, else by the dtype."""
+    """Find the format that judges a layer: the one it names if that stores such weights, else by dtype."""
     named = FORMATS.get(str((config or {}).get("format")))
     if named is not None and named.weight_dtype == layer.weight.dtype:
         return named

@@ -19,8 +19,9 @@ PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "m
 class StoredLayer:
     """One quantized weight and what stands beside it.
 
-    tensors: what stands beside it, by today's suffix. raw: the bytes of its ``comfy_quant``. listed: its entry in the header's ``_quantization_metadata``, which
-    ComfyUI believes over `raw`; listed_as: the name it has there ("" when it is not listed).
+    tensors: what stands beside it, by today's suffix. raw: the bytes of its ``comfy_quant``. listed: its
+    entry in the header's ``_quantization_metadata``, which ComfyUI believes over `raw`; listed_as: the name
+    it has there ("" when it is not listed).
     """
 
     name: str

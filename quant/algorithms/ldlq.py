@@ -53,7 +53,7 @@ def quantize_with_factor(
     name: str = "",
     ready: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the int8 codes [N, K] of LDLQ for given scales (as the grid shapes them), on the weight's device.
+    """Return the int8 codes [N, K] of LDLQ for scales as the grid shapes them, on the weight's device.
 
     ready: the weight as `tiles.whole` made it, overwritten; None makes its rows chunk by chunk.
     """

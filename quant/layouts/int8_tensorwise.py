@@ -16,7 +16,7 @@ from .weight import Params, Stored, carried, given, smoothed, unsmoothed, with_e
 class TensorWiseINT8Layout(Int8Layout):
     """ComfyUI's ``int8_tensorwise``: one scale [] or one per row [N, 1], optionally rotated (ConvRot).
 
-    Parameters: scale float32, rotation (group size or 0), orig_dtype, transposed, and those of `WeightLayout`.
+    Parameters: scale float32, rotation (group size or 0), orig_dtype, and those of `WeightLayout`.
     """
 
     @classmethod
@@ -124,7 +124,7 @@ class TensorWiseINT8Layout(Int8Layout):
     def view(
         cls, qdata: torch.Tensor, params: Params, shape: tuple[int, ...]
     ) -> tuple[torch.Tensor, Params] | None:
-        """Return the storage under another shape: views that keep the last axis keep rows and rotation groups."""
+        """Return the storage in another shape: views that keep the last axis keep rows and rotation groups."""
         scale = params["scale"]
         free = scale.numel() == 1 and not params.get("rotation") and "pre_quant_scale" not in params
         if not (free or shape[-1:] == qdata.shape[-1:]):

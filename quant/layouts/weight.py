@@ -22,8 +22,8 @@ Stored = dict[str, torch.Tensor]
 class WeightLayout(QuantizedLayout):
     """Base of layouts that hold the weights [N, K] of a `Format`.
 
-    A new one defines `load`, `store`, `values`, `grid` and `pack`, and gets everything else from here; what it
-    can do faster it overrides. Parameters: what `load` makes, with orig_dtype, orig_shape [N, K] where rows
+    A new one defines `form`, `load`, `store`, `values`, `grid` and `pack`, and gets everything else from
+    here; what it can do faster it overrides. Parameters: what `load` makes, with orig_dtype, orig_shape [N, K] where rows
     are packed, and transposed; where the checkpoint has them, pre_quant_scale [K] (the input of the linear is
     multiplied by it, so the float weight is the stored one times it) and input_scale [].
     """
@@ -38,7 +38,7 @@ class WeightLayout(QuantizedLayout):
     def load(
         cls, form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> tuple[torch.Tensor, Params]:
-        """Return (qdata, params) of a layer stored as `form`; its tensors share their memory where they can."""
+        """Return (qdata, params) of a layer stored as `form`, in the memory of its tensors where it can be."""
         raise TypeError(f"{cls.__name__} must define load(form, tensors, dtype)")
 
     @classmethod
@@ -133,14 +133,14 @@ class WeightLayout(QuantizedLayout):
 
     @classmethod
     def weight_only(cls, x: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return x W^T with exact activations x [.., K], not multiplied by pre_quant_scale, not differentiable."""
+        """Return x W^T with exact activations x [.., K]; pre_quant_scale is left out, no gradient flows."""
         return cls.exact_linear(x, qdata, params)
 
     @classmethod
     def embedding(
         cls, index: torch.Tensor, qdata: torch.Tensor, params: Params, dtype: torch.dtype
     ) -> torch.Tensor | None:
-        """Return rows `index` as `dtype` without making all of them floats; None where that cannot be done."""
+        """Return rows `index` as `dtype` without making all of them floats; None where that cannot be."""
         return None
 
     @classmethod

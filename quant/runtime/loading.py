@@ -193,8 +193,8 @@ def _config(file, layer, prefix, extras, configs) -> Format | None:
     storage = infos[WEIGHT].dtype
     if stored is None and (storage == "I8" or (storage in FLOAT8 and SCALE in extras)):
         raise CheckpointError(
-            f"layer {layer} is stored as {entries[WEIGHT].dtype} but neither {layer}.comfy_quant nor the header says how; "
-            "loading the integers as they are would give noise"
+            f"layer {layer} is stored as {entries[WEIGHT].dtype} but neither {layer}.comfy_quant "
+            "nor the header says how; loading the integers as they are would give noise"
         )
     return stored
 

@@ -59,8 +59,8 @@ def quantize_model(
 
     The modules stay what they are, so hooks and adapters keep working; weights get requires_grad=False.
     Layer after layer, so memory never holds two copies of more than one weight.
-    layout: "TensorWiseINT8Layout", "BlockWiseINT8Layout", a format's name in ``comfy_quant`` ("int8_tensorwise",
-        "int8_blockwise"), or the name of a layout of your own.
+    layout: "TensorWiseINT8Layout", "BlockWiseINT8Layout", a format's name in ``comfy_quant``
+        ("int8_tensorwise", "int8_blockwise"), or the name of a layout of your own.
     skip: module-name patterns (``"*.norm1.*"``, fnmatch) or ``skip(name, module) -> bool``.
     calibration: a file made by `calibrate`, an opened CalibrationData, or ``{layer: LayerStats}``; layers
         with a record use LDLQ (in the rotated space), the others round to nearest and are noted.
