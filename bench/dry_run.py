@@ -4,7 +4,8 @@
 
 Each catalog becomes a checkpoint whose header is whole and whose data is a hole in the file, planned by
 ``convert_to_quant -i FILE --dry-run`` from process start to exit. Prints for each the tensors and the median
-of the runs, slowest last. The floor is the start of Python alone, shown first.
+of the runs, slowest last. The floor is the start of Python alone, shown first; "choosing" is the detection
+of the model and the decision on every tensor, by themselves, in a process that is warm.
 """
 
 import argparse
@@ -33,16 +34,30 @@ def main() -> None:
     folder = catalogs.FULL if catalogs.FULL.is_dir() else catalogs.SMALL
     print(f"python {sys.version.split()[0]}, {os.cpu_count()} cores, {args.runs} runs each")
     print(f"{'python -c pass':28} {'':>8} {median(['-c', 'pass'], args.runs):8.3f} s")
+    print(f"{'checkpoint':28} {'tensors':>8} {'dry run':>10} {'choosing':>10}")
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in catalogs.names(folder):
             shapes = catalogs.load(folder, name)[1]
             path = catalogs.write_hollow(Path(temporary) / f"{name}.safetensors", shapes)
             command = ["-m", "convert_to_quant", "-i", str(path), "--dry-run"]
-            rows.append((median(command, args.runs), len(shapes), name))
+            rows.append((median(command, args.runs), choosing(shapes, args.runs), len(shapes), name))
             path.unlink()
-    for seconds, tensors, name in sorted(rows):
-        print(f"{name:28} {tensors:8} {seconds:8.3f} s")
+    for seconds, chosen, tensors, name in sorted(rows):
+        print(f"{name:28} {tensors:8} {seconds:8.3f} s {chosen:8.3f} s")
+
+
+def choosing(shapes: dict[str, tuple[int, ...]], runs: int) -> float:
+    """Median seconds of processor time to detect the model and decide on each tensor, in this process."""
+    from convert_to_quant.converter.layers.selection import select
+    from convert_to_quant.converter.presets import detect
+
+    times = []
+    for _ in range(runs):
+        start = time.process_time()
+        select(shapes, detect(shapes))
+        times.append(time.process_time() - start)
+    return statistics.median(times)
 
 
 def median(arguments: list[str], runs: int) -> float:

@@ -1,7 +1,11 @@
 """Settings and fixtures of all tests."""
 
+import contextlib
+import getpass
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +22,31 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repo"))
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Each float dtype that the ops take."""
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give the run and its processes a temporary folder of their own; what is left there fails the run."""
+    folder, before = tmp_path_factory.mktemp("temporary"), os.environ.get("TMPDIR")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    yield
+    tempfile.tempdir = before
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    assert sorted(p.name for p in folder.iterdir()) == [], "left in the temporary folder"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the folder of pytest's own temporary folders when a passed run leaves nothing in it."""
+    root = os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()
+    folder = Path(root) / f"pytest-of-{getpass.getuser()}"
+    with contextlib.suppress(OSError):
+        if not (folder / "pytest-current").exists():
+            (folder / "pytest-current").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ arguments, tensor maps, limits of the device. Launchers are called with CPU tens
 the stub driver takes as a device's.
 """
 
+import atexit
 import ctypes
 import importlib
 import os
@@ -37,6 +38,7 @@ def install(family: str = "sm90") -> ctypes.CDLL:
         raise NoCompiler("no C compiler: set CC, or install gcc or clang")
     include = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
     folder = tempfile.mkdtemp(prefix="stub-cuda-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # Triton links against it to the end
     library = os.path.join(folder, "libcuda.so.1")
     command = [compiler, "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", f"-I{include}", "-o", library]
     subprocess.run([*command, str(Path(__file__).with_name("stub.c"))], check=True)

@@ -30,7 +30,7 @@ def usable_output(path: Path, checkpoint: Checkpoint) -> Path:
 
 
 def default_output(source: Path, plan: Plan, folder: Path | None = None) -> Path:
-    """Return the path of an output that nobody named: in `folder` or beside the model, named after the format."""
+    """Return the path of an output that nobody named: in `folder` or beside the model, by format."""
     return (folder or source.parent) / f"{model_stem(source)}-{_format_tag(plan)}.safetensors"
 
 

@@ -217,7 +217,7 @@ def _descend_block(
     diagonal: torch.Tensor,
     grid: Grid,
 ) -> torch.Tensor:
-    """Return moves of the codes [n, B] of a block; gradient [B, n], overwritten, is (W - Q) H of its columns."""
+    """Return moves of the codes [n, B] of a block; gradient [B, n] is its (W - Q) H, overwritten."""
     old, scale = q.t().contiguous(), s.t().contiguous()
     moves = torch.zeros_like(old)
     weighted = torch.zeros_like(old)

@@ -47,7 +47,7 @@ class QuantizedLayout:
 
     @classmethod
     def requantize_options(cls, params: dict[str, Any]) -> dict[str, Any]:
-        """Return options with which `quantize` makes the same kind of tensor again, after a change in place."""
+        """Return options with which `quantize` makes the same kind of tensor again."""
         return {}
 
 

@@ -27,7 +27,7 @@ class Int8Layout(WeightLayout):
     def floats(
         qdata: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0
     ) -> torch.Tensor:
-        """Dequantize; through float32 for a dtype that the op does not give (float64, after ``.double()``)."""
+        """Dequantize; through float32 for a dtype that the op does not give (float64)."""
         direct = dtype in (torch.float32, torch.float16, torch.bfloat16)
         return dequantize_int8(qdata, scale, dtype if direct else torch.float32, rotation).to(dtype)
 

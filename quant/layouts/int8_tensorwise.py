@@ -124,7 +124,7 @@ class TensorWiseINT8Layout(Int8Layout):
     def view(
         cls, qdata: torch.Tensor, params: Params, shape: tuple[int, ...]
     ) -> tuple[torch.Tensor, Params] | None:
-        """Return the storage in another shape: views that keep the last axis keep rows and rotation groups."""
+        """Return the storage in another shape: who keeps the last axis keeps rows and rotation groups."""
         scale = params["scale"]
         free = scale.numel() == 1 and not params.get("rotation") and "pre_quant_scale" not in params
         if not (free or shape[-1:] == qdata.shape[-1:]):

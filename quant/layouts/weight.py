@@ -23,9 +23,9 @@ class WeightLayout(QuantizedLayout):
     """Base of layouts that hold the weights [N, K] of a `Format`.
 
     A new one defines `form`, `load`, `store`, `values`, `grid` and `pack`, and gets everything else from
-    here; what it can do faster it overrides. Parameters: what `load` makes, with orig_dtype, orig_shape [N, K] where rows
-    are packed, and transposed; where the checkpoint has them, pre_quant_scale [K] (the input of the linear is
-    multiplied by it, so the float weight is the stored one times it) and input_scale [].
+    here; what it can do faster it overrides. Parameters: what `load` makes, with orig_dtype, orig_shape
+    [N, K] where rows are packed, and transposed; where the checkpoint has them, pre_quant_scale [K] (the input
+    of the linear is multiplied by it, so the float weight is the stored one times it) and input_scale [].
     """
 
     resident: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class WeightLayout(QuantizedLayout):
     def load(
         cls, form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> tuple[torch.Tensor, Params]:
-        """Return (qdata, params) of a layer stored as `form`, in the memory of its tensors where it can be."""
+        """Return (qdata, params) of a layer stored as `form`, in its tensors' memory where it can be."""
         raise TypeError(f"{cls.__name__} must define load(form, tensors, dtype)")
 
     @classmethod

@@ -143,7 +143,7 @@ def describe(launch) -> str:
 
 
 def compile_case(target_name: str, case: str) -> list[Resources]:
-    """Compile every distinct launch of a case for a target; runs in a worker process."""
+    """Compile every distinct launch of a case for a target."""
     from convert_to_quant.kernels.triton._arch import Arch
     from convert_to_quant.kernels.triton._launch import record
 

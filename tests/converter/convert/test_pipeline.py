@@ -1,7 +1,6 @@
 """The pipeline: order, memory budget, and failures in each of its parts."""
 
 import threading
-import time
 
 import pytest
 
@@ -28,16 +27,20 @@ def test_items_pass_in_order():
 
 
 def test_the_budget_bounds_what_is_in_flight():
-    held, peak, lock = [0], [0], threading.Lock()
+    """Nothing is written before two items are in flight; a third never is."""
+    held, peak, lock, full = [0], [0], threading.Lock(), threading.Event()
 
     def read(i):
         with lock:
             held[0] += 4
             peak[0] = max(peak[0], held[0])
+        if held[0] == 8:
+            full.set()
         return i
 
     def on_write(i):
-        time.sleep(0.002)
+        full.wait(60)
+        full.set()  # no second wait in a pipeline that is wrong
         with lock:
             held[0] -= 4
 

@@ -5,42 +5,37 @@ import resource
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
 from models import block_weights, save
 
+from convert_to_quant.converter.cli.main import main
 from convert_to_quant.quantization import ConversionError, convert_to_int8
 
 COMMAND = [sys.executable, "-m", "convert_to_quant"]
+STOPPED = [sys.executable, str(Path(__file__).parents[2] / "support" / "stopped.py")]
 
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    """A model that takes long enough to be stopped in its middle: 160 MiB in 40 layers."""
+    """A model of many steps: 40 layers of 1 MiB."""
     g = torch.Generator().manual_seed(0)
-    tensors = {f"blocks.{b}.fc.weight": torch.randn(1024, 1024, generator=g) for b in range(40)}
+    tensors = {f"blocks.{b}.fc.weight": torch.randn(512, 512, generator=g) for b in range(40)}
     return save(tmp_path_factory.mktemp("big") / "m.safetensors", tensors)
 
 
-def start(*args, **kwargs):
-    return subprocess.Popen(
-        [*COMMAND, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+def run_process(command, *args, **kwargs):
+    """Run a command to its end: (exit code, stdout, stderr)."""
+    done = subprocess.run([*command, *map(str, args)], capture_output=True, text=True, **kwargs)
+    return done.returncode, done.stdout, done.stderr
 
 
-def stop_in_the_middle(process, output, how):
-    """Send a signal once the journal shows finished layers; returns (exit code, stderr)."""
-    journal = output.with_name(output.name + ".part.journal")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") > 3:
-            process.send_signal(how)
-            break
-        time.sleep(0.001)
-    _, errors = process.communicate(timeout=120)
-    return process.returncode, errors
+def stop_in_the_middle(source, output, how):
+    """Convert in a process that sends itself a signal after four layers; returns (exit code, stderr)."""
+    code, _, errors = run_process([*STOPPED, how.name], "-i", source, "-o", output)
+    return code, errors
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
@@ -48,7 +43,7 @@ def test_a_stopped_run_leaves_no_output_and_is_gone_on_with(tmp_path, big, how):
     whole = tmp_path / "whole.safetensors"
     convert_to_int8(big, whole)
     output = tmp_path / "q.safetensors"
-    code, errors = stop_in_the_middle(start("-i", big, "-o", output), output, how)
+    code, errors = stop_in_the_middle(big, output, how)
     assert code == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
     if how == signal.SIGINT:
         assert "the same command goes on where it was" in errors
@@ -59,9 +54,8 @@ def test_a_stopped_run_leaves_no_output_and_is_gone_on_with(tmp_path, big, how):
     assert 0 < done < 40
     # Poison what is not done yet and leave what is: only a resumed run keeps the done layers unread.
     before = part.stat().st_ino
-    again = start("-i", big, "-o", output)
-    _, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
+    code, _, errors = run_process(COMMAND, "-i", big, "-o", output)
+    assert code == 0, errors
     assert output.stat().st_ino == before, "the .part file itself became the output"
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["q.safetensors", "whole.safetensors"]
@@ -69,7 +63,7 @@ def test_a_stopped_run_leaves_no_output_and_is_gone_on_with(tmp_path, big, how):
 
 def test_a_resumed_run_does_not_do_finished_layers_again(tmp_path, big):
     output = tmp_path / "q.safetensors"
-    stop_in_the_middle(start("-i", big, "-o", output), output, signal.SIGKILL)
+    stop_in_the_middle(big, output, signal.SIGKILL)
     journal = output.with_name(output.name + ".part.journal")
     finished = journal.read_text().splitlines()[1:-1]
     seen = []
@@ -89,15 +83,15 @@ def test_a_resumed_run_does_not_do_finished_layers_again(tmp_path, big):
 
     report = convert(Settings(input_file=str(big), output_file=str(output)), Watch())
     _, done = seen[0]
-    assert done >= len(finished) * 4 * 1024 * 1024
-    assert len(seen) - 1 == 40 - done // (4 * 1024 * 1024)
+    assert done >= len(finished) * 1024 * 1024
+    assert len(seen) - 1 == 40 - done // (1024 * 1024)
     assert len(report.layers) == 40, "the report covers the layers of both runs"
     assert all(r.sqnr_db and r.sqnr_db > 38 for r in report.layers)
 
 
 def test_a_part_of_another_job_is_not_gone_on_with(tmp_path, big):
     output = tmp_path / "q.safetensors"
-    stop_in_the_middle(start("-i", big, "-o", output), output, signal.SIGKILL)
+    stop_in_the_middle(big, output, signal.SIGKILL)
     convert_to_int8(big, output, convrot=False)
     convert_to_int8(big, tmp_path / "whole.safetensors", convrot=False)
     assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
@@ -174,12 +168,6 @@ def test_places_that_cannot_be_written(tmp_path):
         convert_to_int8(path, tmp_path)
 
 
-def run_cli(*args, **kwargs):
-    process = start(*args, **kwargs)
-    out, errors = process.communicate(timeout=120)
-    return process.returncode, out, errors
-
-
 def test_a_disk_that_is_too_small(tmp_path, big):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -189,7 +177,7 @@ def test_a_disk_that_is_too_small(tmp_path, big):
     if mounted.returncode:
         pytest.skip("this machine lets no test mount a small disk")
     try:
-        code, _, errors = run_cli("-i", big, "-o", disk / "q.safetensors")
+        code, _, errors = run_process(COMMAND, "-i", big, "-o", disk / "q.safetensors")
         assert code == 1
         assert errors.count("\n") == 1
         assert "not enough room" in errors
@@ -200,7 +188,8 @@ def test_a_disk_that_is_too_small(tmp_path, big):
 
 
 def test_a_limit_on_file_size(tmp_path, big):
-    code, _, errors = run_cli(
+    code, _, errors = run_process(
+        COMMAND,
         "-i",
         big,
         "-o",
@@ -215,7 +204,7 @@ def test_a_limit_on_file_size(tmp_path, big):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "same path", "nan", "folder missing"])
-def test_refusals_are_one_line_and_a_code(tmp_path, damage):
+def test_refusals_are_one_line_and_a_code(tmp_path, damage, capfd):
     source = block_weights()
     if damage == "nan":
         source["blocks.0.mlp.fc1.weight"][0, 0] = float("nan")
@@ -229,7 +218,8 @@ def test_refusals_are_one_line_and_a_code(tmp_path, damage):
         output = path
     if damage == "folder missing":
         output = tmp_path / "none" / "q.safetensors"
-    code, out, errors = run_cli("-i", path, "-o", output)
+    code = main(["-i", str(path), "-o", str(output)])
+    out, errors = capfd.readouterr()
     assert code == 1
     assert out == ""
     lines = [line for line in errors.splitlines() if line]

@@ -6,8 +6,6 @@ share the work.
 """
 
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 
@@ -38,23 +36,15 @@ JOBS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def results():
-    """Futures of all jobs, by (target, case)."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        yield {job: pool.submit(aot.compile_case, *job) for job in JOBS}
-        pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize(("target", "case"), JOBS, ids=[f"{t}-{c}".replace(" ", "_") for t, c in JOBS])
-def test_compiles_without_spills(target, case, results):
+def test_compiles_without_spills(target, case):
     vendor = "amd" if target.startswith("gfx") else "nvidia"
     if vendor not in backends:
         pytest.skip(f"this Triton has no {vendor} back end")
     if vendor == "amd" and not aot.links_amd():
         pytest.skip("Triton before 3.5 links AMD code with ROCm's ld.lld, which is not here")
     limit = aot.TARGETS[target][2]
-    for row in results[target, case].result(timeout=500):
+    for row in aot.compile_case(target, case):
         needs = f"{row.registers} | {row.spill} | {row.shared / 1024:.1f}"
         print(f"{target} | {row.kernel} | {row.config} | {needs}")
         assert row.spill <= SPILL, f"{row.kernel} {row.config} spills {row.spill} bytes"

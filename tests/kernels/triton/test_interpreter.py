@@ -1,27 +1,81 @@
-"""Runs tests/kernels/interpreter in a process of its own: interpreter and compiler exclude each other."""
+"""The process that runs the cases of tests/kernels/interpreter: outcomes, and what happens when it dies."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import textwrap
+from types import SimpleNamespace
 
-import numpy
+import interpreted
 import pytest
 
-triton = pytest.importorskip("triton")
+CASES = """
+    import os, signal, pytest
 
-BOTH = [tuple(int(n) for n in m.__version__.split(".")[:2]) for m in (triton, numpy)]
-"""(major, minor) of Triton and of NumPy."""
+    def test_passes():
+        assert os.environ["TRITON_INTERPRET"] == "1"
+
+    def test_fails():
+        print("said before")
+        assert 1 + 1 == 3
+
+    def test_is_skipped():
+        pytest.skip("not today")
+
+    @pytest.fixture
+    def torn():
+        yield
+        raise ValueError("in the tear-down")
+
+    def test_fails_afterwards(torn):
+        pass
+
+    def test_dies():
+        os.write(2, b"last words")
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-@pytest.mark.skipif(BOTH[0] < (3, 7) and BOTH[1] >= (2, 4), reason="needs Triton 3.7, or NumPy before 2.4")
-def test_kernels_under_the_interpreter():
-    """All of support/triton_cases.py and the rarer tiles, in one subprocess; its report on failure."""
-    root = Path(__file__).parents[3]
-    path = os.pathsep.join(p for p in (str(root), os.environ.get("PYTHONPATH")) if p)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    command = [sys.executable, "-m", "pytest", "--maxfail=5", "-p", "no:cacheprovider",
-               "-W", "ignore::RuntimeWarning", "tests/kernels/interpreter"]  # fmt: skip
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    (folder / "test_cases.py").write_text(textwrap.dedent(CASES))
+    process = interpreted.InterpreterProcess(folder, folder)
+    yield process
+    process.close()
+
+
+def run(process, name):
+    """What `InterpretedCase.runtest` does with the case's reports."""
+    case = SimpleNamespace(_process=process, nodeid=f"test_cases.py::{name}")
+    interpreted.InterpretedCase.runtest(case)
+
+
+def test_a_case_passes(process):
+    run(process, "test_passes")
+
+
+def test_a_failure_comes_with_its_traceback_and_what_was_printed(process):
+    with pytest.raises(interpreted.CaseFailed, match=r"(?s)in the call.*1 \+ 1.*said before"):
+        run(process, "test_fails")
+
+
+def test_a_failing_tear_down_fails_the_case(process):
+    with pytest.raises(interpreted.CaseFailed, match=r"(?s)in the teardown.*ValueError: in the tear-down"):
+        run(process, "test_fails_afterwards")
+
+
+def test_a_skip_comes_with_its_reason(process):
+    with pytest.raises(pytest.skip.Exception, match="not today"):
+        run(process, "test_is_skipped")
+
+
+def test_a_dead_process_fails_its_case_and_the_next_case_has_a_new_one(process):
+    with pytest.raises(interpreted.ProcessEnded, match=r"(?s)code -9.*last words"):
+        run(process, "test_dies")
+    run(process, "test_passes")
+
+
+def test_cases_that_cannot_be_collected_say_why(tmp_path):
+    (tmp_path / "test_cases.py").write_text("import no_such_module\n")
+    process = interpreted.InterpreterProcess(tmp_path, tmp_path)
+    with pytest.raises(interpreted.ProcessEnded, match="No module named 'no_such_module'"):
+        run(process, "test_passes")
+    process.close()

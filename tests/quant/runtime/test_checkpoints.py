@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -357,47 +356,36 @@ def test_int8_linear_takes_a_checkpoint_layer(layout):
         Int8Linear(256, 128).load_state_dict({"bias": linear.bias.detach()})
 
 
+MEMORY = """
+import os, sys, torch
+from torch import nn
+from convert_to_quant.runtime import empty_weights, load_quantized
+def memory(kind):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(kind)) * 1024
+with empty_weights():
+    layers = (nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16) for _ in range(48))
+    model = nn.Sequential(*layers)
+before = memory("VmRSS")
+load_quantized(model, sys.argv[1])
+print((memory("VmHWM") - before) / os.path.getsize(sys.argv[1]))
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_loading_a_big_file_stays_within_its_size(tmp_path):
-    """A quarter-GB model on the meta device: memory grows by at most 1.05 of the file plus one layer."""
-    code = textwrap.dedent("""
-        import os, sys, time, torch
-        from torch import nn
-        from convert_to_quant.runtime import empty_weights, load_quantized, save_quantized
-        from convert_to_quant.comfy.quant_ops import QuantizedTensor
-        path = sys.argv[1]
-        def memory(kind):
-            with open("/proc/self/status") as f:
-                return next(int(line.split()[1]) for line in f if line.startswith(kind)) * 1024
-        def build():
-            layers = (nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16) for _ in range(48))
-            return nn.Sequential(*layers)
-        if sys.argv[2] == "write":
-            with empty_weights():
-                model = build()
-            for layer in model:
-                params = {"scale": torch.full((2048, 1), 0.01), "rotation": 256, "orig_dtype": torch.bfloat16}
-                q = torch.randint(-127, 128, (2048, 2048), dtype=torch.int8)
-                q = QuantizedTensor(q, "TensorWiseINT8Layout", params)
-                layer.weight = nn.Parameter(q, requires_grad=False)
-            save_quantized(model, path)
-        else:
-            with empty_weights():
-                model = build()
-            before = memory("VmRSS")
-            start = time.process_time()
-            report = load_quantized(model, path)
-            seconds = time.process_time() - start
-            share = (memory("VmHWM") - before) / os.path.getsize(path)
-            print(share, report.bytes_read / seconds / 1e9)
-    """)
-    path = str(tmp_path / "big.safetensors")
-    run = [sys.executable, "-c", code, path]
-    subprocess.run([*run, "write"], check=True, timeout=120)
-    out = subprocess.run([*run, "read"], check=True, timeout=120, capture_output=True, text=True)
-    share, speed = map(float, out.stdout.split())
-    assert share <= 1.05
-    assert speed > 0.5, "GB a second of processor time; bench/runtime.py asks for 1 on a quiet machine"
+    """200 MB on the meta device: memory grows by at most 1.05 of the file. bench/runtime.py has the speed."""
+    with empty_weights():
+        model = nn.Sequential(*(nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16) for _ in range(48)))
+    integers = torch.randint(-127, 128, (2048, 2048), dtype=torch.int8)
+    params = {"scale": torch.full((2048, 1), 0.01), "rotation": 256, "orig_dtype": torch.bfloat16}
+    for layer in model:
+        q = QuantizedTensor(integers.clone(), "TensorWiseINT8Layout", params)
+        layer.weight = nn.Parameter(q, requires_grad=False)
+    path = save_quantized(model, tmp_path / "big.safetensors")
+    command = [sys.executable, "-c", MEMORY, str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert float(done.stdout) <= 1.05
 
 
 def test_storage_types_are_those_of_the_file(net, tmp_path):

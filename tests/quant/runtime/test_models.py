@@ -2,12 +2,12 @@
 
 import copy
 import io
-import time
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
+from operations import calls
 from torch import nn
 
 from convert_to_quant.comfy.quant_ops import QuantizedTensor
@@ -269,18 +269,13 @@ def test_embedding_dequantizes_only_the_rows_it_reads(rotation, caplog):
 
 
 def test_the_python_path_costs_little(monkeypatch):
-    """F.linear(x, q) over calling the op, the op replaced by a constant: at most 15 microseconds."""
+    """F.linear(x, q, bias) calls few functions besides the op; bench/runtime.py measures their time."""
     from convert_to_quant.quant.layouts import int8
 
     constant = torch.zeros(1, 64)
     monkeypatch.setattr(int8, "ops", SimpleNamespace(int8_linear=lambda *args: constant))
     q = QuantizedTensor.from_float(torch.randn(64, 64), "TensorWiseINT8Layout", rotation=16)
     x, bias = torch.randn(1, 64), torch.zeros(64)
-    best = float("inf")
     with torch.inference_mode():
-        for _ in range(7):
-            start = time.thread_time()
-            for _ in range(1000):
-                nn.functional.linear(x, q, bias)
-            best = min(best, (time.thread_time() - start) / 1000)
-    assert best < 15e-6
+        counts = [calls(lambda: nn.functional.linear(x, q, bias)) for _ in range(2)]
+    assert counts[-1] <= 40
