@@ -285,8 +285,9 @@ class _Work:
 def _float_dtype(stored: StoredFile) -> str:
     """F16 where more of the file's other elements are F16 than BF16; else BF16."""
     count = {"F16": 0, "BF16": 0}
+    owned = {t.name for layer in stored.layers.values() for t in layer.companions()}
     for info in stored.checkpoint.tensors.values():
-        if info.dtype in count:
+        if info.dtype in count and info.name not in owned:
             count[info.dtype] += info.numel
     return "F16" if count["F16"] > count["BF16"] else "BF16"
 

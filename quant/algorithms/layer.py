@@ -37,7 +37,8 @@ def quantize_layer(
             source, measured = smoothquant.smooth(weight, stats, factors)
     quantized, note = _function(options.algorithm)(source, measured, options, name)
     notes.append(note)
-    tiles.refuse_non_finite(quantized._layout_params["scale"], name)
+    for scales in quantized.inner().values():
+        tiles.refuse_non_finite(scales, name)
     quantized = _as(quantized, weight.dtype)
     fixed, note = _bias(source, measured, quantized, options, bias)
     notes.append(note)

@@ -24,7 +24,7 @@ class WeightLayout(QuantizedLayout):
 
     A new one defines `form`, `load`, `store`, `values`, `grid` and `pack`, and gets everything else from
     here; what it can do faster it overrides. Parameters: what `load` makes, with orig_dtype, orig_shape
-    [N, K] where rows are packed, and transposed; where the checkpoint has them, pre_quant_scale [K] (the input
+    [N, K] where rows are packed, and transposed; where the checkpoint has it, pre_quant_scale [K] (the input
     of the linear is multiplied by it, so the float weight is the stored one times it) and input_scale [].
     """
 
