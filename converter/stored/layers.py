@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...files.checkpoint import Checkpoint, TensorInfo
+from ...names.prefixes import CHECKPOINT
 from ..contract import CONFIG, FLOAT8_FORMATS, INPUT_SCALE, METADATA_KEY, PRE_QUANT_SCALE, SCALE, WEIGHT
 from .companions import is_marker
 
@@ -13,8 +14,6 @@ SCALE_NAMES = (SCALE, ".scale_weight", ".scale")
 """Endings of a weight's scale: today's, and those of older files, which ComfyUI refuses for INT8."""
 
 INPUT_SCALE_NAMES = (INPUT_SCALE, ".scale_input")
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
-"""What the same model's tensors are found under."""
 
 _QUANTIZED = ("I8", "U8", *FLOAT8_FORMATS)
 _LARGEST_CONFIG = 1 << 16
@@ -169,7 +168,8 @@ def _match(listed: Iterable[str], names: list[str]) -> tuple[dict[str, str], tup
     unknown = []
     for entry in later:
         meant = endings.get(entry) or next(
-            (entry[len(p) :] for p in PREFIXES[1:] if entry.startswith(p) and entry[len(p) :] in known), ""
+            (entry[len(p) :] for p in CHECKPOINT if entry.startswith(p) and entry[len(p) :] in known),
+            "",
         )
         if meant and meant not in found:
             found[meant] = entry

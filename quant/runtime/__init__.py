@@ -1,7 +1,7 @@
 """Running quantized models: load, quantize and save any torch model; operations; LoRA; name tables."""
 
+from ...formats.errors import CheckpointError
 from .empty import empty_weights
-from .errors import CheckpointError
 from .int8_linear import Int8Linear
 from .keymap import KeyMap, map_for
 from .loading import LoadReport, load_quantized

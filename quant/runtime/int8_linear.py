@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ... import kernels
+from ...formats.errors import CheckpointError
 from ..tensor import QuantizedTensor
-from .errors import CheckpointError
 from .layerformat import EXTRAS, build_weight, parse_config, tensors_of
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...formats.errors import CheckpointError
 from ...kernels.rotation import check_rotation
 from ..tensor import QuantizedTensor
-from .errors import CheckpointError
 
 TENSORWISE, BLOCKWISE = "int8_tensorwise", "int8_blockwise"
 INT8_FORMATS = {TENSORWISE: "TensorWiseINT8Layout", BLOCKWISE: "BlockWiseINT8Layout"}

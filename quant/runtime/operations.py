@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...formats.errors import CheckpointError
 from ..tensor import QuantizedTensor
-from .errors import CheckpointError
 from .layerformat import EXTRAS, as_parameter, build_weight, parse_config, tensors_of
 
 

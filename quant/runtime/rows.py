@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from ...formats.errors import CheckpointError
 from ..tensor import QuantizedTensor
-from .errors import CheckpointError
 
 
 def take_rows(tensor: torch.Tensor, start: int, stop: int, what: str = "tensor") -> torch.Tensor:
