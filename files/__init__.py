@@ -1,1 +1,10 @@
-"""Checkpoint files: safetensors headers, reading, writing."""
+"""Checkpoint files: one reader and one way to write. Importing it does not load torch.
+
+dtypes      the names of element types, their sizes, and what they are in torch
+header      the header of a safetensors file, parsed and built
+checkpoint  reading: one file, a sharded index or a folder of shards
+atomic      a file that has its name only when it is whole
+save        writing tensors that are all there, in one go
+writer      writing a file as a stream that an interrupted run goes on with
+memory      keeping this process's memory near what it uses
+"""

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..formats.errors import ConversionError
+from ..formats.errors import CheckpointError, ConversionError
+from .atomic import part_of, publish
 from .header import OutputTensor, build_header
 
 _COPY = 1 << 23
@@ -33,8 +34,8 @@ class OutputFile:
 
     def __init__(self, path: Path, outputs: Iterable[OutputTensor], metadata: Mapping[str, str], job: str):
         self.path = path
-        self.part = path.with_name(path.name + ".part")
-        self.journal = path.with_name(path.name + ".part.journal")
+        self.part = part_of(path)
+        self.journal = path.with_name(self.part.name + ".journal")
         self._outputs = {o.name: o for o in outputs}
         header, self._offsets, self.size = build_header(self._outputs.values(), metadata)
         self._identity = {"job": hashlib.sha256(header + job.encode()).hexdigest(), "boot": _boot_id()}
@@ -110,7 +111,7 @@ class OutputFile:
         while left:
             n = self._copy_range(source, offset, target, min(left, 1 << 30))
             if n == 0:
-                raise ConversionError(f"the input ends inside {name!r}; was it changed meanwhile?")
+                raise CheckpointError(f"the input ends inside {name!r}; was it changed meanwhile?")
             left, offset, target = left - n, offset + n, target + n
 
     def _copy_range(self, source: int, offset: int, target: int, count: int) -> int:
@@ -150,8 +151,7 @@ class OutputFile:
         except OSError as e:
             raise ConversionError(self._describe(e)) from e
         self.close()
-        os.replace(self.part, self.path)
-        _sync_folder(self.path.parent)
+        publish(self.path)
         self.journal.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -160,11 +160,6 @@ class OutputFile:
             self._journal.close()
             os.close(self._fd)
             self._fd = -1
-
-    def discard(self) -> None:
-        """Close and remove what was written."""
-        self.close()
-        self._remove()
 
     def _remove(self) -> None:
         self.part.unlink(missing_ok=True)
@@ -215,13 +210,3 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return str(round((time.time() - time.monotonic()) / 1000))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename durable, where folders can be synced."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -1,8 +1,8 @@
-"""What a person can be told: a conversion that cannot go on, a checkpoint that is not as it should be."""
+"""What a person can be told about work that cannot go on."""
 
 
 class ConversionError(Exception):
-    """A conversion was refused or failed: the message says what was wrong, where, and what to do.
+    """Work was refused or failed: the message says what was wrong, where, and what to do.
 
     No file stands half-written under the output's name when it is raised, and the input is untouched.
     """

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from ...files.checkpoint import open_checkpoint
 
+if TYPE_CHECKING:
     from ...quant.algorithms import LayerStats
 
 _DESCRIPTION = """Write a calibration file for a checkpoint: channel maxima, means and an input scale a layer.
@@ -48,8 +48,8 @@ def calibrate_checkpoint(
 ) -> str:
     """Write the calibration of `checkpoint` to `output`; returns what was done, in lines.
 
-    ValueError for files that are no safetensors, samples below one, or activations that match no layer;
-    OSError for files that cannot be read or written.
+    ValueError for files that are missing or no safetensors, samples below one, or activations that match no
+    layer; OSError for files that cannot be read or written.
     """
     from ...quant.calibration import save
 
@@ -71,23 +71,11 @@ def calibrate_checkpoint(
     return f"{output}: {len(records)} layers measured on {activations}\n{report}"
 
 
-def _open(path: Path):
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-
-
 def _linear_layers(path: Path) -> dict[str, int]:
     """Layer name -> in_features of every 2-D weight."""
-    with _open(path) as f:
-        names = [n for n in f.keys() if n.endswith(".weight")]  # noqa: SIM118
-        shapes = {n.removesuffix(".weight"): f.get_slice(n).get_shape() for n in names}
-    widths = {name: shape[1] for name, shape in shapes.items() if len(shape) == 2}
+    shapes = open_checkpoint(path).shapes()
+    weights = {n.removesuffix(".weight"): s for n, s in shapes.items() if n.endswith(".weight")}
+    widths = {name: shape[1] for name, shape in weights.items() if len(shape) == 2}
     if not widths:
         raise ValueError(f"{path} holds no linear layer (no 2-D <layer>.weight)")
     return widths
@@ -120,12 +108,12 @@ def _measured(
     from ...quant.calibration.names import match
     from ...quant.calibration.record import Reservoir
 
-    with _open(path) as f:
-        keys = {_layer_of(key): key for key in f.keys()}  # noqa: SIM118
+    with open_checkpoint(path) as f:
+        keys = {_layer_of(key): key for key in f.tensors}
         found, report = match(widths, keys)
         records = {}
         for layer, record in found.items():
-            x: torch.Tensor = f.get_tensor(keys[record])
+            x = f.read(keys[record])
             if not x.is_floating_point() or x.dim() < 1 or x.shape[-1] != widths[layer]:
                 raise ValueError(
                     f"{keys[record]} in {path} has shape {list(x.shape)} and dtype {x.dtype}; layer {layer} "

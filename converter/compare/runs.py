@@ -18,7 +18,7 @@ from torch import nn
 
 from ...formats.errors import ConversionError
 from ...quant import QuantizedTensor
-from ...quant.runtime import CheckpointError, LoadReport, empty_weights, load_quantized
+from ...quant.runtime import LoadReport, empty_weights, load_quantized
 from .report import CaseResult, Side
 
 TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,10 +120,7 @@ def run_side(
 
 def _load(factory: Callable, path: str, device: str, seed: int) -> tuple[nn.Module, LoadReport]:
     model, _ = _build(factory, {}, seed)
-    try:
-        loaded = load_quantized(model, path, device=device)
-    except CheckpointError as e:
-        raise ConversionError(str(e)) from e
+    loaded = load_quantized(model, path, device=device)
     return model.to(device).eval(), loaded
 
 

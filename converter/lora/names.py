@@ -12,53 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from ...formats.errors import ConversionError
+from ...names.prefixes import checkpoint_forms, is_flattened, lora_readings
 from .aliases import ALIASES
 
-_TE = frozenset({"te", "te1", "te2", "te3"})
-
-# What a LoRA's prefix says of the part of the model it is for; an empty set: nothing.
-_LORA_PREFIXES: tuple[tuple[str, frozenset[str]], ...] = (
-    ("lora_unet_", frozenset({"model"})),
-    ("lora_prior_unet_", frozenset({"model"})),
-    ("lora_transformer_", frozenset({"model"})),
-    ("lycoris_", frozenset({"model"})),
-    ("lora_te1_", frozenset({"te", "te1"})),
-    ("lora_te2_", frozenset({"te", "te2", "te3"})),  # the second encoder is CLIP-G or T5
-    ("lora_te3_", frozenset({"te", "te3"})),
-    ("lora_te_", _TE),
-    ("base_model.model.", frozenset()),
-    ("model.diffusion_model.", frozenset({"model"})),
-    ("diffusion_model.", frozenset({"model"})),
-    ("transformer.", frozenset({"model"})),
-    ("unet.", frozenset({"model"})),
-    ("pipe.dit.", frozenset({"model"})),
-    ("text_encoder_2.", frozenset({"te", "te2", "te3"})),
-    ("text_encoder_3.", frozenset({"te", "te3"})),
-    ("text_encoder.", frozenset({"te", "te1"})),
-    ("module.", frozenset()),
-    ("model.", frozenset()),
-    ("net.", frozenset()),
-)
-
-_FLATTENED = tuple(prefix for prefix, _ in _LORA_PREFIXES if prefix.endswith("_"))
-
-# Prefixes of layers in checkpoints, and which part they are; "" where the prefix does not tell.
-_CHECKPOINT_PREFIXES: tuple[tuple[str, str], ...] = (
-    (r"model\.diffusion_model\.", "model"),
-    (r"diffusion_model\.", "model"),
-    (r"text_encoders\.clip_l\.(?:transformer\.)?", "te1"),
-    (r"text_encoders\.clip_g\.(?:transformer\.)?", "te2"),
-    (r"text_encoders\.t5xxl\.(?:transformer\.)?", "te3"),
-    (r"text_encoders\.[^.]+\.(?:transformer\.)?", "te"),
-    (r"(?:conditioner\.embedders\.0|cond_stage_model)\.transformer\.", "te1"),
-    (r"conditioner\.embedders\.1\.(?:model\.|transformer\.)?", "te2"),
-    (r"transformer\.", ""),
-    (r"unet\.", ""),
-    (r"net\.", ""),
-    (r"module\.", ""),
-    (r"model\.", ""),
-)
-_PREFIX = [(re.compile(pattern), part) for pattern, part in _CHECKPOINT_PREFIXES]
 _NUMBER = re.compile(r"(?<![^_])\d+(?![^_])")
 _NOT_LAYERS = (".bias", ".weight_scale", ".scale_weight", ".input_scale", ".scale_input", ".comfy_quant")
 
@@ -92,7 +48,7 @@ class LayerIndex:
             if name.endswith(_NOT_LAYERS):
                 continue
             layer = name.removesuffix(".weight")
-            forms = list(_forms(layer))
+            forms = list(checkpoint_forms(layer))
             part = next((part for _, part in forms if part), "")
             place = Place(layer, part=part)
             for form, _ in forms:
@@ -106,10 +62,10 @@ class LayerIndex:
 
         ConversionError when the name fits more than one layer.
         """
-        for form, parts in _readings(module):
+        for form, parts in lora_readings(module):
             plain = normal(form)
             # Below a kohya prefix an underscore may have been a dot: no spelling is the exact one.
-            exact = None if module.startswith(_FLATTENED) and "." not in form else self._exact.get(form)
+            exact = None if is_flattened(module) and "." not in form else self._exact.get(form)
             for places in (exact, self._normal.get(plain), self._aliased.get(plain)):
                 found = [p for p in places or () if not parts or not p.part or p.part in parts]
                 if len(found) > 1:
@@ -121,35 +77,9 @@ class LayerIndex:
 
     def nearest(self, module: str) -> str:
         """The layer whose name is most like `module`'s, "" for an empty checkpoint."""
-        wanted = normal(list(_readings(module))[-1][0])
+        wanted = normal(list(lora_readings(module))[-1][0])
         near = difflib.get_close_matches(wanted, self._normal, 1, 0.0)
         return min(self._normal[near[0]], key=lambda p: p.layer).layer if near else ""
-
-
-def _forms(layer: str) -> Iterator[tuple[str, str]]:
-    """A layer's own name and what is left of it without known prefixes, with the part each tells."""
-    yield layer, ""
-    for pattern, part in _PREFIX:
-        found = pattern.match(layer)
-        if found and found.end() < len(layer):
-            rest = layer[found.end() :]
-            yield rest, part
-            yield from ((form, part or inner) for form, inner in _forms(rest) if form != rest)
-            return
-
-
-def _readings(module: str) -> Iterator[tuple[str, frozenset[str]]]:
-    """A LoRA module's name and what is left of it without known prefixes, longest first."""
-    parts: frozenset[str] = frozenset()
-    known = True
-    while known:
-        known = False
-        for prefix, told in _LORA_PREFIXES:
-            if module.startswith(prefix) and len(module) > len(prefix):
-                yield module, parts | told
-                module, parts, known = module[len(prefix) :], parts | told, True
-                break
-    yield module, parts
 
 
 @cache

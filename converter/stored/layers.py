@@ -9,10 +9,8 @@ from ...files.checkpoint import Checkpoint, TensorInfo
 from ...formats import FORMATS, companion_suffixes
 from ...formats.config import MAX_BYTES
 from ...formats.names import CONFIG, METADATA_KEY, SCALE, WEIGHT, tensor_name
+from ...names.prefixes import CHECKPOINT
 from .companions import float_formats, is_marker, spellings
-
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
-"""What the same model's tensors are found under."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,8 @@ def _match(listed: Iterable[str], names: list[str]) -> tuple[dict[str, str], tup
     unknown = []
     for entry in later:
         meant = endings.get(entry) or next(
-            (entry[len(p) :] for p in PREFIXES[1:] if entry.startswith(p) and entry[len(p) :] in known), ""
+            (entry[len(p) :] for p in CHECKPOINT if entry.startswith(p) and entry[len(p) :] in known),
+            "",
         )
         if meant and meant not in found:
             found[meant] = entry

@@ -8,11 +8,12 @@ import torch
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import torch_dtype
 from ...formats import companion_suffixes
+from ...names.prefixes import CHECKPOINT
 from ..layers.selection import select
 from ..presets import KEEP_SETS, detect
 from ..stored.companions import is_marker, spellings, stored_quant
 from ..stored.judge import Examined, Problem
-from ..stored.layers import PREFIXES, StoredFile
+from ..stored.layers import StoredFile
 
 _ELEMENTS = 1 << 21
 _WEIGHT = ".weight"
@@ -68,9 +69,9 @@ def prefixes(original: Iterable[str], quantized: Iterable[str]) -> tuple[str, st
     """(prefix in the original, prefix in the quantized file) under which most names agree."""
     known, names = set(original), list(quantized)
     best, most = ("", ""), sum(n in known for n in names)
-    for ours in PREFIXES:
+    for ours in CHECKPOINT:
         inner = [n[len(ours) :] for n in names if n.startswith(ours)]
-        for theirs in PREFIXES:
+        for theirs in CHECKPOINT:
             agree = sum(theirs + n in known for n in inner)
             if agree > most:
                 best, most = (theirs, ours), agree

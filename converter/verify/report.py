@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from ...names.prefixes import DIFFUSION_MODEL, prefix_of
 from ..convert.report import plain_json
 from ..stored.judge import Problem
 
-_MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 _NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.)")
 
 
@@ -121,8 +121,7 @@ class VerifyReport:
 
 def family_of(layer: str) -> str:
     """A layer's name with N for the numbers of blocks, less a model's prefix: ``blocks.N.mlp.0``."""
-    prefix = next((p for p in _MODEL_PREFIXES if layer.startswith(p)), "")
-    return _NUMBER.sub("N", layer.removeprefix(prefix))
+    return _NUMBER.sub("N", layer.removeprefix(prefix_of(layer, DIFFUSION_MODEL)))
 
 
 def histogram(values: Sequence[float], low: float, high: float, bins: int) -> list[int]:

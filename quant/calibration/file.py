@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from ...files.atomic import new_file
+from ...files.checkpoint import Checkpoint, open_checkpoint
+from ...files.save import save_tensors
+from ...formats.errors import CheckpointError
 from ..algorithms.types import LayerStats
 from .names import MatchReport, NothingMatched, match
 
@@ -29,7 +31,7 @@ class CalibrationData:
     """An opened calibration file. Tensors are read when `stats` asks for them, and not kept.
 
     records: name -> the fields there are. shared: layer -> the record it uses. synthetic: whether the
-    numbers come from made-up inputs.
+    numbers come from made-up inputs. values: the content of a JSON file; file: a safetensors one.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class CalibrationData:
     shared: Mapping[str, str] = field(default_factory=dict)
     synthetic: bool = False
     values: Mapping[str, Mapping[str, Any]] | None = None
+    file: Checkpoint | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "CalibrationData":
@@ -78,27 +81,26 @@ class CalibrationData:
         )
 
     def _read(self, record: str) -> dict[str, torch.Tensor]:
-        with safe_open(self.path, framework="pt") as f:
-            return {name: f.get_tensor(f"{record}.{name}") for name in self.records[record]}
+        assert self.file is not None
+        with self.file.reopen() as f:
+            return {name: f.read(f"{record}.{name}") for name in self.records[record]}
 
 
 def _open_safetensors(path: Path) -> CalibrationData:
     try:
-        with safe_open(path, framework="pt") as f:
-            keys, metadata = list(f.keys()), f.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"calibration file {path} is not a safetensors file: {error}") from error
+        file = open_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"calibration file {path} is not a safetensors file: {error}") from error
     records: dict[str, tuple[str, ...]] = {}
-    for key in keys:
+    for key in file.tensors:
         name, _, kind = key.rpartition(".")
         if name and kind in FIELDS:
             records[name] = (*records.get(name, ()), kind)
     if not records:
-        raise ValueError(
-            f"calibration file {path} holds no <layer>.{{{','.join(FIELDS)}}} tensor among its {len(keys)}"
-        )
-    shared = json.loads(metadata.get("shared", "{}"))
-    return CalibrationData(path, records, shared, metadata.get("source") == "synthetic")
+        wanted = f"<layer>.{{{','.join(FIELDS)}}}"
+        raise ValueError(f"calibration file {path} holds no {wanted} tensor among its {len(file.tensors)}")
+    shared = json.loads(file.metadata.get("shared", "{}"))
+    return CalibrationData(path, records, shared, file.metadata.get("source") == "synthetic", None, file)
 
 
 def _open_json(path: Path) -> CalibrationData:
@@ -131,16 +133,16 @@ def save(
 
     It appears under its name only when it is whole.
     """
-    path, part = Path(path), Path(f"{path}.part")
+    path = Path(path)
     source, shared = "synthetic" if synthetic else "recorded", dict(shared or {})
     if path.suffix == ".json":
         layers = {name: _plain(stats) for name, stats in records.items()}
         content = {"format": FORMAT, "source": source, "shared": shared, "layers": layers}
-        part.write_text(json.dumps(content), encoding="utf-8")
+        with new_file(path) as f:
+            f.write(json.dumps(content).encode("utf-8"))
     else:
         tensors = {f"{name}.{k}": v for name, stats in records.items() for k, v in _tensors(stats).items()}
-        save_file(tensors, part, {"format": FORMAT, "source": source, "shared": json.dumps(shared)})
-    part.replace(path)
+        save_tensors(path, tensors, {"format": FORMAT, "source": source, "shared": json.dumps(shared)})
     return path
 
 
@@ -148,7 +150,7 @@ def _tensors(stats: LayerStats) -> dict[str, torch.Tensor]:
     out = {name: getattr(stats, name) for name in FIELDS[:3] if getattr(stats, name) is not None}
     if stats.input_scale is not None:
         out["input_scale"] = torch.tensor(stats.input_scale, dtype=torch.float32)
-    return {k: v.contiguous() for k, v in out.items()}
+    return out
 
 
 def _plain(stats: LayerStats) -> dict[str, Any]:

@@ -3,23 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-PREFIXES = (
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-    "unet.",
-    "net.",
-    "model.",
-    "module.",
-    "_orig_mod.",
-    "base_model.",
-    "text_model.",
-    "text_encoder.",
-    "0.auto_model.",
-    "auto_model.",
-    "bert.",
-)
-"""What loaders, trainers and wrappers put before a layer's name, in any order and number."""
+from ...names.prefixes import RUNNING, strip
 
 
 class NothingMatched(ValueError):
@@ -49,13 +33,8 @@ def _some(names: tuple[str, ...], most: int = 3) -> str:
 
 
 def bare(name: str) -> str:
-    """`name` without ".weight", wrappers and PREFIXES."""
-    name = name.removesuffix(".weight").replace("._orig_mod.", ".")
-    while True:
-        prefix = next((p for p in PREFIXES if name.startswith(p) and len(name) > len(p)), None)
-        if prefix is None:
-            return name
-        name = name[len(prefix) :]
+    """`name` without ".weight", wrappers and the prefixes of running models."""
+    return strip(name.removesuffix(".weight").replace("._orig_mod.", "."), RUNNING)
 
 
 def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str], MatchReport]:

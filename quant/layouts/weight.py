@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from ...files.dtypes import safetensors_dtype
+from ...files.dtypes import dtype_name
 from ...formats import CheckpointError, Format, StoredTensor, Tensors
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, WEIGHT
 from ...kernels import rotate
@@ -190,7 +190,9 @@ class WeightLayout(QuantizedLayout):
 
 def described(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Return dtypes and shapes, as a format wants them."""
-    return {s: StoredTensor(s, safetensors_dtype(t.dtype), tuple(t.shape)) for s, t in tensors.items()}
+    return {
+        s: StoredTensor(s, dtype_name(t.dtype) or str(t.dtype), tuple(t.shape)) for s, t in tensors.items()
+    }
 
 
 def weight_layout(name: str) -> type[WeightLayout]:

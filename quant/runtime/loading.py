@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...files.dtypes import FLOAT8, safetensors_dtype
+from ...files.checkpoint import Checkpoint, computable_dtype, open_checkpoint
+from ...files.dtypes import FLOAT8
 from ...formats import CheckpointError, Format, StoredTensor
 from ...formats.names import CONFIG, SCALE, WEIGHT, tensor_name
+from ...names.prefixes import CHECKPOINT
 from ..layouts import weight_layout
 from .keymap import IDENTITY, KeyMap, Mapped, map_for
 from .rows import swap_halves, take_rows
 from .stored import as_parameter, build_weight, companions, layer_format
-from .tensorfile import TensorFile
 
 logger = logging.getLogger(__name__)
 
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "net.")
-"""What checkpoints put before a model's names, in order of preference."""
+_COMMON = ("F32", "F16", "BF16")
+"""What the float tensors of a model are stored in."""
 
 
 @dataclass
@@ -85,7 +86,7 @@ def load_quantized(
         INT8 weights taking the file's most frequent float dtype.
     strict: CheckpointError for missing or unexpected names before any tensor is read, with the nearest
         name as a hint; False reports them instead.
-    prefix: what the file puts before the model's names; None finds it (PREFIXES). Other tensors of an
+    prefix: what the file puts before the model's names; None finds it (`CHECKPOINT`). Other tensors of an
         all-in-one file (VAE, text encoders) are then counted and left alone.
     key_map: None uses the table of the model's class (diffusers_names) if that fits the file better
         than its plain names.
@@ -95,7 +96,7 @@ def load_quantized(
     """
     start = time.perf_counter()
     targets = _targets(model)
-    with TensorFile(path) as file:
+    with open_checkpoint(path) as file:
         configs = _header_configs(file)
         prefix, mapper = _choose(file, model, targets, prefix, key_map)
         sources, other = _sources(file, prefix, mapper, configs)
@@ -129,7 +130,7 @@ def _persistent_buffers(model: nn.Module) -> set[str]:
     }
 
 
-def _header_configs(file: TensorFile) -> dict[str, Any]:
+def _header_configs(file: Checkpoint) -> dict[str, Any]:
     raw = file.metadata.get("_quantization_metadata")
     if not raw:
         return {}
@@ -145,11 +146,11 @@ def _choose(file, model, targets, prefix, key_map) -> tuple[str, Callable[[str],
     prefixes = (
         [prefix]
         if prefix is not None
-        else [p for p in PREFIXES if any(n.startswith(p) for n in file.entries)]
+        else [p for p in CHECKPOINT if any(n.startswith(p) for n in file.tensors)]
     )
 
     def hits(p: str, m: Callable[[str], Mapped]) -> int:
-        names = (n[len(p) :] for n in file.entries if n.startswith(p))
+        names = (n[len(p) :] for n in file.tensors if n.startswith(p))
         return sum(all(t in targets for t in m(n).targets) for n in names)
 
     options = [(p, m) for p in prefixes or [""] for m in maps]
@@ -157,7 +158,7 @@ def _choose(file, model, targets, prefix, key_map) -> tuple[str, Callable[[str],
 
 
 def _sources(file, prefix, mapper, configs) -> tuple[list[_Source], int]:
-    inside = [n for n in file.entries if n.startswith(prefix)]
+    inside = [n for n in file.tensors if n.startswith(prefix)]
     present, beside = set(inside), companions()
     found = []
     for name in inside:
@@ -170,14 +171,13 @@ def _sources(file, prefix, mapper, configs) -> tuple[list[_Source], int]:
             extras = {e: tensor_name(layer, e) for e in beside if tensor_name(layer, e) in present}
             config = _config(file, layer, prefix, extras, configs)
         found.append(_Source(name, mapper(name[len(prefix) :]), extras, config))
-    return found, len(file.entries) - len(inside)
+    return found, len(file.tensors) - len(inside)
 
 
 def _config(file, layer, prefix, extras, configs) -> Format | None:
     """As in ComfyUI the header wins over the layer's own tensor where both are there."""
     names = {WEIGHT: tensor_name(layer, WEIGHT), **{s: n for s, n in extras.items() if s != CONFIG}}
-    entries = {s: file.entries[n] for s, n in names.items()}
-    infos = {s: StoredTensor(s, safetensors_dtype(e.dtype), tuple(e.shape)) for s, e in entries.items()}
+    infos = {s: StoredTensor(s, file.tensors[n].dtype, file.tensors[n].shape) for s, n in names.items()}
     stored = layer_format(file.read(extras[CONFIG]), infos, layer) if CONFIG in extras else None
     from_header = configs.get(layer, configs.get(layer[len(prefix) :]))
     if from_header is not None:
@@ -190,17 +190,17 @@ def _config(file, layer, prefix, extras, configs) -> Format | None:
                 stored,
             )
         return config
-    storage = infos[WEIGHT].dtype
-    if stored is None and (storage == "I8" or (storage in FLOAT8 and SCALE in extras)):
+    weight = infos[WEIGHT]
+    if stored is None and (weight.dtype == "I8" or (weight.dtype in FLOAT8 and SCALE in extras)):
         raise CheckpointError(
-            f"layer {layer} is stored as {entries[WEIGHT].dtype} but neither {layer}.comfy_quant "
-            "nor the header says how; loading the integers as they are would give noise"
+            f"layer {layer} is stored as {computable_dtype(file.tensors[names[WEIGHT]])} but neither "
+            f"{layer}.comfy_quant nor the header says how; loading the integers as they are would give noise"
         )
     return stored
 
 
 def _check(sources, file, targets, persistent, strict, report) -> list[_Source]:
-    """Compare names and shapes before reading anything; returns the sources that have a place."""
+    """Compare names, shapes and dtypes before reading anything; returns the sources that have a place."""
     known, filled = [], set()
     for source in sources:
         lost = [t for t in source.mapped.targets if t not in targets]
@@ -209,7 +209,7 @@ def _check(sources, file, targets, persistent, strict, report) -> list[_Source]:
             continue
         known.append(source)
         filled.update(source.mapped.targets)
-        _check_shape(source, file, targets)
+        _check_tensor(source, file, targets)
     same = {id(targets[t]) for t in filled}
     needed = (n for n, t in targets.items() if isinstance(t, nn.Parameter) or n in persistent)
     report.missing = [n for n in needed if n not in filled and id(targets[n]) not in same]
@@ -218,10 +218,13 @@ def _check(sources, file, targets, persistent, strict, report) -> list[_Source]:
     return known
 
 
-def _check_shape(source, file, targets) -> None:
-    shape, names = file.entries[source.name].shape, source.mapped.targets
+def _check_tensor(source, file, targets) -> None:
+    info, names = file.tensors[source.name], source.mapped.targets
+    shape = info.shape
     if not names:
         return
+    for name in (source.name, *source.extras.values()):
+        computable_dtype(file.tensors[name])
     wanted = [tuple(targets[t].shape) for t in names]
     joined = (sum(w[0] for w in wanted), *wanted[0][1:]) if len(names) > 1 else wanted[0]
     same_rest = all(w[1:] == wanted[0][1:] for w in wanted)
@@ -235,7 +238,7 @@ def _check_shape(source, file, targets) -> None:
 def _complaint(file, targets, report) -> str:
     lines = [f"{file.path} does not fit the model:"]
     for what, names, others in (
-        ("missing from the file", report.missing, [n[len(report.prefix) :] for n in file.entries]),
+        ("missing from the file", report.missing, [n[len(report.prefix) :] for n in file.tensors]),
         ("unknown to the model", report.unexpected, list(targets)),
     ):
         for name in names[:5]:
@@ -249,18 +252,18 @@ def _complaint(file, targets, report) -> str:
 def _common_float(file, sources: Iterable[_Source]) -> torch.dtype:
     counts: Counter[torch.dtype] = Counter()
     for source in sources:
-        entry = file.entries[source.name]
-        if entry.dtype in (torch.float32, torch.float16, torch.bfloat16):
-            counts[entry.dtype] += 1
+        info = file.tensors[source.name]
+        if info.dtype in _COMMON:
+            counts[computable_dtype(info)] += 1
     return counts.most_common(1)[0][0] if counts else torch.bfloat16
 
 
 def _read(file, source, logical, dtype, configs, report) -> torch.Tensor:
-    tensor = file.read(source.name)
+    tensor = file.read(source.name, huge_pages=False)
     report.bytes_read += tensor.nbytes
     if source.config is None:
         report.plain += 1
-        floating = tensor.is_floating_point() and safetensors_dtype(tensor.dtype) not in FLOAT8
+        floating = tensor.is_floating_point() and file.tensors[source.name].dtype not in FLOAT8
         return tensor.to(dtype) if dtype is not None and floating else tensor
     layer = source.name.rpartition(".")[0]
     extras = {leaf: file.read(name) for leaf, name in source.extras.items() if leaf != CONFIG}

@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ...files.checkpoint import open_checkpoint
 from ...formats import CheckpointError
+from ...names.prefixes import lora_readings
 from ..layouts import layout_class
 from ..tensor import QuantizedTensor
-from .tensorfile import TensorFile
 
 _PATCHED: "WeakKeyDictionary[nn.Module, _Patches]" = WeakKeyDictionary()
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.")
 _DOWN_UP = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight")
 
 
@@ -161,8 +161,8 @@ def read_lora(path: str | os.PathLike[str], model: nn.Module) -> dict[str, LowRa
     layers that the model does not have.
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    with TensorFile(path) as file:
-        for key in file.entries:
+    with open_checkpoint(path) as file:
+        for key in file.tensors:
             match = _DOWN_UP.fullmatch(key)
             if match:
                 leaf = "down" if match[2] in ("lora_A", "lora_down") else "up"
@@ -171,19 +171,23 @@ def read_lora(path: str | os.PathLike[str], model: nn.Module) -> dict[str, LowRa
                 parts.setdefault(key.removesuffix(".alpha"), {})["alpha"] = file.read(key)
             else:
                 raise CheckpointError(f"{path}: key {key!r} is of no LoRA form known here")
-    underscored = {n.replace(".", "_"): n for n, _ in model.named_modules()}
+    modules = {n: n for n, _ in model.named_modules()}
+    underscored = {n.replace(".", "_"): n for n in modules}
     found = {}
     for name, tensors in parts.items():
         if not {"down", "up"} <= tensors.keys():
             raise CheckpointError(f"{path}: {name} has only {', '.join(tensors)}")
         alpha, rank = tensors.get("alpha"), tensors["down"].shape[0]
         scale = 1.0 if alpha is None else float(alpha) / rank
-        found[_module_name(name, underscored)] = LowRank(tensors["down"], tensors["up"], scale)
+        found[_module_name(name, modules, underscored)] = LowRank(tensors["down"], tensors["up"], scale)
     return found
 
 
-def _module_name(name: str, underscored: dict[str, str]) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    flat = re.sub(r"^lora_(unet|transformer|te\d?)_", "", name)
-    return underscored.get(flat, name)
+def _module_name(name: str, modules: dict[str, str], underscored: dict[str, str]) -> str:
+    """Return the module that a LoRA calls `name`, less what its maker put before it; else what is left."""
+    reading = name
+    for reading, _ in lora_readings(name):
+        found = modules.get(reading) or underscored.get(reading.replace(".", "_"))
+        if found:
+            return found
+    return reading

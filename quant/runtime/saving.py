@@ -8,16 +8,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...files.save import save_tensors
 from ...formats import CheckpointError
 from ...formats.names import tensor_name
 from ..tensor import QuantizedTensor
 from .keymap import KeyMap, map_for
 from .rows import join_rows, swap_halves
 from .stored import stored_layer
-from .tensorfile import NAMES
 
 _LAYERS = "_quantization_metadata"
-_CHUNK = 1 << 26
 
 
 def save_quantized(
@@ -81,7 +80,6 @@ def write_tensors(
     `tensors` is walked once and its references kept until the end; each is copied to the CPU only while
     its bytes are written.
     """
-    path = Path(path)
     plain: dict[str, torch.Tensor] = {}
     layers: dict[str, dict] = {}
     for name, tensor in tensors:
@@ -90,20 +88,7 @@ def write_tensors(
         if clash:
             raise CheckpointError(f"two tensors are named {sorted(clash)[0]!r}")
         plain.update(parts)
-    header = _header(plain, _metadata(metadata or {}, layers, quant_metadata))
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as f:
-            f.write(len(header).to_bytes(8, "little") + header)
-            for tensor in plain.values():
-                _write(f, tensor)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return path
+    return save_tensors(path, plain, _metadata(metadata or {}, layers, quant_metadata))
 
 
 def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Tensor]:
@@ -123,22 +108,3 @@ def _metadata(given: dict[str, str], layers: dict, listed: bool) -> dict[str, st
     if listed or _LAYERS in given:
         out[_LAYERS] = json.dumps({"format_version": "1.0", "layers": layers})
     return out
-
-
-def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    entries: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
-    at = 0
-    for name, tensor in tensors.items():
-        if tensor.dtype not in NAMES:
-            raise CheckpointError(f"{name}: {tensor.dtype} has no safetensors type")
-        end = at + tensor.numel() * tensor.element_size()
-        entries[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
-        at = end
-    raw = json.dumps(entries, separators=(",", ":")).encode("utf-8")
-    return raw + b" " * (-len(raw) % 8)
-
-
-def _write(f, tensor: torch.Tensor) -> None:
-    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    for start in range(0, raw.size, _CHUNK):
-        f.write(raw[start : start + _CHUNK].data)

@@ -17,6 +17,14 @@ def test_the_planning_path_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=catalogs.REPOSITORY).returncode == 0
 
 
+def test_the_ground_floor_does_not_import_torch():
+    """Its functions that handle tensors load it when they are called."""
+    files = [f for room in ("files", "formats", "names") for f in (catalogs.REPOSITORY / room).glob("*.py")]
+    modules = (".".join(("convert_to_quant", f.parent.name, f.stem)).removesuffix(".__init__") for f in files)
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=catalogs.REPOSITORY).returncode == 0
+
+
 def test_the_format_and_the_kernels_rotate_by_the_same_groups():
     assert contract.GROUPS == kernels.GROUPS
     assert contract.PREFERRED_GROUPS == kernels.PREFERRED_GROUPS

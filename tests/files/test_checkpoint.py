@@ -11,7 +11,7 @@ from models import block_weights, save, save_sharded
 from safetensors.torch import load_file
 
 from convert_to_quant.files.checkpoint import open_checkpoint
-from convert_to_quant.formats.errors import ConversionError
+from convert_to_quant.formats.errors import CheckpointError, ConversionError
 
 
 def write_raw(path, header, data=b"", length=None):
@@ -47,21 +47,21 @@ BROKEN = {
 def test_broken_files_are_refused_with_the_reason(tmp_path, make, message):
     path = tmp_path / "m.safetensors"
     make(path)
-    with pytest.raises(ConversionError, match=message) as e:
+    with pytest.raises(CheckpointError, match=message) as e:
         open_checkpoint(path)
     assert str(path) in str(e.value)
 
 
 def test_missing_paths_and_shards(tmp_path):
-    with pytest.raises(ConversionError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         open_checkpoint(tmp_path / "none.safetensors")
-    with pytest.raises(ConversionError, match=r"no \.safetensors file"):
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file"):
         open_checkpoint(tmp_path)
     index = save_sharded(tmp_path / "transformer", block_weights())
-    with pytest.raises(ConversionError, match=r"did you mean .*transformer"):
+    with pytest.raises(CheckpointError, match=r"did you mean .*transformer"):
         open_checkpoint(tmp_path)
     (index.parent / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(ConversionError, match="1 of its 3 shards are missing"):
+    with pytest.raises(CheckpointError, match="1 of its 3 shards are missing"):
         open_checkpoint(index)
 
 
@@ -70,10 +70,10 @@ def test_an_index_that_promises_too_much_or_is_not_one(tmp_path):
     content = json.loads(index.read_text())
     content["weight_map"]["ghost.weight"] = next(iter(content["weight_map"].values()))
     index.write_text(json.dumps(content))
-    with pytest.raises(ConversionError, match=r"names 1 tensors .* 'ghost\.weight'"):
+    with pytest.raises(CheckpointError, match=r"names 1 tensors .* 'ghost\.weight'"):
         open_checkpoint(index)
     index.write_text("[1, 2]")
-    with pytest.raises(ConversionError, match="not a safetensors index"):
+    with pytest.raises(CheckpointError, match="not a safetensors index"):
         open_checkpoint(index)
 
 
@@ -81,7 +81,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
     save(tmp_path / "a.safetensors", {"x.weight": torch.zeros(2)})
     save(tmp_path / "b.safetensors", {"x.weight": torch.zeros(2)})
     with pytest.raises(
-        ConversionError, match=r"'x\.weight' is in two files, a\.safetensors and b\.safetensors"
+        CheckpointError, match=r"'x\.weight' is in two files, a\.safetensors and b\.safetensors"
     ):
         open_checkpoint(tmp_path)
 
@@ -115,5 +115,22 @@ def test_a_file_cut_short_after_it_was_opened(tmp_path):
     path = save(tmp_path / "m.safetensors", {"a.weight": torch.zeros(64, 64)})
     with open_checkpoint(path) as checkpoint:
         path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(ConversionError, match=r"ends inside tensor 'a\.weight'"):
+        with pytest.raises(CheckpointError, match=r"ends inside tensor 'a\.weight'"):
             checkpoint.read("a.weight")
+
+
+def test_a_checkpoint_opened_again_reads_by_itself(tmp_path):
+    """For another thread: closing the one leaves the other's files open."""
+    path = save(tmp_path / "m.safetensors", {"a.weight": torch.arange(4.0)})
+    with open_checkpoint(path) as checkpoint:
+        checkpoint.read("a.weight")
+        with checkpoint.reopen() as other:
+            assert torch.equal(other.read("a.weight"), torch.arange(4.0))
+        assert torch.equal(checkpoint.read("a.weight"), torch.arange(4.0))
+
+
+def test_the_error_is_a_conversions_and_a_value_error(tmp_path):
+    """The converter's commands print the one, programs that load models catch the other."""
+    with pytest.raises(ConversionError) as e:
+        open_checkpoint(tmp_path / "none.safetensors")
+    assert isinstance(e.value, ValueError)

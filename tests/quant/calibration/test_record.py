@@ -113,6 +113,7 @@ def test_the_seed_repeats_the_file(model, tmp_path):
     one, two, three = (load_file(p)["q.samples"] for p in paths)
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_tokens_that_are_not_finite_are_dropped():

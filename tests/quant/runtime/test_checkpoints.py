@@ -246,6 +246,20 @@ def test_a_refused_file_leaves_the_model_as_it_was(net, index, tmp_path):
     assert "norm.weight" in report.missing
 
 
+def test_a_dtype_that_torch_cannot_compute_with_is_refused_before_anything_is_read(net, index, tmp_path):
+    """In a tensor the model needs; in another part of the file it does not matter."""
+    path, before = save_quantized(net, tmp_path / "a.safetensors"), net(index)
+    with safe_open(path, "pt") as f:
+        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+    strange = torch.zeros(tensors["norm.bias"].shape, dtype=torch.uint16)
+    save_file({**{f"model.{k}": v for k, v in tensors.items()}, "vae.x": strange}, path)
+    assert load_quantized(net, path).other_components == 1
+    save_file({**tensors, "norm.bias": strange}, path)
+    with pytest.raises(CheckpointError, match=r"'norm\.bias' has dtype U16"):
+        load_quantized(net, path)
+    assert torch.equal(net(index), before)
+
+
 @pytest.mark.parametrize("kind", ["absent", "cut", "garbage"])
 def test_broken_files_are_refused(net, tmp_path, kind):
     path = tmp_path / "a.safetensors"

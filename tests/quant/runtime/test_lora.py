@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convert_to_quant.comfy.quant_ops import QuantizedTensor
+from convert_to_quant.quant.runtime.lora import _module_name
 from convert_to_quant.runtime import CheckpointError, LowRank, apply_lora, quantize_model
 
 CASES = {
@@ -100,6 +101,23 @@ def test_files_of_the_usual_namings(model, tmp_path, naming):
         want = bits(model[0].weight)
     with apply_lora(model, tmp_path / "lora.safetensors", strength=0.02):
         assert same(bits(model[0].weight), want)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "transformer.0",
+        "base_model.model.transformer.0",
+        "model.transformer.0",
+        "lora_unet_transformer_0",
+    ],
+)
+def test_a_module_that_is_called_as_a_prefix_is_found(module):
+    """GPT-2 and BERT-like models have one named transformer: it is not stripped where it is the name."""
+    model = nn.ModuleDict({"transformer": nn.ModuleList([nn.Linear(8, 8)])})
+    names = {n: n for n, _ in model.named_modules()}
+    found = _module_name(module, names, {n.replace(".", "_"): n for n in names})
+    assert found == "transformer.0"
 
 
 def test_keys_that_match_nothing_change_nothing(model, tmp_path):
