@@ -16,8 +16,8 @@ from torch import nn
 from ...files.checkpoint import Checkpoint, computable_dtype, open_checkpoint
 from ...files.dtypes import FLOAT8
 from ...formats.errors import CheckpointError
+from ...names.keymap import IDENTITY, KeyMap, Mapped, map_for
 from ...names.prefixes import CHECKPOINT
-from .keymap import IDENTITY, KeyMap, Mapped, map_for
 from .layerformat import (
     EXTRAS,
     FLOAT8_FORMATS,
@@ -94,7 +94,7 @@ def load_quantized(
         name as a hint; False reports them instead.
     prefix: what the file puts before the model's names; None finds it (`CHECKPOINT`). Other tensors of an
         all-in-one file (VAE, text encoders) are then counted and left alone.
-    key_map: None uses the table of the model's class (diffusers_names) if that fits the file better
+    key_map: None uses the table of the model's class (`names.families`) if that fits the file better
         than its plain names.
 
     Float8 layers are dequantized. CheckpointError, naming the layer, for anything that would give

@@ -10,8 +10,8 @@ from torch import nn
 
 from ...files.save import save_tensors
 from ...formats.errors import CheckpointError
+from ...names.keymap import KeyMap, map_for
 from ..tensor import QuantizedTensor
-from .keymap import KeyMap, map_for
 from .layerformat import config_of, tensor_name, tensors_of
 from .rows import join_rows, swap_halves
 
