@@ -194,7 +194,7 @@ def _quantize(name, module, record, settings: _Settings) -> tuple[QuantizedTenso
 def _nearest(weight: torch.Tensor, form: Format) -> QuantizedTensor:
     layout = weight_layout(form.layout)
     made = QuantizedTensor.of(layout.round(weight, form), layout)
-    if not all(torch.isfinite(t).all() for n, t in made.inner().items() if n != "_qdata"):
+    if not all(torch.isfinite(t).all() for n, t in made.inner_tensors().items() if n != "_qdata"):
         raise ValueError("the weight holds NaN or Inf")
     return made
 
