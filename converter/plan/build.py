@@ -13,7 +13,7 @@ from ...formats import companion_suffixes
 from ...formats.config import encode_config
 from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
-from ...formats.names import CONFIG, METADATA_KEY, OLD_NAMES, tensor_name
+from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, OLD_NAMES, PRE_QUANT_SCALE, tensor_name
 from ..layers.choice import choose
 from ..layers.rules import LayerRules, layer_rules
 from ..layers.selection import NEVER, Decision, could_be_linear, select
@@ -59,7 +59,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     calibration = open_calibration(settings, list(asked), shapes)
     steps = tuple(_Steps(checkpoint, settings, chosen, stored, merges, calibration, asked))
     notes = (
-        *_notes(steps, matches),
+        *_notes(steps, matches, settings.preset == "auto"),
         *rules.notes,
         *_overruled(steps, decisions),
         *merge_notes(merges.loras),
@@ -249,7 +249,7 @@ def recognise(checkpoint: Checkpoint, settings: Settings) -> list[Match]:
         raise ConversionError(f"--preset: {e}") from e
 
 
-def _notes(steps: tuple[Step, ...], matches: list[Match]) -> Iterator[str]:
+def _notes(steps: tuple[Step, ...], matches: list[Match], recognised: bool) -> Iterator[str]:
     for match in matches:
         under = f" under {match.prefix!r}" if match.prefix else ""
         yield f"recognised {match.label}{under}: {', '.join(match.evidence)}"
@@ -257,6 +257,12 @@ def _notes(steps: tuple[Step, ...], matches: list[Match]) -> Iterator[str]:
     apart = (s for s in steps if NEVER.match(s.name) or (matches and not s.name.startswith(prefixes)))
     for part, count in Counter(s.name.partition(".")[0] for s in apart).items():
         yield f"{part}: {count} tensors outside the recognised models stay as they are"
+    if not matches and recognised:
+        yield (
+            "no known model is recognised in it: the general rule quantizes the 2-D weights of its repeated "
+            "blocks; look at the dry run, or name the model with --preset"
+        )
+    yield from _stock_notes(steps)
     left = [s.name for s in steps if s.action == "drop" and s.reason == LEFT_OVER]
     if left:
         yield f"{len(left)} tensors are dropped: {LEFT_OVER} ({left[0]}, ...)"
@@ -269,6 +275,23 @@ def _notes(steps: tuple[Step, ...], matches: list[Match]) -> Iterator[str]:
             f"{len(plain)} layers are not rotated: no group of {', '.join(some)} or {last} divides their "
             f"columns ({plain[0].name}, ...)"
         )
+
+
+def _stock_notes(steps: tuple[Step, ...]) -> Iterator[str]:
+    """Say which layers ComfyUI reads with the node pack only."""
+    forms = [s.format for s in steps if s.format]
+    refused = Counter(f.name for f in forms if not f.stock_since)
+    for name, count in refused.items():
+        yield f"stock ComfyUI refuses {name} ({count} layers): it needs the node pack (ctq install-nodes)"
+    smoothed = sum(PRE_QUANT_SCALE in f.extra for f in forms)
+    if smoothed:
+        yield (
+            f"{smoothed} layers are smoothed: stock ComfyUI ignores that and shows noise; they need the node "
+            f"pack (ctq install-nodes)"
+        )
+    static = sum(INPUT_SCALE in f.extra for f in forms)
+    if static:
+        yield f"{static} layers have a static activation scale: stock ComfyUI ignores it"
 
 
 def _overruled(steps: tuple[Step, ...], decisions: Mapping[str, Decision]) -> Iterator[str]:

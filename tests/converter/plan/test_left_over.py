@@ -1,4 +1,4 @@
-"""Tensors of the source that a conversion makes itself: never two of one name, never one on another's bytes."""
+"""Tensors of the source that a conversion makes itself: no two of one name, none on the bytes of another."""
 
 import hashlib
 
