@@ -91,8 +91,9 @@ def main(argv: Sequence[str]) -> int:
         save_quant_metadata=args.save_quant_metadata,
         dry_run=args.dry_run,
     )
-    from ..convert.progress import Bar, Silent
+    from ..convert.progress import Silent
     from ..edit.run import edit  # torch is loaded only once the command line is known to be right
+    from .bar import Bar
     from .show_edit import show_edit
 
     report = edit(settings, Bar() if sys.stderr.isatty() else Silent())

@@ -41,9 +41,10 @@ def main(argv: Sequence[str]) -> int:
     """Run a verification; 0 when all is well, 1 when not. ConversionError as `verify` does."""
     args = parser().parse_args(argv)
     from ..convert.check import REFUSE_DB  # torch is loaded only once the command line is known to be right
-    from ..convert.progress import Bar, Silent
+    from ..convert.progress import Silent
     from ..verify.html import render
     from ..verify.run import verify
+    from .bar import Bar
     from .show_verify import show_verification
 
     threshold = REFUSE_DB if args.threshold is None else args.threshold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,12 +190,3 @@ def _require_distinct(jobs: dict[Path, Path]) -> None:
                 f"{model} and {taken[output]} would both be {output}; convert them into two folders"
             )
         taken[output] = model
-
-
-def outcome_lines(report: BatchReport) -> Iterable[str]:
-    """The summary table: a line a model, then the total."""
-    width = max((len(Path(o.input).name) for o in report.outcomes), default=0)
-    for o in report.outcomes:
-        state = f"failed: {o.error}" if o.error else f"done in {o.seconds:.1f} s: {o.output}"
-        yield f"{Path(o.input).name.ljust(width)}  {state}"
-    yield report.summary()
