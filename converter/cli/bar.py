@@ -28,11 +28,11 @@ class Bar:
         self._bar.start()
 
     def advance(self, name: str, nbytes: int) -> None:
-        """Move it."""
+        """Move the bar, and name the layer that was written."""
         if name:
             self._bar.update(self._task, layer=f"{name[-_LABEL:]:{_LABEL}}")
         self._bar.advance(self._task, nbytes)
 
     def stop(self) -> None:
-        """Take it away."""
+        """Take the bar away."""
         self._bar.stop()

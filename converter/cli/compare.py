@@ -20,15 +20,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("reference", help="the checkpoint to measure against, for instance the bf16 original")
     p.add_argument("candidate", help="the quantized checkpoint")
     p.add_argument(
-        "--model", required=True, help="module:function or file.py:function returning (model, inputs)"
+        "--model",
+        required=True,
+        help="module:function or file.py:function: builds the model and returns (model, inputs)",
     )
-    p.add_argument("--device", default="cpu", help="where to run (cpu, cuda, cuda:1, ...)")
-    p.add_argument("--dtype", choices=DTYPES, default="bf16", help="dtype of inputs and float weights")
-    p.add_argument("--seed", type=int, default=0, help="seed of the factory and of every run")
-    p.add_argument("--runs", type=int, default=3, help="timed runs per case")
-    p.add_argument("--long", type=int, default=4096, help="tokens of the long case")
-    p.add_argument("--min-sqnr", type=float, help="exit with 1 when a case falls below, in dB")
-    p.add_argument("--json", help="also write the figures to this file")
+    p.add_argument("--device", default="cpu", help="device to run on: cpu (default), cuda, cuda:1, ...")
+    p.add_argument(
+        "--dtype", choices=DTYPES, default="bf16", help="dtype of inputs and of float weights (default bf16)"
+    )
+    p.add_argument(
+        "--seed", type=int, default=0, help="random seed of the model's inputs and of every run (default 0)"
+    )
+    p.add_argument("--runs", type=int, default=3, help="timed runs per case (default 3)")
+    p.add_argument("--long", type=int, default=4096, help="number of tokens in the long case (default 4096)")
+    p.add_argument(
+        "--min-sqnr", type=float, help="exit with 1 when the worst output SQNR is below this, in dB"
+    )
+    p.add_argument("--json", help="also write the figures to this file, as JSON")
     return p
 
 

@@ -16,7 +16,7 @@ from .show_batch import show_batch
 
 
 def run_one(settings: Settings, command: CommandOptions) -> int:
-    """One model; its report or plan is printed, and written to --json. ConversionError when it fails."""
+    """Convert or plan one model and show the result; returns 0. ConversionError when it fails."""
     if command.dry_run == "create-template":
         _write_template(settings)
         return 0
@@ -28,7 +28,7 @@ def run_one(settings: Settings, command: CommandOptions) -> int:
 
 
 def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions) -> int:
-    """Several models, each shown as it is done, then a table of all; 1 when any failed."""
+    """Convert or plan several models, show each as it is done, then a table; returns 1 when any failed."""
     if command.dry_run == "create-template":
         raise ConversionError("--dry-run create-template makes the template of one model; name one with -i")
     batch = plan_batch(inputs, settings, command.pattern, command.lora_map, make_folder=not command.dry_run)

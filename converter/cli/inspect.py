@@ -9,7 +9,7 @@ from .show_inspect import show_inspection
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command."""
+    """Return the parser of the command."""
     p = argparse.ArgumentParser(
         "ctq inspect",
         description="Show a file's architecture, formats, rotation groups, sizes and contract problems.",

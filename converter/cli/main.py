@@ -19,7 +19,7 @@ from .parser import ConvertParser
 
 
 def _lazy(module: str) -> Callable[[Sequence[str]], int]:
-    """The `main` of a module that is imported when it is called."""
+    """Return a function that imports a module when it is called, and runs its `main`."""
 
     def run(argv: Sequence[str]) -> int:
         return importlib.import_module(module, __package__).main(argv)

@@ -15,7 +15,7 @@ def show_batch(report: BatchReport) -> None:
 
 
 def _lines(report: BatchReport) -> Iterable[str]:
-    """The summary table: a line a model, then the total."""
+    """Make the summary table: a line per model, then the total."""
     width = max((len(Path(o.input).name) for o in report.outcomes), default=0)
     for o in report.outcomes:
         state = f"failed: {o.error}" if o.error else f"done in {o.seconds:.1f} s: {o.output}"

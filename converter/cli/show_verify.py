@@ -36,7 +36,7 @@ def show_verification(report: VerifyReport, every_layer: bool = False) -> None:
 
 
 def decibel_text(value: float | None) -> str:
-    """``41.2``, ``inf``, or nothing for None."""
+    """Return ``41.2``, ``inf``, or nothing for None."""
     return "" if value is None else f"{value:.1f}"
 
 

@@ -30,7 +30,7 @@ class Case:
 
 
 def find_factory(spec: str) -> Callable[..., tuple[nn.Module, Any]]:
-    """The function that ``module:function`` or ``file.py:function`` names; ConversionError without one."""
+    """Import the function that ``module:function`` or ``file.py:function`` names; else ConversionError."""
     where, _, name = spec.rpartition(":")
     if not where or not name:
         raise ConversionError(f"--model must be module:function or file.py:function, not {spec!r}")
@@ -66,7 +66,7 @@ def build_model(factory: Callable, keywords: dict[str, int], seed: int) -> tuple
 
 
 def plan_cases(spec: str, dtype: str, long: int, seed: int) -> list[Case]:
-    """The cases to run, those that the factory's keywords do not allow marked."""
+    """List the cases to run; those that the factory's keywords do not allow are marked."""
     accepted = inspect.signature(find_factory(spec)).parameters
     base = TORCH[dtype]
 

@@ -44,7 +44,7 @@ class Comparison:
     layers: list[CaseResult] = field(default_factory=list)
 
     def worst(self) -> float:
-        """The lowest output SQNR of all cases that ran; ConversionError when none did."""
+        """Return the lowest output SQNR of all cases that ran, in dB; ConversionError when none did."""
         ran = [c.sqnr for c in self.cases if c.sqnr is not None]
         if not ran:
             raise ConversionError("no case could be run on both checkpoints")

@@ -26,7 +26,7 @@ def compare(
         tensor, a tuple of arguments or a dict of keywords. It is called under a fixed seed. Where it takes
         the keywords ``tokens`` and ``batch`` the cases of one token, of `long` tokens and of three
         batches are run too; elsewhere they are named as not run.
-    dtype: of the cases other than the three dtype cases. runs: timed calls a case, after one untimed.
+    dtype: of the cases other than the three dtype cases. runs: timed calls per case, after one untimed.
 
     Only one model is in memory at a time. ConversionError for a factory, a checkpoint or an output that
     cannot be used.

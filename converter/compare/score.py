@@ -10,7 +10,10 @@ from .side import Outcome
 
 
 def score(case: Case, reference: Outcome, candidate: Outcome) -> CaseResult:
-    """SQNR and cosine of the candidate's output."""
+    """Measure the candidate's output against the reference's: SQNR in dB and cosine.
+
+    ConversionError for outputs of different sizes.
+    """
     result = CaseResult(case.name)
     want, got = reference.values, candidate.values
     if want is None or got is None:
@@ -36,7 +39,7 @@ def _distance(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
 
 
 def layer_cases(layers: list, device: str, seed: int) -> list[CaseResult]:
-    """The candidate's own linears on inputs that models rarely see, against their dequantized weights."""
+    """Run the candidate's linears on inputs that models rarely see, against their dequantized weights."""
     g = torch.Generator().manual_seed(seed)
     results = []
     for weight, bias in layers:

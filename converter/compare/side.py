@@ -73,7 +73,7 @@ def _file_bytes(path: Path) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers as they are stored."""
+    """Count the bytes of all parameters and buffers as they are stored."""
     seen, total = set(), 0
     for tensor in (*model.parameters(), *model.buffers()):
         if id(tensor) not in seen:
@@ -135,7 +135,7 @@ def _synchronize(device: str) -> None:
 
 
 def _values(out: Any) -> torch.Tensor:
-    """Every floating tensor of an output, however it is packed."""
+    """Join every floating tensor of an output, however it is packed, into one float32 vector."""
     found: list[torch.Tensor] = []
 
     def collect(value: Any) -> None:

@@ -44,7 +44,7 @@ class LoraMap:
     entries: Mapping[str, LoraChoice] = field(default_factory=dict)
 
     def options(self, model: str) -> dict[str, Any]:
-        """The options of Settings that the map changes for the model of this file name."""
+        """Return the options of Settings that the map changes for the model of this file name."""
         choice = next((c for key, c in self.entries.items() if fnmatchcase(model, key)), None)
         if choice is None:
             return {}
@@ -56,7 +56,7 @@ class LoraMap:
         return changed
 
     def require_use(self, models: Sequence[str]) -> None:
-        """ConversionError, naming the nearest model, when a key fits none of `models`."""
+        """Raise ConversionError, naming the nearest model, when a key fits none of `models`."""
         for key in self.entries:
             if not any(fnmatchcase(model, key) for model in models):
                 near = closest(key, models)

@@ -7,23 +7,23 @@ class Progress(Protocol):
     """Called from the pipeline's writer as layers are finished."""
 
     def start(self, total_bytes: int, done_bytes: int) -> None:
-        """The bytes of input there are, and those an interrupted run had done."""
+        """Begin: so many bytes of input there are, and so many an interrupted run had done."""
 
     def advance(self, name: str, nbytes: int) -> None:
-        """A tensor is written: a layer by its name, or "" for one that is only carried over."""
+        """Count a tensor that is written: a layer by its name, or "" for one that is only carried over."""
 
     def stop(self) -> None:
-        """No more will come."""
+        """End: no more will come, because all is done or because it failed."""
 
 
 class Silent:
     """No progress at all."""
 
     def start(self, total_bytes: int, done_bytes: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def advance(self, name: str, nbytes: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def stop(self) -> None:
-        """Nothing."""
+        """Do nothing."""

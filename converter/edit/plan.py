@@ -116,7 +116,7 @@ class _Work:
 
     @staticmethod
     def _needed(layer: StoredLayer) -> list[TensorInfo]:
-        """The tensors without which a layer cannot be read."""
+        """List the tensors without which a layer cannot be read."""
         optional = (INPUT_SCALE, PRE_QUANT_SCALE)
         return [t for t in layer.companions() if not t.name.endswith(optional)]
 
@@ -189,7 +189,7 @@ class _Work:
                 self.warnings.append(f"--add-keys: ComfyUI reads no key {key!r}; did you mean {near[0]!r}?")
 
     def _require_readable(self, name: str, config: Mapping[str, Any]) -> None:
-        """The edited config still fits the layer's tensors."""
+        """Require that the edited config still fits the layer's tensors; else ConversionError."""
         examined = self.examined[name]
         if "format" not in config:
             raise ConversionError(f"{name}: its comfy_quant would have no 'format', which ComfyUI refuses")
@@ -222,7 +222,7 @@ class _Work:
             )
 
     def steps(self) -> Iterator[Step]:
-        """A step for every tensor, in source order; new configs follow their weights."""
+        """Make a step for every tensor, in source order; new configs follow their weights."""
         roles = self._roles()
         for info in self.stored.checkpoint.tensors.values():
             layer = info.name.removesuffix(".weight")
@@ -241,7 +241,7 @@ class _Work:
                 yield self._config_step(layer, info)
 
     def _roles(self) -> dict[str, Step]:
-        """Steps of the scales and configs of layers, by source name."""
+        """Make the steps of the scales and configs of layers, by source name."""
         roles = {}
         for name, examined in self.examined.items():
             layer = examined.layer
@@ -265,7 +265,7 @@ class _Work:
         return Step(source, "write", "format of the layer", (output,), data=data)
 
     def metadata(self) -> dict[str, str]:
-        """The header's metadata: everything, and the list of layers made to agree with the tensors."""
+        """Return the header's metadata: everything, and the list of layers made to agree with the tensors."""
         metadata = dict(self.stored.checkpoint.metadata)
         if not (self.stored.listed or self.settings.save_quant_metadata):
             return metadata
@@ -283,7 +283,7 @@ class _Work:
 
 
 def _float_dtype(stored: StoredFile) -> str:
-    """F16 where more of the file's other elements are F16 than BF16; else BF16."""
+    """Return F16 where more of the file's other elements are F16 than BF16; else BF16."""
     count = {"F16": 0, "BF16": 0}
     owned = {t.name for layer in stored.layers.values() for t in layer.companions()}
     for info in stored.checkpoint.tensors.values():
@@ -301,7 +301,7 @@ def _keep(info: TensorInfo) -> Step:
 
 
 def _restyled(old: bytes | None, value: Any) -> bytes:
-    """JSON in the spacing that `old` has, so that taking an edit back gives the same bytes."""
+    """Write JSON in the spacing that `old` has, so that taking an edit back gives the same bytes."""
     try:
         before = json.loads(old or b"")
     except ValueError:

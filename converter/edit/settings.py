@@ -32,12 +32,12 @@ class EditSettings:
 
 
 def parse_remove(text: str) -> tuple[str, ...]:
-    """Comma-separated names."""
+    """Split comma-separated names."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def parse_add(text: str) -> dict[str, Any]:
-    """A JSON object; the braces may be missing and the quotes may be single, as people type it.
+    """Read a JSON object; the braces may be missing and the quotes may be single, as people type it.
 
     ValueError for anything else.
     """
@@ -54,7 +54,7 @@ def parse_add(text: str) -> dict[str, Any]:
 
 
 def compile_filter(pattern: str | None, layers: Iterable[str], option: str = "--quant-filter") -> set[str]:
-    """The layers that the filter of `option` selects, all without one.
+    """Return the layers that the filter of `option` selects, all where `pattern` is None.
 
     ConversionError for a bad expression or one that selects nothing, with the nearest layer name.
     """
@@ -72,7 +72,7 @@ def compile_filter(pattern: str | None, layers: Iterable[str], option: str = "--
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``; "" when there is nothing to suggest.
+    """Return ``did you mean 'x'?``; "" when there is nothing to suggest.
 
     Names end alike (``.weight``), so the nearest is the one closest in letters, whatever the distance.
     """

@@ -77,7 +77,7 @@ class Adapter:
         return sum(4 * info.numel for info in self.tensors.values())
 
     def factor(self, alpha: float | None) -> float:
-        """What the change is multiplied by before any user's scale: alpha / rank, 1 without either."""
+        """Return what the change is multiplied by before any user's scale: alpha / rank, 1 without either."""
         alpha = self.file_alpha if alpha is None else alpha
         rank = self.rank
         if alpha is None or rank is None:
@@ -85,7 +85,7 @@ class Adapter:
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def check(self) -> None:
-        """ConversionError where tensors are missing or do not fit each other, naming them."""
+        """Raise ConversionError where tensors are missing or do not fit each other, naming them."""
         for group in _NEEDS[self.kind]:
             if not any(role in self.tensors for role in group):
                 have = ", ".join(repr(t.name) for t in self.tensors.values())
@@ -120,7 +120,7 @@ class Adapter:
 
 
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A tensor as a matrix: the first dimension, and the product of the others."""
+    """Return a tensor's shape as a matrix's: the first dimension, and the product of the others."""
     rows = shape[0] if shape else 1
     return rows, math.prod(shape[1:])
 

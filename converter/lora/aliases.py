@@ -36,7 +36,7 @@ def _qkv(diffusers: str, fused: str, names: str = "to_q to_k to_v") -> tuple[Ali
 
 
 def _same_rows(*pairs: str) -> tuple[Alias, ...]:
-    """Lines of "diffusers name = checkpoint name", all rows."""
+    """Read lines of "diffusers name = checkpoint name", each for all rows of its layer."""
     split = (pair.split(" = ") for pair in pairs)
     return tuple((diffusers, ours, "") for diffusers, ours in split)
 

@@ -66,7 +66,7 @@ def _modules(lora: Checkpoint) -> tuple[dict[str, dict[str, TensorInfo]], tuple[
 def _adapters(
     file: str, module: str, roles: Mapping[str, TensorInfo], config: "_Config"
 ) -> Iterator[Adapter]:
-    """What one module's tensors amount to: a change of its weight, a change of its bias, or both."""
+    """Make one module's tensors into adapters: a change of its weight, a change of its bias, or both."""
     alpha, stabilised = config.alpha(module)
     shared = {role: roles[role] for role in ("alpha", "dora") if role in roles}
     for kind, known in KIND_ROLES.items():
@@ -91,7 +91,7 @@ class _Config:
         self._configs = list(_peft_configs(lora))
 
     def alpha(self, module: str) -> tuple[float | None, bool]:
-        """(alpha, whether it is divided by the root of the rank) of a module without an alpha tensor."""
+        """Return (alpha, whether the root of the rank divides it) of a module without an alpha tensor."""
         for prefix, config in self._configs:
             if not module.startswith(prefix):
                 continue
@@ -104,7 +104,7 @@ class _Config:
 
 
 def _peft_configs(lora: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(prefix of the modules it is for, PEFT configuration).
+    """Yield (prefix of the modules it is for, PEFT configuration).
 
     diffusers writes one JSON into the metadata; keys begin with the component: ``transformer.lora_alpha``.
     """
@@ -121,7 +121,7 @@ def _peft_configs(lora: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """PEFT's rule: a pattern is a regular expression for the end of a module's name."""
+    """Match as PEFT does: a pattern is a regular expression for the end of a module's name."""
     try:
         return re.search(rf"(?:^|\.)(?:{pattern})$", module) is not None
     except re.error:

@@ -43,7 +43,7 @@ class Placer:
 
 
 def compute_device(settings: Settings) -> torch.device:
-    """The device that the settings name, or the best there is."""
+    """Return the device that the settings name, or the best there is; ConversionError for an absent one."""
     import torch
 
     if settings.device == "auto":
@@ -57,7 +57,7 @@ def compute_device(settings: Settings) -> torch.device:
 
 
 def _budget(settings: Settings, device: torch.device) -> int | None:
-    """Bytes of the device that a layer may take: None without limit, 0 on the CPU."""
+    """Return the bytes of the device that a layer may take: None without limit, 0 on the CPU."""
     if device.type == "cpu":
         return 0
     import torch
@@ -82,7 +82,7 @@ def _place(shape: tuple[int, int], algorithm: str, settings: Settings, budget: i
 
 
 def describe_placement(step: Step) -> str:
-    """``cpu``, ``cuda``, ``cuda in 4 parts`` or ``cpu in 3 parts``: for tables."""
+    """Return ``cpu``, ``cuda``, ``cuda in 4 parts`` or ``cpu in 3 parts``: for tables."""
     where = step.placement
     if where is None:
         return "cpu"

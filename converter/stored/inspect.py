@@ -42,12 +42,12 @@ class Inspection:
     problems: tuple[Problem, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the findings as plain JSON values."""
         return asdict(self)
 
 
 def inspect_file(path: str | Path) -> Inspection:
-    """Look into a checkpoint. ConversionError when it cannot be opened."""
+    """Look into a checkpoint, reading no weight. ConversionError when it cannot be opened."""
     with open_checkpoint(path) as checkpoint:
         stored = stored_file(checkpoint)
         examined, problems = examine_file(stored)
@@ -81,7 +81,7 @@ def _layer_share(examined: Examined) -> tuple[str, int, int]:
 
 
 def _shares(items: Sequence[tuple[str, int, int]]) -> tuple[Share, ...]:
-    """Totals by name, most bytes first."""
+    """Sum up by name, most bytes first."""
     totals: dict[str, list[int]] = {}
     for name, parameters, size in items:
         row = totals.setdefault(name, [0, 0, 0])

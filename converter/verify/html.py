@@ -40,7 +40,7 @@ th { position: sticky; top: 0; background: var(--bg); } td.n, th.n { text-align:
 
 
 def render(report: VerifyReport) -> str:
-    """The page: verdict, figures, breaches of the contract, a histogram a family, and all layers."""
+    """Write the page: verdict, figures, breaches of the contract, a histogram per family, and all layers."""
     title = f"{report.quantized.replace(chr(92), '/').rpartition('/')[2]}: verification"
     body = "\n".join(part for part in _parts(report) if part)
     return (
@@ -95,7 +95,7 @@ def _problems(report: VerifyReport) -> str:
 
 
 def _plots(report: VerifyReport) -> str:
-    """One small histogram a family, all over the same range so that they compare at a glance."""
+    """Draw a small histogram per family, all over the same range so that they compare at a glance."""
     families = report.families()
     values = [v for f in families for v in f.values if math.isfinite(v)]
     if not values:

@@ -88,7 +88,7 @@ class _Inputs:
         return self._data is not None
 
     def of(self, layer: str, columns: int) -> torch.Tensor | None:
-        """[n, K] inputs of a layer, None where none were recorded; ConversionError for another K."""
+        """Return [n, K] inputs of a layer, None where none were recorded; ConversionError for another K."""
         if self._data is None or layer not in self.found:
             return None
         samples = self._data.stats(self.found[layer]).samples
@@ -119,7 +119,7 @@ class _Run:
         self._threshold, self._progress = threshold, progress
 
     def execute(self) -> tuple[tuple[LayerResult, ...], list[Problem], int]:
-        """Results of the layers, problems with kept tensors, and how many of those are unchanged."""
+        """Compare; return the layers' results, problems with kept tensors, and how many are unchanged."""
         tensors = self._original.tensors
         sources = [*self._pairs.layers.values(), *self._pairs.kept.values()]
         self._progress.start(sum(tensors[n].nbytes for n in sources), 0)
@@ -166,7 +166,7 @@ class _Run:
         return LayerResult(*fields, quality.weight_db, quality.w8a8_db, quality.w8a16_db, fault)
 
     def _why(self, source: Source, quantized: Quantized, source_name: str, quality: Quality) -> str:
-        """What is wrong with a layer that fails."""
+        """Say what is wrong with a layer that fails."""
         if found := diagnose(source, quantized):
             return found
         if quality.scales_wrong:
@@ -177,7 +177,7 @@ class _Run:
         return f"below {self._threshold:g} dB"
 
     def _belongs_to(self, quantized: Quantized, source_name: str) -> str:
-        """The original weight of the same shape that some integers were made from, "" when none is near."""
+        """Name the original weight of this shape that some integers were made from, "" when none is near."""
         shape = self._original.tensors[source_name].shape
         alike = [n for n in self._pairs.layers.values() if self._original.tensors[n].shape == shape]
         for name in alike[:_MAX_CANDIDATES]:
