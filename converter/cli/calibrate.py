@@ -60,7 +60,7 @@ def calibrate_checkpoint(
         raise ValueError(f"--samples must be at least 1, not {samples}")
     for path in (checkpoint, activations):
         if path is not None and path.resolve() == output.resolve():
-            raise ValueError(f"the output {output} is the input")
+            raise ValueError(f"the output {output} is the input; choose another name with -o")
     widths = _linear_layers(checkpoint)
     if activations is None:
         records = {name: _synthetic(name, k, samples, seed) for name, k in widths.items()}

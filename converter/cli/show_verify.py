@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ..verify.report import LayerResult, VerifyReport
+from ..verify.report import VerifiedLayer, VerifyReport
 from .show import table_console
 from .show_edit import problem_lines
 
@@ -51,7 +51,7 @@ def _families(report: VerifyReport) -> Table:
     return table
 
 
-def _layers(rows: Sequence[LayerResult], title: str) -> Table:
+def _layers(rows: Sequence[VerifiedLayer], title: str) -> Table:
     outputs = any(r.w8a16_db is not None for r in rows)
     table = Table(title=title, title_justify="left")
     table.add_column("layer", overflow="fold")

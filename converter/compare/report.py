@@ -47,5 +47,5 @@ class Comparison:
         """Return the lowest output SQNR of all cases that ran, in dB; ConversionError when none did."""
         ran = [c.sqnr for c in self.cases if c.sqnr is not None]
         if not ran:
-            raise ConversionError("no case could be run on both checkpoints")
+            raise ConversionError("no case could be run on both checkpoints; the table says why for each")
         return min(ran)

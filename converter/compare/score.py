@@ -21,7 +21,10 @@ def score(case: Case, reference: Outcome, candidate: Outcome) -> CaseResult:
         result.note = side + (reference.error or candidate.error)
         return result
     if want.shape != got.shape:
-        raise ConversionError(f"{case.name}: outputs have {want.numel()} and {got.numel()} values")
+        raise ConversionError(
+            f"{case.name}: the reference's output has {want.numel()} values, the candidate's {got.numel()}; "
+            "both must be of one model"
+        )
     result.sqnr, result.cosine = _distance(got, want)
     result.reference_seconds, result.candidate_seconds = reference.seconds, candidate.seconds
     if not want.isfinite().all():

@@ -74,7 +74,7 @@ def read_lora_map(path: str) -> LoraMap:
     except ValueError as e:
         raise ConversionError(f"--lora-map {path}: not valid JSON: {e}") from e
     if not isinstance(found, dict):
-        raise ConversionError(f"--lora-map {path}: an object of model names is expected")
+        raise ConversionError(f"--lora-map {path}: a JSON object is expected, with model names as its keys")
     folder = Path(path).parent
     return LoraMap(path, {key: _choice(v, folder, f"--lora-map {path}: {key!r}") for key, v in found.items()})
 
@@ -96,5 +96,5 @@ def _choice(value: Any, folder: Path, where: str) -> LoraChoice:
     paths = tuple(str(folder / name) for name in listed)
     for lora in paths:
         if not Path(lora).is_file():
-            raise ConversionError(f"{where}: {lora}: no such file")
+            raise ConversionError(f"{where}: {lora}: no such file; paths start at the map's own folder")
     return LoraChoice(paths, scale, dampen)

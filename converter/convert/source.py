@@ -53,7 +53,8 @@ def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...])
     narrow = merged.to(torch_dtype(info.dtype))
     if not bool(torch.isfinite(narrow.float()).all()):
         raise ConversionError(
-            f"{info.name}: with {merges[0].adapter.file} merged it holds values that {info.dtype} cannot"
+            f"{info.name}: with {merges[0].adapter.file} merged it holds values that {info.dtype} cannot "
+            "hold; lower --merge-lora-scale"
         )
     return narrow
 

@@ -16,7 +16,7 @@ from ..plan.steps import Plan, Step
 from ..stored.faults import examine_file
 from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer
-from .settings import EditSettings, compile_filter, nearest
+from .settings import EditSettings, compile_filter, suggestion
 
 _READ_KEYS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult", "group_size")
 _STYLES = ((", ", ": "), (",", ":"))
@@ -68,7 +68,7 @@ def build_edit_plan(stored: StoredFile, settings: EditSettings) -> EditPlan:
         if not (p.fix or (p.where in work.settled and p.kind in ("rotation", "rotation flag")))
     ]
     if not any(s.outputs for s in steps):
-        raise ConversionError("--remove-keys: no tensor would be left")
+        raise ConversionError("--remove-keys: no tensor would be left; name fewer")
     return EditPlan(Plan(steps, metadata), work.changes, left, work.warnings, examined)
 
 
@@ -174,7 +174,7 @@ class _Work:
         there = dict.fromkeys(k for n in self.configs if n in selected for k in self.configs[n])
         for key in keys:
             if key not in there:
-                hint = nearest(key, [*there, *self.stored.checkpoint.tensors])
+                hint = suggestion(key, [*there, *self.stored.checkpoint.tensors])
                 raise ConversionError(
                     f"--remove-keys {key}: neither a tensor of {self.stored.checkpoint.path} nor a key in "
                     f"the comfy_quant of the layers selected; {hint}"
@@ -197,7 +197,8 @@ class _Work:
         own = before.get("format")
         if config["format"] != own:
             raise ConversionError(
-                f"{name}: format {config['format']!r} does not fit its tensors, which are {own}"
+                f"{name}: format {config['format']!r} does not fit its tensors, which are {own}; "
+                "leave 'format' out of --add-keys"
             )
         form = FORMATS.get(str(own))
         if form is None or config == before:

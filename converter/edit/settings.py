@@ -66,12 +66,12 @@ def compile_filter(pattern: str | None, layers: Iterable[str], option: str = "--
     except re.error as e:
         raise ConversionError(f"{option} {pattern!r} is not a valid regular expression: {e}") from e
     if not found:
-        hint = nearest(pattern, names) or "the file has no quantized layers"
+        hint = suggestion(pattern, names) or "the file has no quantized layers"
         raise ConversionError(f"{option} {pattern!r} matches none of {len(names)} layers; {hint}")
     return found
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'?``; "" when there is nothing to suggest.
 
     Names end alike (``.weight``), so the nearest is the one closest in letters, whatever the distance.

@@ -100,7 +100,9 @@ def _custom(settings: Settings) -> LayerOverride | None:
             raise ConversionError(f"{asked[0]} needs --custom-layers REGEX: the layers it is for")
         return None
     if settings.custom_type == FLOAT16 and asked != ["--custom-type"]:
-        raise ConversionError(f"{asked[1]} does not apply to --custom-type {FLOAT16}: it has no integers")
+        raise ConversionError(
+            f"{asked[1]} does not apply to --custom-type {FLOAT16}, which has no integers; leave it out"
+        )
     return LayerOverride(
         format=settings.custom_type or settings.format,
         scaling_mode=settings.custom_scaling_mode,

@@ -109,14 +109,19 @@ class Adapter:
         if a is None or b is None:
             have = a or b
             assert have is not None
-            raise ConversionError(f"{self.file}: {have.name!r} stands alone, without its {left} or {right}")
+            raise ConversionError(
+                f"{self.file}: {have.name!r} stands alone, without its {left} or {right}: not a whole LoRA"
+            )
         if flat(a.shape)[1] != b.shape[0]:
-            raise ConversionError(f"{self.file}: {_named(a)} and {_named(b)} do not fit each other")
+            raise ConversionError(self._misfit(a, b))
 
     def _check_equal(self, left: str, right: str, axis: int) -> None:
         a, b = self.tensors[left], self.tensors[right]
         if flat(a.shape)[axis] != flat(b.shape)[axis]:
-            raise ConversionError(f"{self.file}: {_named(a)} and {_named(b)} do not fit each other")
+            raise ConversionError(self._misfit(a, b))
+
+    def _misfit(self, a: TensorInfo, b: TensorInfo) -> str:
+        return f"{self.file}: {_named(a)} and {_named(b)} do not fit each other: the LoRA is damaged"
 
 
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:

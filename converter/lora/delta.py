@@ -52,7 +52,9 @@ def read_finite(adapter: Adapter, read: Reader) -> dict[str, torch.Tensor]:
         if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
             raise ConversionError(f"{adapter.file}: {info.name!r} holds NaN or Inf: the LoRA is damaged")
         if role == "alpha" and tensor.numel() != 1:
-            raise ConversionError(f"{adapter.file}: {info.name!r} is {list(tensor.shape)}, not one number")
+            raise ConversionError(
+                f"{adapter.file}: {info.name!r} is {list(tensor.shape)}, not one number: the LoRA is damaged"
+            )
         tensors[role] = tensor
     return tensors
 

@@ -39,7 +39,10 @@ def lora_directions(
         for checkpoint in opened.values():
             checkpoint.close()
     if not directions:
-        raise ConversionError(f"{files[0]}: none of its layers has a down projection: no directions")
+        raise ConversionError(
+            f"{files[0]}: none of its layers has a down projection, so it tells no directions; "
+            "only a LoRA of up and down matrices can be the calibration LoRA"
+        )
     return directions
 
 

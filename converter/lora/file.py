@@ -26,7 +26,7 @@ class LoraFile:
     stamp: tuple[tuple[str, int, int], ...]
 
 
-def read_lora(path: str | Path) -> LoraFile:
+def read_lora_file(path: str | Path) -> LoraFile:
     """Read a LoRA's header. ConversionError for a file that is missing, corrupt or no LoRA, for an adapter
     that is not whole, and for a kind of adapter that cannot be merged, by name.
     """
@@ -37,7 +37,9 @@ def read_lora(path: str | Path) -> LoraFile:
         stamp = tuple((str(f.resolve()), s.st_size, s.st_mtime_ns) for f in lora.files for s in (f.stat(),))
     if not adapters:
         names = ", ".join(repr(name) for name in list(lora.tensors)[:3])
-        raise ConversionError(f"{path}: not a LoRA: none of its {len(lora.tensors)} keys ({names}) is one's")
+        raise ConversionError(
+            f"{path}: not a LoRA: none of its {len(lora.tensors)} keys ({names}) is a LoRA's"
+        )
     for adapter in adapters:
         adapter.check()
     return LoraFile(str(path), adapters, unknown, stamp)
@@ -55,7 +57,9 @@ def _modules(lora: Checkpoint) -> tuple[dict[str, dict[str, TensorInfo]], tuple[
             unknown.append(name)
             continue
         if info.dtype not in QUANTIZABLE and key.role != "alpha":
-            raise ConversionError(f"{lora.path}: {name!r} is stored as {info.dtype}, not as floats")
+            raise ConversionError(
+                f"{lora.path}: {name!r} is stored as {info.dtype}, not as floats, and cannot be merged"
+            )
         roles = modules.setdefault(key.module, {})
         if key.role in roles:
             raise ConversionError(f"{lora.path}: {name!r} and {roles[key.role].name!r} are one tensor twice")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...formats.errors import ConversionError
 from .adapter import Adapter, flat
 from .aliases import ROWS, Segments
-from .file import LoraFile, read_lora
+from .file import LoraFile, read_lora_file
 from .names import LayerIndex, Place
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def plan_merges(
     index = LayerIndex(shapes) if paths else None
     for number, (path, factor) in enumerate(zip(paths, lora_scales(len(paths), scale, dampen), strict=True)):
         assert index is not None
-        file = read_lora(path)
+        file = read_lora_file(path)
         found, unmatched = _match(file, index, shapes, number, factor)
         if not found:
             raise ConversionError(_nothing_matches(file, index, unmatched))
@@ -147,7 +147,8 @@ def _refuse_twice(file: LoraFile, one: Merge, other: Merge, name: str) -> None:
     same = one.segments == other.segments or not (one.segments and other.segments)
     if same and one.adapter.kind == other.adapter.kind and one.adapter.module != other.adapter.module:
         raise ConversionError(
-            f"{file.path}: {one.adapter.module!r} and {other.adapter.module!r} both change {name!r}"
+            f"{file.path}: {one.adapter.module!r} and {other.adapter.module!r} both change {name!r}; "
+            "remove one of them"
         )
 
 

@@ -51,7 +51,8 @@ def compute_device(settings: Settings) -> torch.device:
     device = torch.device(settings.device)
     if device.type != "cpu" and not getattr(torch, device.type).is_available():
         raise ConversionError(
-            f"--device {settings.device}: this machine has no such device, or torch cannot use it"
+            f"--device {settings.device}: this machine has no such device, or torch cannot use it; "
+            "leave the option out, or use --device cpu"
         )
     return device
 

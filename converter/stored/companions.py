@@ -83,7 +83,9 @@ def _listed(metadata: Mapping[str, str]) -> dict:
         layers = json.loads(raw)["layers"]
         return layers if isinstance(layers, dict) else {}
     except (ValueError, KeyError, TypeError) as e:
-        raise ConversionError(f"the header's {METADATA_KEY} is not valid: {e}") from e
+        raise ConversionError(
+            f"the header's {METADATA_KEY} is not valid ({e}); ctq edit writes it anew"
+        ) from e
 
 
 def standard_name(name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from ..convert.check import WARN_DB
-from .report import Family, LayerResult, VerifyReport, histogram
+from .report import Family, VerifiedLayer, VerifyReport, histogram
 
 _BINS = 24
 _WIDTH, _HEIGHT, _FOOT = 264, 72, 16
@@ -153,7 +153,7 @@ def _table(report: VerifyReport) -> str:
     )
 
 
-def _row(r: LayerResult, outputs: bool, threshold: float) -> str:
+def _row(r: VerifiedLayer, outputs: bool, threshold: float) -> str:
     poor = r.weight_db is None or r.fault or r.weight_db < threshold
     kind = "bad" if poor else "warn" if (r.weight_db or 0.0) < WARN_DB else ""
     extra: Sequence[float | None] = (r.w8a8_db, r.w8a16_db) if outputs else ()

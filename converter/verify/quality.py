@@ -76,9 +76,13 @@ class Source:
         if quant and quant.scale and info.dtype in FLOAT8:
             scale = checkpoint.read(quant.scale).float().reshape(-1, 1)
             if scale.shape[0] not in (1, info.shape[0]):
-                raise ConversionError(f"{name}: the original's FP8 scale of {scale.shape[0]} fits no row")
+                raise ConversionError(
+                    f"{name}: the original's FP8 scale has {scale.shape[0]} values, not one or one per row"
+                )
         elif not info.dtype.startswith(("F", "BF")):
-            raise ConversionError(f"{name}: the original is stored as {info.dtype}")
+            raise ConversionError(
+                f"{name}: the original is stored as {info.dtype}; compare with the unquantized file"
+            )
         return cls(checkpoint, info, scale)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
@@ -106,7 +110,9 @@ class Quantized:
         """Open a layer; ConversionError when the file does not say how to read it."""
         stored, form = examined.layer, examined.format
         if form is None:
-            raise ConversionError(f"{stored.name}: cannot be read as its file describes it")
+            raise ConversionError(
+                f"{stored.name}: cannot be read as its file describes it; ctq inspect says why"
+            )
         infos = examined.stored
         beside = {}
         for suffix, info in stored.tensors.items():

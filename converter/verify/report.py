@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
-class LayerResult:
+class VerifiedLayer:
     """One quantized layer. weight_db: SQNR of its weight over all rows, None when it could not be read;
     w8a8_db and w8a16_db: of its output on real inputs. fault: why it fails, "" when it does not."""
 
@@ -36,7 +36,7 @@ class Family:
     """The layers that differ only in their block's number."""
 
     name: str
-    layers: tuple[LayerResult, ...]
+    layers: tuple[VerifiedLayer, ...]
 
     @property
     def values(self) -> list[float]:
@@ -62,7 +62,7 @@ class VerifyReport:
     original: str
     quantized: str
     threshold: float
-    layers: tuple[LayerResult, ...]
+    layers: tuple[VerifiedLayer, ...]
     problems: tuple[Problem, ...]
     unchanged: int
     removed: int
@@ -73,7 +73,7 @@ class VerifyReport:
     notes: tuple[str, ...] = ()
 
     @property
-    def faults(self) -> list[LayerResult]:
+    def faults(self) -> list[VerifiedLayer]:
         """The layers that fail."""
         return [r for r in self.layers if r.fault]
 
@@ -87,13 +87,13 @@ class VerifyReport:
         """Tell whether nothing fails."""
         return not self.faults and not self.violations
 
-    def worst_first(self) -> list[LayerResult]:
+    def worst_first(self) -> list[VerifiedLayer]:
         """Return all layers, failing and unreadable ones first, then by weight SQNR."""
         return sorted(self.layers, key=lambda r: (not r.fault, _order(r.weight_db)))
 
     def families(self) -> list[Family]:
         """Group the layers by family, the family with the worst layer first."""
-        groups: dict[str, list[LayerResult]] = {}
+        groups: dict[str, list[VerifiedLayer]] = {}
         for r in self.layers:
             groups.setdefault(r.family, []).append(r)
         made = [Family(name, tuple(rows)) for name, rows in groups.items()]
