@@ -112,7 +112,7 @@ class _Written:
         width = nbytes(tensor.dtype, shape[1:])
         raw = self.file.read(name, first * width, (last - first) * width)
         dtype = torch_dtype(tensor.dtype)
-        assert dtype is not None, f"{name}: torch has no {tensor.dtype}"
+        assert dtype is not None, f"{name} was written, so torch has its dtype"
         values = torch.frombuffer(bytearray(raw), dtype=dtype)
         return values.view((last - first, *shape[1:]) if shape else ())
 
