@@ -2,7 +2,7 @@
 
 ``ctq install-nodes PATH_TO_COMFYUI`` does it. Importing it inside ComfyUI adds ``int8_blockwise`` and
 ``pre_quant_scale`` for INT8 to what checkpoints may hold; a ComfyUI without the needed hooks is left
-as it is, with one line in the log a missing hook. Outside ComfyUI importing it changes nothing.
+as it is, with one line in the log per missing hook. Outside ComfyUI importing it changes nothing.
 """
 
 import logging
@@ -16,7 +16,7 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 
 
 def _reach_package() -> None:
-    """A linked checkout finds the package beside this folder even where it is not installed."""
+    """Let a linked checkout find the package beside this folder even where it is not installed."""
     try:
         import convert_to_quant  # noqa: F401
     except ImportError:

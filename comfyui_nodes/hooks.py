@@ -86,7 +86,7 @@ def _extend_table(table: dict, layout: str) -> None:
 
 
 def extended_factory(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """A mixed_precision_ops whose Linear also reads int8_blockwise and pre_quant_scale.
+    """Return a mixed_precision_ops whose Linear also reads int8_blockwise and pre_quant_scale.
 
     ComfyUI's own Linear does the loading: it is shown an int8_tensorwise layer, and the weight that it
     makes gets the right layout afterwards. So its placement, casting and patching stay in use.
@@ -102,7 +102,7 @@ def extended_factory(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def extended_linear(stock: type) -> type:
-    """A subclass of ComfyUI's quantized Linear."""
+    """Make the subclass of ComfyUI's quantized Linear that loads and saves the added formats."""
 
     class Linear(stock):  # type: ignore[misc, valid-type]
         def _load_from_state_dict(self, state: dict, prefix: str, *args: Any) -> None:
@@ -158,7 +158,7 @@ def _relabel(module: Any, conf: dict, smooth: torch.Tensor | None, static: torch
 
 
 def _on(scale: torch.Tensor | None, weight: Any, shape: tuple) -> torch.Tensor | None:
-    """A scale beside the weight's integers, float32."""
+    """Return a scale in float32, on the device of the weight's integers."""
     if scale is None:
         return None
     return scale.to(device=weight._qdata.device, dtype=torch.float32).reshape(shape)

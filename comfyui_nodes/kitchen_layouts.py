@@ -40,7 +40,7 @@ def _multiply(tensor: torch.Tensor, smooth: torch.Tensor | None) -> torch.Tensor
 
 
 class BlockWiseINT8Layout(QuantizedLayout):
-    """``int8_blockwise``: one scale a square block of the weight [N, K]."""
+    """``int8_blockwise``: one scale per square block of the weight [N, K]."""
 
     MIN_SM_VERSION = (7, 5)
 
@@ -79,28 +79,28 @@ class BlockWiseINT8Layout(QuantizedLayout):
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Any) -> torch.Tensor:
-        """The float weight [N, K] in its original dtype."""
+        """Return the float weight [N, K] in its original dtype."""
         return _multiply(dequantize(qdata, params.scale, params.orig_dtype), params.pre_quant_scale)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(integers, scale)."""
+        """Return (integers, scale)."""
         return qtensor._qdata, qtensor._params.scale
 
     @classmethod
     def state_dict_tensors(cls, qdata: torch.Tensor, params: Any) -> dict[str, torch.Tensor]:
-        """Suffix -> tensor, appended to the name of the weight."""
+        """Return suffix -> tensor; a suffix is appended to the name of the weight."""
         return {"": qdata, "_scale": params.scale}
 
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict[str, Any]:
-        """What makes a weight of the same kind again, after a LoRA."""
+        """Return the options that make a weight of the same kind again, after a LoRA."""
         params = qtensor._params
         return {"block_size": params.block_size, "pre_quant_scale": params.pre_quant_scale}
 
 
 def _by_chance(weight: torch.Tensor, scale: torch.Tensor, block: int, seed: int) -> torch.Tensor:
-    """Up with the probability of the fraction, reproducible from `seed`."""
+    """Round up with the probability of the fraction, reproducible from `seed`."""
     n, k = weight.shape
     full = scale.repeat_interleave(block, 0)[:n].repeat_interleave(block, 1)[:, :k]
     chance = torch.rand(n, k, generator=torch.Generator().manual_seed(seed)).to(weight.device)
@@ -129,24 +129,24 @@ class ExtendedINT8Layout(TensorWiseINT8Layout):
         input_scale: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, Any]:
-        """The stock quantizer on the columns divided by pre_quant_scale."""
+        """Quantize the columns divided by pre_quant_scale, with the stock quantizer."""
         q, made = super().quantize(_divide(tensor, pre_quant_scale).to(tensor.dtype), *args, **kwargs)
         return q, extend_params(made, pre_quant_scale, input_scale)
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Any) -> torch.Tensor:
-        """The float weight [N, K] in its original dtype."""
+        """Return the float weight [N, K] in its original dtype."""
         return _multiply(super().dequantize(qdata, params), params.pre_quant_scale)
 
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict[str, Any]:
-        """The stock options, pre_quant_scale and input_scale."""
+        """Return the stock options, pre_quant_scale and input_scale."""
         own = {name: getattr(qtensor._params, name) for name in _OPTIONAL}
         return {**super().requantize_kwargs(qtensor), **own}
 
     @classmethod
     def linear_input_act(cls, *args: Any, **kwargs: Any) -> Any:
-        """Compound operations do not know the extra scales: the caller's own fallback runs."""
+        """Leave compound operations, which do not know the extra scales, to the caller's own fallback."""
         return NotImplemented
 
     fused_rms_modulated = linear_input_act
@@ -155,7 +155,7 @@ class ExtendedINT8Layout(TensorWiseINT8Layout):
 def extend_params(
     params: Any, pre_quant_scale: torch.Tensor | None, input_scale: torch.Tensor | None = None
 ) -> Any:
-    """Stock parameters with the two extra scales."""
+    """Return the stock parameters with the two extra scales."""
     own = {
         name: getattr(params, name) for name in ("scale", "orig_dtype", "orig_shape", "is_weight", "convrot")
     }
@@ -168,7 +168,7 @@ def extend_params(
 
 
 def operands(op: Any, args: tuple, kwargs: dict) -> tuple[torch.Tensor, Any, torch.Tensor | None] | None:
-    """(x, weight, bias) of a product with an INT8 weight [N, K], or None where it is something else.
+    """Return (x, weight, bias) of a product with an INT8 weight [N, K], or None for anything else.
 
     In inference mode ``F.linear`` arrives as ``aten.linear``; under no_grad it has been taken apart into
     ``t`` and ``mm`` or ``addmm``, whose weight is marked as transposed.
@@ -188,7 +188,7 @@ def operands(op: Any, args: tuple, kwargs: dict) -> tuple[torch.Tensor, Any, tor
 
 
 def fused(x: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W^T + bias on the fused kernel of convert_to_quant."""
+    """Compute x W^T + bias on the fused kernel of convert_to_quant."""
     params = weight._params
     rotation = params.convrot_groupsize if getattr(params, "convrot", False) else 0
     x = _multiply(x, getattr(params, "pre_quant_scale", None))

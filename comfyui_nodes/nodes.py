@@ -20,13 +20,14 @@ class CalibrationRecorder:
     CATEGORY, FUNCTION = CATEGORY, "start"
     RETURN_TYPES, RETURN_NAMES = ("MODEL",), ("model",)
     DESCRIPTION = (
-        "Put between the model loader and the sampler. Record with the unquantized model and the prompts you "
-        "really use; every queued run adds to the same record until it is saved."
+        "Records calibration data while you make images. Put it between the model loader and the sampler. "
+        "Use the unquantized model and the prompts you really use; every queued run adds to the same record "
+        "until it is saved."
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """The node's inputs."""
+        """Return the node's inputs, as ComfyUI asks for them."""
         return {
             "required": {
                 "model": ("MODEL",),
@@ -37,7 +38,7 @@ class CalibrationRecorder:
         }
 
     def start(self, model: Any, filename: str, tokens: int, memory_gb: float) -> tuple[Any]:
-        """Attach the recorder to the model's transformer; a recorder for the same model goes on."""
+        """Attach the recorder to the model's transformer; one that records the same model is kept."""
         from convert_to_quant.quant.calibration import Recorder
 
         module, path = diffusion_model(model), output_path(filename)
@@ -57,11 +58,11 @@ class SaveCalibration:
 
     CATEGORY, FUNCTION, OUTPUT_NODE = CATEGORY, "save", True
     RETURN_TYPES, RETURN_NAMES = ("LATENT", "STRING"), ("latent", "path")
-    DESCRIPTION = "Put after the sampler, so that it runs when the model has run."
+    DESCRIPTION = "Put it after the sampler, so that it saves once the model has run."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """The node's inputs."""
+        """Return the node's inputs, as ComfyUI asks for them."""
         return {
             "required": {
                 "latent": ("LATENT",),
@@ -74,7 +75,10 @@ class SaveCalibration:
         """Write the file, and stop recording unless asked to go on."""
         path = output_path(filename)
         if path not in _RECORDERS:
-            raise ValueError(f"no CalibrationRecorder with the file name {filename!r} has run")
+            raise ValueError(
+                f"no CalibrationRecorder with the file name {filename!r} has run; give both nodes the same "
+                "file name"
+            )
         recorder = _RECORDERS[path][1]
         recorder.save(path)
         if not keep_recording:
@@ -88,11 +92,14 @@ class SaveInt8Checkpoint:
 
     CATEGORY, FUNCTION, OUTPUT_NODE = CATEGORY, "save", True
     RETURN_TYPES, RETURN_NAMES = ("STRING",), ("path",)
-    DESCRIPTION = "A model that is INT8 already is written as it is; another is converted."
+    DESCRIPTION = (
+        "Saves the model, with its LoRAs, as an INT8 checkpoint. A model that is INT8 already is written as "
+        "it is; any other is converted."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """The node's inputs."""
+        """Return the node's inputs, as ComfyUI asks for them."""
         from convert_to_quant.formats.choose import written
 
         return {
@@ -139,11 +146,14 @@ class Int8Kernel:
 
     CATEGORY, FUNCTION = CATEGORY, "choose"
     RETURN_TYPES, RETURN_NAMES = ("MODEL",), ("model",)
-    DESCRIPTION = "For all models of this ComfyUI. auto measures both once for every shape."
+    DESCRIPTION = (
+        "Chooses the INT8 kernel for all models in this ComfyUI. on: the fused kernel of convert_to_quant; "
+        "off: that of comfy-kitchen; auto: whichever is faster, measured once per shape."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """The node's inputs."""
+        """Return the node's inputs, as ComfyUI asks for them."""
         return {"required": {"model": ("MODEL",), "fused_kernel": (list(MODES),)}}
 
     def choose(self, model: Any, fused_kernel: str) -> tuple[Any]:
@@ -156,7 +166,7 @@ class Int8Kernel:
 
 
 def diffusion_model(model: Any) -> torch.nn.Module:
-    """The transformer inside a MODEL; RuntimeError when it is not where ComfyUI keeps it."""
+    """Return the transformer inside a MODEL; RuntimeError when it is not where ComfyUI keeps it."""
     found = getattr(getattr(model, "model", None), "diffusion_model", None)
     if not isinstance(found, torch.nn.Module):
         raise RuntimeError(f"{type(model).__name__} has no model.diffusion_model; is it a diffusion model?")
@@ -164,7 +174,7 @@ def diffusion_model(model: Any) -> torch.nn.Module:
 
 
 def patched_state(model: Any) -> dict[str, torch.Tensor]:
-    """The transformer's tensors with all patches applied, under the names that checkpoints have."""
+    """Return the transformer's tensors with all patches applied, under the names that checkpoints have."""
     try:
         from comfy.model_management import load_models_gpu
     except ImportError as e:
@@ -176,7 +186,7 @@ def patched_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def output_path(filename: str) -> str:
-    """`filename` as a safetensors file in ComfyUI's output folder; an absolute path is taken as it is."""
+    """Return `filename` as a safetensors file in ComfyUI's output folder; an absolute path as it is."""
     if not filename.endswith(".safetensors"):
         filename += ".safetensors"
     if os.path.isabs(filename):

@@ -61,7 +61,7 @@ class Router:
             raise MissingHook(f"comfy-kitchen takes no back end for int8_linear ({e!r})") from e
 
     def __call__(self, **call: Any) -> torch.Tensor:
-        """comfy-kitchen's ``int8_linear``, by its keywords."""
+        """Compute comfy-kitchen's ``int8_linear``, given its keywords."""
         stock = _stock(call)
         if not _known(call):
             return stock()
@@ -70,7 +70,7 @@ class Router:
         return stock()
 
     def _choose(self, call: dict[str, Any], stock: Callable[[], torch.Tensor]) -> bool:
-        """Whether the fused kernel takes this call."""
+        """Tell whether the fused kernel takes this call."""
         x, weight = call["x"], call["weight"]
         rows = x.numel() // x.shape[-1]
         rotation = call["convrot_groupsize"] if call.get("convrot") else 0
@@ -85,7 +85,7 @@ class Router:
 
 
 def fused(call: dict[str, Any]) -> torch.Tensor:
-    """The linear of a comfy-kitchen call on the fused kernel; what that does not fuse, around it."""
+    """Compute a comfy-kitchen call on the fused kernel, and around it what that does not fuse."""
     x, activation, residual = call["x"], call.get("input_act"), call.get("residual")
     if activation == "rms_norm":
         weight = call["input_act_weight"].to(x.dtype)
@@ -103,7 +103,7 @@ def fused(call: dict[str, Any]) -> torch.Tensor:
 
 
 def _known(call: dict[str, Any]) -> bool:
-    """Plain float rows, one scale in all or one a row in the shape that means it, and known extras."""
+    """Tell whether a call has plain float rows, one scale in all or per row [N, 1], and known extras."""
     x, weight, scale = call["x"], call["weight"], call["weight_scale"]
     extras = {k for k, v in call.items() if v is not None and k not in _KEYWORDS}
     return (
@@ -130,12 +130,12 @@ def _registry() -> Any:
 
 
 def _others(registry: Any) -> list[str]:
-    """The order of the other back ends, which comfy-kitchen has no public way to read."""
+    """Return the order of the other back ends, which comfy-kitchen has no public way to read."""
     return [name for name in registry._priority if name != BACKEND]
 
 
 def _stock(call: dict[str, Any]) -> Callable[[], torch.Tensor]:
-    """The call on the back end that would have it without this one."""
+    """Return the call on the back end that would have it without this one."""
 
     def run() -> torch.Tensor:
         registry = _registry()
@@ -149,7 +149,7 @@ def _stock(call: dict[str, Any]) -> Callable[[], torch.Tensor]:
 
 
 def _seconds(call: Callable[[], torch.Tensor], x: torch.Tensor) -> float:
-    """The best of a few runs, after one that compiles and warms up."""
+    """Return the best time of a few runs, after one that compiles and warms up."""
     best = float("inf")
     for i in range(_TIMED_RUNS + 1):
         if x.is_cuda:
@@ -164,4 +164,4 @@ def _seconds(call: Callable[[], torch.Tensor], x: torch.Tensor) -> float:
 
 
 ROUTER = Router()
-"""The one of this process."""
+"""The router of this process."""

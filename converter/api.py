@@ -36,7 +36,7 @@ def convert_to_int8(input_file: str, output_file: str | None = None, **options: 
 
 
 def plan_int8(input_file: str, output_file: str | None = None, **options: Any) -> PlanReport:
-    """What `convert_to_int8` with the same arguments would do, from the header alone.
+    """Say what `convert_to_int8` with the same arguments would do, from the header alone.
 
     Reads no weight and does not load torch. Returns a PlanReport: every tensor's fate and reason, sizes,
     and the estimated time and memory. Raises what the conversion would raise before it starts.

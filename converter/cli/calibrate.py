@@ -10,7 +10,8 @@ from ...files.checkpoint import open_checkpoint
 if TYPE_CHECKING:
     from ...quant.algorithms import LayerStats
 
-_DESCRIPTION = """Write a calibration file for a checkpoint: channel maxima, means and an input scale a layer.
+_DESCRIPTION = """\
+Write a calibration file for a checkpoint: for each layer the channels' maxima and means, and an input scale.
 
 With --activations FILE (safetensors: <layer>.samples, <layer>.input or <layer>, each [.., in_features]) the
 numbers are measured. Without it they come from synthetic normal inputs: the file says so; such numbers may
@@ -18,7 +19,7 @@ set a static input scale, and they never steer a rounding."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the parser of the command."""
     p = argparse.ArgumentParser(
         "calibrate_activation_scales",
         description=_DESCRIPTION,
@@ -27,8 +28,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-i", "--input", required=True, type=Path, help="the checkpoint (safetensors)")
     p.add_argument("-o", "--output", required=True, type=Path, help="the calibration (.safetensors or .json)")
     p.add_argument("--activations", type=Path, help="recorded activations (safetensors)")
-    p.add_argument("--samples", type=int, default=4096, help="tokens kept or made up a layer (default 4096)")
-    p.add_argument("--seed", type=int, default=0, help="of the tokens drawn or made up (default 0)")
+    p.add_argument(
+        "--samples", type=int, default=4096, help="tokens per layer, kept or made up (default 4096)"
+    )
+    p.add_argument("--seed", type=int, default=0, help="seed of the choice of tokens (default 0)")
     return p
 
 
@@ -57,7 +60,7 @@ def calibrate_checkpoint(
         raise ValueError(f"--samples must be at least 1, not {samples}")
     for path in (checkpoint, activations):
         if path is not None and path.resolve() == output.resolve():
-            raise ValueError(f"the output {output} is the input")
+            raise ValueError(f"the output {output} is the input; choose another name with -o")
     widths = _linear_layers(checkpoint)
     if activations is None:
         records = {name: _synthetic(name, k, samples, seed) for name, k in widths.items()}
@@ -72,7 +75,7 @@ def calibrate_checkpoint(
 
 
 def _linear_layers(path: Path) -> dict[str, int]:
-    """Layer name -> in_features of every 2-D weight."""
+    """Return layer name -> in_features of every 2-D weight."""
     shapes = open_checkpoint(path).shapes()
     weights = {n.removesuffix(".weight"): s for n, s in shapes.items() if n.endswith(".weight")}
     widths = {name: shape[1] for name, shape in weights.items() if len(shape) == 2}

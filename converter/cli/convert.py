@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...formats.errors import ConversionError
-from ..convert.batch import outcome_lines, plan_batch, run_batch
+from ..convert.batch import plan_batch, run_batch
 from ..options.command import CommandOptions
 from ..options.settings import Settings
 from ..plan.dry_run import create_template, plan_conversion
+from .show_batch import show_batch
 
 
 def run_one(settings: Settings, command: CommandOptions) -> int:
-    """One model; its report or plan is printed, and written to --json. ConversionError when it fails."""
+    """Convert or plan one model and show the result; returns 0. ConversionError when it fails."""
     if command.dry_run == "create-template":
         _write_template(settings)
         return 0
@@ -27,7 +28,7 @@ def run_one(settings: Settings, command: CommandOptions) -> int:
 
 
 def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions) -> int:
-    """Several models, each shown as it is done, then a table of all; 1 when any failed."""
+    """Convert or plan several models, show each as it is done, then a table; returns 1 when any failed."""
     if command.dry_run == "create-template":
         raise ConversionError("--dry-run create-template makes the template of one model; name one with -i")
     batch = plan_batch(inputs, settings, command.pattern, command.lora_map, make_folder=not command.dry_run)
@@ -40,17 +41,16 @@ def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions)
     report = run_batch(batch, one, lambda line: print(line, file=sys.stderr, flush=True))
     if settings.json:
         report.save_json(settings.json)
-    for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print("\n".join(outcome_lines(report)))
+    show_batch(report)
     return 1 if report.failed else 0
 
 
 def _report(settings: Settings, command: CommandOptions) -> Any:
     if command.dry_run:
         return plan_conversion(settings)
-    from ..convert.progress import Bar, Silent
+    from ..convert.progress import Silent
     from ..convert.run import convert
+    from .bar import Bar
 
     return convert(settings, Bar() if sys.stderr.isatty() else Silent())
 

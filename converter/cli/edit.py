@@ -19,7 +19,7 @@ _SHOWN = 12
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser, with the spellings of both commands."""
+    """Return the parser of the command, with the spellings of both its names."""
     p = argparse.ArgumentParser(
         "ctq edit",
         description=_DESCRIPTION,
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         type=parse_remove,
         action="extend",
         default=[],
-        help="tensors by their exact names, and keys of comfy_quant",
+        help="remove these tensors (exact names), and these keys from the layers' comfy_quant",
     )
     p.add_argument(
         "--add-keys",
@@ -48,28 +48,30 @@ def parser() -> argparse.ArgumentParser:
         metavar="JSON",
         type=_add,
         default={},
-        help="keys to set in comfy_quant: '{\"convrot\": true}'",
+        help="set these keys in the layers' comfy_quant, as in '{\"convrot\": true}'",
     )
     p.add_argument(
         "--quant-filter",
         "--quant_filter",
         metavar="RE",
-        help="keys change only in layers whose name this regular expression is found in",
+        help="remove and set keys only in layers whose name has a match of this regular expression",
     )
     p.add_argument(
         "--dequantize",
         metavar="RE",
-        help="make the layers BF16 again (F16 in a file of F16) whose name this is found in: embed_tokens",
+        help="make layers BF16 again (F16 in a file of F16) whose name has a match, as in embed_tokens",
     )
     p.add_argument(
         "--save-quant-metadata",
         "--save_quant_metadata",
         action="store_true",
-        help="also list the layers in the header (always done when the input does)",
+        help="also list the layers in the file's header (always done when the input does)",
     )
-    p.add_argument("--dry-run", "--dry_run", action="store_true", help="list the changes, write nothing")
-    p.add_argument("--json", metavar="FILE", help="write the report as JSON")
-    p.add_argument("--all", action="store_true", help="list every change, not a few of each kind")
+    p.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="list the changes without writing anything"
+    )
+    p.add_argument("--json", metavar="FILE", help="also write the report to this file, as JSON")
+    p.add_argument("--all", action="store_true", help="list every change, not only a few of each kind")
     return p
 
 
@@ -91,8 +93,9 @@ def main(argv: Sequence[str]) -> int:
         save_quant_metadata=args.save_quant_metadata,
         dry_run=args.dry_run,
     )
-    from ..convert.progress import Bar, Silent
+    from ..convert.progress import Silent
     from ..edit.run import edit  # torch is loaded only once the command line is known to be right
+    from .bar import Bar
     from .show_edit import show_edit
 
     report = edit(settings, Bar() if sys.stderr.isatty() else Silent())

@@ -14,7 +14,7 @@ FOLDER = "convert_to_quant_nodes"
 
 
 def source_folder() -> Path:
-    """The node pack: inside the installed package, or beside it in a checkout."""
+    """Return the node pack's folder: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parents[2]
     for folder in (here / "comfyui_nodes", here / "convert_to_quant" / "comfyui_nodes"):
         if (folder / "__init__.py").is_file():
@@ -23,12 +23,14 @@ def source_folder() -> Path:
 
 
 def custom_nodes(path: Path) -> Path:
-    """``custom_nodes`` of a ComfyUI folder, or `path` itself when it is that; ConversionError otherwise."""
+    """Return ``custom_nodes`` of a ComfyUI folder, or `path` itself when it is that; else ConversionError."""
     if path.name == "custom_nodes" and path.is_dir():
         return path
     if (path / "custom_nodes").is_dir():
         return path / "custom_nodes"
-    raise ConversionError(f"{path}: not a ComfyUI folder (no custom_nodes in it)")
+    raise ConversionError(
+        f"{path}: not a ComfyUI folder (no custom_nodes in it); name the folder that has main.py"
+    )
 
 
 def install(path: str | os.PathLike[str], copy: bool = False, remove: bool = False) -> Path:
@@ -64,13 +66,13 @@ def _clear(target: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 0. ConversionError says what failed."""
+    """Install or remove the node pack; returns 0. ConversionError says what failed."""
     parser = argparse.ArgumentParser(
         prog="ctq install-nodes", description="Link the convert_to_quant node pack into a ComfyUI."
     )
-    parser.add_argument("path", help="the ComfyUI folder, or its custom_nodes")
-    parser.add_argument("--copy", action="store_true", help="copy instead of linking")
-    parser.add_argument("--remove", action="store_true", help="take the node pack away")
+    parser.add_argument("path", help="the ComfyUI folder, or the custom_nodes folder in it")
+    parser.add_argument("--copy", action="store_true", help="copy the node pack instead of linking to it")
+    parser.add_argument("--remove", action="store_true", help="remove an installed node pack")
     args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
     target = install(args.path, args.copy, args.remove)
     print(f"removed {target}" if args.remove else f"installed {target}; restart ComfyUI")

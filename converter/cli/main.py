@@ -19,7 +19,7 @@ from .parser import ConvertParser
 
 
 def _lazy(module: str) -> Callable[[Sequence[str]], int]:
-    """The `main` of a module that is imported when it is called."""
+    """Return a function that imports a module when it is called, and runs its `main`."""
 
     def run(argv: Sequence[str]) -> int:
         return importlib.import_module(module, __package__).main(argv)
@@ -30,9 +30,9 @@ def _lazy(module: str) -> Callable[[Sequence[str]], int]:
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "edit": ("remove, set and repair what a quantized file says of itself", _lazy(".edit")),
     "verify": ("compare a quantized file with its original, layer by layer", _lazy(".verify")),
-    "compare": ("run a model on two checkpoints and compare what comes out", _lazy("..compare.report")),
+    "compare": ("run a model on two checkpoints and compare what comes out", _lazy(".compare")),
     "install-nodes": ("put the node pack into a ComfyUI", _lazy(".install_nodes")),
-    "inspect": ("show a file's architecture, formats and problems", _lazy("..stored.inspect")),
+    "inspect": ("show a file's architecture, formats and problems", _lazy(".inspect")),
 }
 """Other commands by name: what each does, and its main."""
 

@@ -64,9 +64,11 @@ class ConvertParser(argparse.ArgumentParser):
             metavar="TOPIC",
             action=_Help,
             default=argparse.SUPPRESS,
-            help="this page, or one topic's options",
+            help="show this page, or with a topic the options of that topic",
         )
-        general.add_argument("--version", action="version", version=_version(), help="show the version")
+        general.add_argument(
+            "--version", action="version", version=_version(), help="show the version and exit"
+        )
 
     def _add(self, group: Any, key: str, f: Any) -> None:
         extra = dict(f.metadata["argparse"])
@@ -85,7 +87,7 @@ class ConvertParser(argparse.ArgumentParser):
         self._hidden.setdefault(key, []).append((action, f.metadata["help"]))
 
     def _add_sets(self, group: Any, key: str, f: Any) -> None:
-        """One flag a set; each adds its name to the field."""
+        """Add one flag per set; each adds its name to the field."""
         for flag in f.metadata["flags"]:
             text = f"keep {keep_set(flag).title}"
             action = group.add_argument(
@@ -124,7 +126,7 @@ def _shown_spellings(action: argparse.Action) -> list[str]:
 
 
 def _reported(convert: Any) -> Any:
-    """argparse shows a ValueError's text only when it is an ArgumentTypeError."""
+    """Make a ValueError an ArgumentTypeError: only of that does argparse show the text."""
 
     def parse(text: str) -> Any:
         try:

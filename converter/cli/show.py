@@ -11,7 +11,7 @@ _MIB = 2**20
 
 
 def table_console() -> Console:
-    """A console for tables: as wide as the terminal, or wide enough for layer names in a file or a pipe."""
+    """Return a console for tables: as wide as the terminal; in a file or pipe wide enough for layer names."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 

@@ -37,7 +37,7 @@ def _changes(report: EditReport, limit: int | None) -> Table:
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """One line a kind of problem: the first, and how many there are like it."""
+    """Return one line per kind of problem: the first, and how many there are like it."""
     lines = []
     for kind in dict.fromkeys(p.kind for p in problems):
         alike = [p for p in problems if p.kind == kind]

@@ -1,4 +1,4 @@
-"""Showing a plan to a person: a line a layer, the rest by reason, totals and estimates."""
+"""Showing a plan to a person: a line per layer, the rest by reason, totals and estimates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def show_plan(report: PlanReport) -> None:
 
 
 def plan_lines(report: PlanReport) -> list[str]:
-    """The text of a plan. Plain columns: a table of two thousand rows takes rich longer than planning."""
+    """Return a plan as text. Plain columns: rich takes longer for two thousand rows than planning does."""
     lines = list(_columns([_HEAD, *(_row(t) for t in report.layers)]))
     lines += ["", "Other tensors", *_others(t for t in report.tensors if not t.layer), ""]
     lines += [f"note: {note}" for note in report.notes]
@@ -49,7 +49,7 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
 
 
 def _others(tensors: Iterable[PlannedTensor]) -> Iterable[str]:
-    """Tensors that are no layers: count and size by what happens and why."""
+    """Sum up the tensors that are no layers: count and size by what happens and why."""
     groups: dict[tuple[str, str], list[int]] = {}
     for t in tensors:
         found = groups.setdefault((t.action, t.reason), [0, 0])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ..verify.report import LayerResult, VerifyReport
+from ..verify.report import VerifiedLayer, VerifyReport
 from .show import table_console
 from .show_edit import problem_lines
 
@@ -36,7 +36,7 @@ def show_verification(report: VerifyReport, every_layer: bool = False) -> None:
 
 
 def decibel_text(value: float | None) -> str:
-    """``41.2``, ``inf``, or nothing for None."""
+    """Return ``41.2``, ``inf``, or nothing for None."""
     return "" if value is None else f"{value:.1f}"
 
 
@@ -51,7 +51,7 @@ def _families(report: VerifyReport) -> Table:
     return table
 
 
-def _layers(rows: Sequence[LayerResult], title: str) -> Table:
+def _layers(rows: Sequence[VerifiedLayer], title: str) -> Table:
     outputs = any(r.w8a16_db is not None for r in rows)
     table = Table(title=title, title_justify="left")
     table.add_column("layer", overflow="fold")

@@ -13,37 +13,44 @@ the threshold or wrong, or the contract is broken."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command."""
+    """Return the parser of the command."""
     p = argparse.ArgumentParser(
         "ctq verify",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("original", metavar="ORIGINAL", help="the file that was quantized (or shards)")
+    p.add_argument(
+        "original",
+        metavar="ORIGINAL",
+        help="the file that was quantized, its index, or the folder of its shards",
+    )
     p.add_argument("quantized", metavar="QUANTIZED", help="the file to check")
     p.add_argument(
-        "--activations", metavar="FILE", help="a calibration file: adds the SQNR of outputs on real inputs"
+        "--activations", metavar="FILE", help="a calibration file: also measure layer outputs on its inputs"
     )
     p.add_argument(
         "--threshold",
         metavar="DB",
         type=float,
-        help="weight SQNR below which a layer fails (default 3: noise)",
+        help="weight SQNR in dB below which a layer fails (default 3: below it lies only noise)",
     )
-    p.add_argument("--json", metavar="FILE", help="write the report as JSON")
-    p.add_argument("--html", metavar="FILE", help="write the report as one HTML page with histograms")
-    p.add_argument("--all", action="store_true", help="list every layer, not the worst 20")
+    p.add_argument("--json", metavar="FILE", help="also write the report to this file, as JSON")
+    p.add_argument(
+        "--html", metavar="FILE", help="also write the report to this file, as one HTML page with histograms"
+    )
+    p.add_argument("--all", action="store_true", help="list every layer, not only the worst 20")
     return p
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a verification; 0 when all is well, 1 when not. ConversionError as `verify` does."""
+    """Run a verification; returns 0 when all is well, else 1. ConversionError as `verify` does."""
     args = parser().parse_args(argv)
     from ..convert.check import REFUSE_DB  # torch is loaded only once the command line is known to be right
-    from ..convert.progress import Bar, Silent
+    from ..convert.progress import Silent
     from ..verify.html import render
     from ..verify.run import verify
+    from .bar import Bar
     from .show_verify import show_verification
 
     threshold = REFUSE_DB if args.threshold is None else args.threshold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,12 @@ class BatchReport:
         return [o for o in self.outcomes if o.error]
 
     def summary(self) -> str:
-        """One line: how many of how many."""
+        """Say in one line how many of how many models were converted."""
         done = len(self.outcomes) - len(self.failed)
         return f"{done} of {len(self.outcomes)} models done, {len(self.failed)} failed"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the report as plain JSON values."""
         models = [
             {**asdict(replace(o, report=None)), "report": o.report.to_dict() if o.report else None}
             for o in self.outcomes
@@ -65,7 +65,7 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class Batch:
-    """The conversions of a batch, one Settings a model, and lines worth telling a person."""
+    """The conversions of a batch, one Settings per model, and lines worth telling a person."""
 
     jobs: tuple[Settings, ...]
     notes: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ def plan_batch(
     lora_map: str | None = None,
     make_folder: bool = True,
 ) -> Batch:
-    """One conversion for each model; what is not about files or LoRAs they share.
+    """Plan one conversion per model; all options but files and LoRAs are the same for all.
 
     inputs: models as `open_checkpoint` takes them; with `pattern`, folders whose matching files are the
     models (shards count once, by their index). settings: `output_file`, if any, is the folder for all
@@ -147,7 +147,7 @@ def _outcome(job: Settings, convert: Callable[[Settings], Any]) -> Outcome:
 
 
 def _matching(folders: Sequence[str], pattern: str) -> list[Path]:
-    """The models in folders: files that match, indices for their shards."""
+    """List the models in folders: files that match, indices for their shards."""
     found: dict[Path, None] = {}
     for name in folders:
         folder = Path(name)
@@ -169,7 +169,7 @@ def _offer(folder: Path, pattern: str) -> str:
 
 
 def _model_of(path: Path) -> Path:
-    """The file itself, or for a shard the index of its model."""
+    """Return the file itself, or for a shard the index of its model."""
     shard = _SHARD.match(path.name)
     if shard is None:
         return path
@@ -190,12 +190,3 @@ def _require_distinct(jobs: dict[Path, Path]) -> None:
                 f"{model} and {taken[output]} would both be {output}; convert them into two folders"
             )
         taken[output] = model
-
-
-def outcome_lines(report: BatchReport) -> Iterable[str]:
-    """The summary table: a line a model, then the total."""
-    width = max((len(Path(o.input).name) for o in report.outcomes), default=0)
-    for o in report.outcomes:
-        state = f"failed: {o.error}" if o.error else f"done in {o.seconds:.1f} s: {o.output}"
-        yield f"{Path(o.input).name.ljust(width)}  {state}"
-    yield report.summary()

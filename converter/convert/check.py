@@ -41,7 +41,7 @@ class Sample:
 
 
 def sample_rows(weight: torch.Tensor, row_step: int, every_row: bool) -> Sample:
-    """The rows to compare: all of a small layer or when asked, else evenly spread runs, one row in eight.
+    """Take the rows to compare: all of a small layer or when asked, else evenly spread runs, one in eight.
 
     A wrong flag, scale shape, offset or transposition spoils every row, so a spread of rows sees it at an
     eighth of the cost; runs start at multiples of `row_step`, so that scales line up. bfloat16 rows are kept
@@ -58,7 +58,7 @@ def sample_rows(weight: torch.Tensor, row_step: int, every_row: bool) -> Sample:
 
 
 def check_layer(file: OutputFile, step: Step, sample: Sample) -> float:
-    """Weight SQNR in dB of a layer as it stands in the file.
+    """Measure the weight SQNR in dB of a layer as it stands in the file.
 
     Reads its ``comfy_quant``, and its tensors in the rows of the sample, back from the file. inf where
     nothing was lost. ConversionError below REFUSE_DB.
@@ -118,7 +118,7 @@ class _Written:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise): inf for no noise, -inf for noise without signal."""
+    """Return 10 log10(signal / noise): inf for no noise, -inf for noise without signal."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

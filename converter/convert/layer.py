@@ -13,7 +13,7 @@ from ..plan.steps import Step
 
 
 def layer_options(step: Step, settings: Settings) -> QuantizeOptions:
-    """The options of one layer's quantization, placed where the plan says."""
+    """Return the options of one layer's quantization, placed where the plan says."""
     assert step.format is not None
     options = QuantizeOptions(
         algorithm=step.algorithm,
@@ -40,7 +40,7 @@ def quantize_step(
     stats: LayerStats | None,
     options: QuantizeOptions,
 ) -> tuple[dict[str, torch.Tensor], str | None]:
-    """The tensors that a step writes beside its ``comfy_quant``, by output name, and a note for the report.
+    """Make the tensors that a step writes beside its ``comfy_quant``, by output name, and a report note.
 
     ConversionError names the layer for NaN or Inf, and for what its algorithm cannot do.
     """
@@ -72,7 +72,7 @@ def _tensors(step: Step, result: LayerResult, bias: torch.Tensor | None) -> dict
 
 
 def cast_weight(weight: torch.Tensor, step: Step) -> torch.Tensor:
-    """The weight as float16. ConversionError names the layer when a value does not fit."""
+    """Return the weight as float16. ConversionError names the layer when a value does not fit."""
     out = weight.to(torch.float16)
     if not bool(torch.isfinite(out).all()):
         if not bool(torch.isfinite(weight).all()):
@@ -85,7 +85,7 @@ def cast_weight(weight: torch.Tensor, step: Step) -> torch.Tensor:
 
 
 def _not_finite(weight: torch.Tensor, name: str) -> str:
-    """NaN or Inf in a weight always reaches a scale, through the absmax or the rotation."""
+    """Say where a weight holds NaN or Inf: they always reach a scale, by the absmax or the rotation."""
     bad = ~torch.isfinite(weight)
     row, column = (int(i) for i in bad.nonzero()[0]) if bool(bad.any()) else (0, 0)
     return (

@@ -44,7 +44,7 @@ class LoraMap:
     entries: Mapping[str, LoraChoice] = field(default_factory=dict)
 
     def options(self, model: str) -> dict[str, Any]:
-        """The options of Settings that the map changes for the model of this file name."""
+        """Return the options of Settings that the map changes for the model of this file name."""
         choice = next((c for key, c in self.entries.items() if fnmatchcase(model, key)), None)
         if choice is None:
             return {}
@@ -56,7 +56,7 @@ class LoraMap:
         return changed
 
     def require_use(self, models: Sequence[str]) -> None:
-        """ConversionError, naming the nearest model, when a key fits none of `models`."""
+        """Raise ConversionError, naming the nearest model, when a key fits none of `models`."""
         for key in self.entries:
             if not any(fnmatchcase(model, key) for model in models):
                 near = closest(key, models)
@@ -74,7 +74,7 @@ def read_lora_map(path: str) -> LoraMap:
     except ValueError as e:
         raise ConversionError(f"--lora-map {path}: not valid JSON: {e}") from e
     if not isinstance(found, dict):
-        raise ConversionError(f"--lora-map {path}: an object of model names is expected")
+        raise ConversionError(f"--lora-map {path}: a JSON object is expected, with model names as its keys")
     folder = Path(path).parent
     return LoraMap(path, {key: _choice(v, folder, f"--lora-map {path}: {key!r}") for key, v in found.items()})
 
@@ -96,5 +96,5 @@ def _choice(value: Any, folder: Path, where: str) -> LoraChoice:
     paths = tuple(str(folder / name) for name in listed)
     for lora in paths:
         if not Path(lora).is_file():
-            raise ConversionError(f"{where}: {lora}: no such file")
+            raise ConversionError(f"{where}: {lora}: no such file; paths start at the map's own folder")
     return LoraChoice(paths, scale, dampen)

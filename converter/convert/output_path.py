@@ -21,7 +21,7 @@ def output_path(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> Path:
 
 
 def usable_output(path: Path, checkpoint: Checkpoint) -> Path:
-    """`path`. ConversionError when it is a folder or one of the input's files."""
+    """Return `path`. ConversionError when it is a folder or one of the input's files."""
     if path.is_dir():
         raise ConversionError(f"{path}: is a folder; name the file to write")
     if any(path.exists() and os.path.samefile(path, f) for f in (*checkpoint.files, checkpoint.path)):
@@ -43,7 +43,7 @@ def asked_output(source: Path, settings: Settings, folder: Path | None = None) -
 
 
 def model_stem(source: Path) -> str:
-    """A model's name without the endings of its file or index."""
+    """Return a model's name without the endings of its file or index."""
     name = source.name
     for ending in (".safetensors.index.json", ".safetensors"):
         name = name.removesuffix(ending)

@@ -74,7 +74,7 @@ def run(
     write: Callable[[Any, Any], None],
     limit: int,
 ) -> None:
-    """For each item: ``write(item, work(item, read(item)))``, the three overlapping.
+    """Do ``write(item, work(item, read(item)))`` for each item, the three overlapping.
 
     cost: bytes an item occupies from its reading to its writing; `limit` bounds their sum.
     `work` runs in the calling thread.

@@ -2,65 +2,28 @@
 
 from typing import Protocol
 
-_LABEL = 40
-
 
 class Progress(Protocol):
     """Called from the pipeline's writer as layers are finished."""
 
     def start(self, total_bytes: int, done_bytes: int) -> None:
-        """The bytes of input there are, and those an interrupted run had done."""
+        """Begin: so many bytes of input there are, and so many an interrupted run had done."""
 
     def advance(self, name: str, nbytes: int) -> None:
-        """A tensor is written: a layer by its name, or "" for one that is only carried over."""
+        """Count a tensor that is written: a layer by its name, or "" for one that is only carried over."""
 
     def stop(self) -> None:
-        """No more will come."""
+        """End: no more will come, because all is done or because it failed."""
 
 
 class Silent:
     """No progress at all."""
 
     def start(self, total_bytes: int, done_bytes: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def advance(self, name: str, nbytes: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def stop(self) -> None:
-        """Nothing."""
-
-
-class Bar:
-    """A bar on stderr with the layer, MB/s of input and the time left."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as RichProgress
-
-        self._bar = RichProgress(
-            TextColumn("{task.fields[layer]}", justify="left"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._bar.add_task("", layer=" " * _LABEL, total=None)
-
-    def start(self, total_bytes: int, done_bytes: int) -> None:
-        """Show the bar."""
-        self._bar.update(self._task, total=total_bytes, completed=done_bytes)
-        self._bar.start()
-
-    def advance(self, name: str, nbytes: int) -> None:
-        """Move it."""
-        if name:
-            self._bar.update(self._task, layer=f"{name[-_LABEL:]:{_LABEL}}")
-        self._bar.advance(self._task, nbytes)
-
-    def stop(self) -> None:
-        """Take it away."""
-        self._bar.stop()
+        """Do nothing."""

@@ -50,12 +50,12 @@ class ConversionReport:
     loras: tuple[MergedLora, ...] = ()
 
     def worst(self, count: int = 5) -> list[LayerReport]:
-        """The checked layers with the lowest SQNR, worst first."""
+        """Return the checked layers with the lowest SQNR, worst first."""
         checked = [r for r in self.layers if r.sqnr_db is not None]
         return sorted(checked, key=lambda r: r.sqnr_db or 0.0)[:count]
 
     def kept_reasons(self) -> list[tuple[str, int, int, int]]:
-        """(reason, tensors, bytes in, bytes out) of what was not quantized, most bytes first."""
+        """Return (reason, tensors, bytes in, bytes out) of what was not quantized, most bytes first."""
         count: Counter[str] = Counter()
         before: Counter[str] = Counter()
         size: Counter[str] = Counter()
@@ -66,7 +66,7 @@ class ConversionReport:
         return [(reason, count[reason], before[reason], n) for reason, n in size.most_common()]
 
     def formats(self) -> list[tuple[str, int, int, int]]:
-        """(format, layers, bytes in, bytes out), most layers first."""
+        """Return (format and algorithm, layers, bytes in, bytes out), most layers first."""
         rows: dict[str, list[int]] = {}
         for r in self.layers:
             row = rows.setdefault(f"{r.format}, {r.algorithm}", [0, 0, 0])
@@ -76,7 +76,7 @@ class ConversionReport:
         return sorted(((k, a, b, c) for k, (a, b, c) in rows.items()), key=lambda t: -t[1])
 
     def summary(self) -> str:
-        """One line: what became of how much, and how well."""
+        """Say in one line what became of how much, and how well."""
         worst = self.worst(1)
         quality = f", worst layer {worst[0].sqnr_db:.1f} dB" if worst else ""
         loras = ""
@@ -90,7 +90,7 @@ class ConversionReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite SQNR becomes the text "inf"."""
+        """Return the report as plain JSON values; an infinite SQNR becomes the text "inf"."""
         return plain_json(asdict(self))
 
     def save_json(self, path: str | Path) -> None:
@@ -99,7 +99,7 @@ class ConversionReport:
 
 
 def plain_json(value: Any) -> Any:
-    """`value` with lists for tuples and texts for infinities and NaN, which JSON does not have."""
+    """Return `value` with lists for tuples and texts for infinities and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {k: plain_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -29,7 +29,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     """Convert a checkpoint as `settings` say; returns the report once the output has its name.
 
     ConversionError for anything wrong with the input, the settings, the disk or a layer. After an
-    interruption the same call goes on where it was.
+    interruption the same call resumes where it stopped.
     """
     started = time.perf_counter()
     return_freed_buffers()
@@ -46,7 +46,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
 
 
 def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:
-    """What must be equal for an interrupted run to be gone on with: inputs, LoRAs, calibration, settings."""
+    """Describe what must not change before a run is resumed: inputs, LoRAs, calibration, settings."""
     used = [
         *checkpoint.files,
         *(Path(f) for f in (settings.calibration_data, settings.calibration_lora) if f),
@@ -164,12 +164,12 @@ class _Run:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """A contiguous tensor's memory, of any dtype."""
+    """Return a contiguous tensor's memory, of any dtype."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _key(step: Step) -> str:
-    """A step's name in the journal: what it writes, since one source may have two steps."""
+    """Name a step in the journal: by what it writes, since one source may have two steps."""
     return step.outputs[0].name
 
 

@@ -16,7 +16,7 @@ allocator keeps."""
 
 
 def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
-    """The float weight [N, K] of a quantize step: float32, float16 or bfloat16.
+    """Read the float weight [N, K] of a quantize step: float32, float16 or bfloat16.
 
     FP8 is dequantized to bfloat16 where it has no scale (exact), else to float32; float64 to float32. The
     step's LoRAs are merged into it; then it is float32.
@@ -33,12 +33,12 @@ def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
 
 
 def read_merged(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
-    """A kept tensor with its LoRAs merged, in its own dtype. ConversionError where the sum overflows it."""
+    """Read a kept tensor and merge its LoRAs, in its own dtype. ConversionError for a sum that overflows."""
     return _narrowed(read_weight(checkpoint, step), step.source, step.merges)
 
 
 def read_bias(checkpoint: Checkpoint, step: Step) -> torch.Tensor | None:
-    """The bias among a step's companions with its LoRAs merged, in its own dtype; None without one."""
+    """Read the bias among a step's companions and merge its LoRAs, in its own dtype; None without one."""
     name = step.companions.get("bias")
     if name is None:
         return None
@@ -53,13 +53,14 @@ def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...])
     narrow = merged.to(torch_dtype(info.dtype))
     if not bool(torch.isfinite(narrow.float()).all()):
         raise ConversionError(
-            f"{info.name}: with {merges[0].adapter.file} merged it holds values that {info.dtype} cannot"
+            f"{info.name}: with {merges[0].adapter.file} merged it holds values that {info.dtype} cannot "
+            "hold; lower --merge-lora-scale"
         )
     return narrow
 
 
 def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
-    """The weight in float32, converted part by part: it is never held in two dtypes."""
+    """Read the weight as float32, converted part by part: it is never held in two dtypes."""
     info = step.source
     weight = in_huge_pages(torch.empty(info.shape, dtype=torch.float32))
     flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))

@@ -16,7 +16,7 @@ from ..plan.steps import Plan, Step
 from ..stored.faults import examine_file
 from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer
-from .settings import EditSettings, compile_filter, nearest
+from .settings import EditSettings, compile_filter, suggestion
 
 _READ_KEYS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult", "group_size")
 _STYLES = ((", ", ": "), (",", ":"))
@@ -68,7 +68,7 @@ def build_edit_plan(stored: StoredFile, settings: EditSettings) -> EditPlan:
         if not (p.fix or (p.where in work.settled and p.kind in ("rotation", "rotation flag")))
     ]
     if not any(s.outputs for s in steps):
-        raise ConversionError("--remove-keys: no tensor would be left")
+        raise ConversionError("--remove-keys: no tensor would be left; name fewer")
     return EditPlan(Plan(steps, metadata), work.changes, left, work.warnings, examined)
 
 
@@ -116,7 +116,7 @@ class _Work:
 
     @staticmethod
     def _needed(layer: StoredLayer) -> list[TensorInfo]:
-        """The tensors without which a layer cannot be read."""
+        """List the tensors without which a layer cannot be read."""
         optional = (INPUT_SCALE, PRE_QUANT_SCALE)
         return [t for t in layer.companions() if not t.name.endswith(optional)]
 
@@ -174,7 +174,7 @@ class _Work:
         there = dict.fromkeys(k for n in self.configs if n in selected for k in self.configs[n])
         for key in keys:
             if key not in there:
-                hint = nearest(key, [*there, *self.stored.checkpoint.tensors])
+                hint = suggestion(key, [*there, *self.stored.checkpoint.tensors])
                 raise ConversionError(
                     f"--remove-keys {key}: neither a tensor of {self.stored.checkpoint.path} nor a key in "
                     f"the comfy_quant of the layers selected; {hint}"
@@ -189,7 +189,7 @@ class _Work:
                 self.warnings.append(f"--add-keys: ComfyUI reads no key {key!r}; did you mean {near[0]!r}?")
 
     def _require_readable(self, name: str, config: Mapping[str, Any]) -> None:
-        """The edited config still fits the layer's tensors."""
+        """Require that the edited config still fits the layer's tensors; else ConversionError."""
         examined = self.examined[name]
         if "format" not in config:
             raise ConversionError(f"{name}: its comfy_quant would have no 'format', which ComfyUI refuses")
@@ -197,7 +197,8 @@ class _Work:
         own = before.get("format")
         if config["format"] != own:
             raise ConversionError(
-                f"{name}: format {config['format']!r} does not fit its tensors, which are {own}"
+                f"{name}: format {config['format']!r} does not fit its tensors, which are {own}; "
+                "leave 'format' out of --add-keys"
             )
         form = FORMATS.get(str(own))
         if form is None or config == before:
@@ -222,7 +223,7 @@ class _Work:
             )
 
     def steps(self) -> Iterator[Step]:
-        """A step for every tensor, in source order; new configs follow their weights."""
+        """Make a step for every tensor, in source order; new configs follow their weights."""
         roles = self._roles()
         for info in self.stored.checkpoint.tensors.values():
             layer = info.name.removesuffix(".weight")
@@ -241,7 +242,7 @@ class _Work:
                 yield self._config_step(layer, info)
 
     def _roles(self) -> dict[str, Step]:
-        """Steps of the scales and configs of layers, by source name."""
+        """Make the steps of the scales and configs of layers, by source name."""
         roles = {}
         for name, examined in self.examined.items():
             layer = examined.layer
@@ -265,7 +266,7 @@ class _Work:
         return Step(source, "write", "format of the layer", (output,), data=data)
 
     def metadata(self) -> dict[str, str]:
-        """The header's metadata: everything, and the list of layers made to agree with the tensors."""
+        """Return the header's metadata: everything, and the list of layers made to agree with the tensors."""
         metadata = dict(self.stored.checkpoint.metadata)
         if not (self.stored.listed or self.settings.save_quant_metadata):
             return metadata
@@ -283,7 +284,7 @@ class _Work:
 
 
 def _float_dtype(stored: StoredFile) -> str:
-    """F16 where more of the file's other elements are F16 than BF16; else BF16."""
+    """Return F16 where more of the file's other elements are F16 than BF16; else BF16."""
     count = {"F16": 0, "BF16": 0}
     owned = {t.name for layer in stored.layers.values() for t in layer.companions()}
     for info in stored.checkpoint.tensors.values():
@@ -301,7 +302,7 @@ def _keep(info: TensorInfo) -> Step:
 
 
 def _restyled(old: bytes | None, value: Any) -> bytes:
-    """JSON in the spacing that `old` has, so that taking an edit back gives the same bytes."""
+    """Write JSON in the spacing that `old` has, so that taking an edit back gives the same bytes."""
     try:
         before = json.loads(old or b"")
     except ValueError:

@@ -36,7 +36,7 @@ class EditReport:
     seconds: float
 
     def summary(self) -> str:
-        """One line: what was done to how much."""
+        """Say in one line what was done to how much."""
         kinds = Counter(c.kind for c in self.changes)
         done = ", ".join(f"{kind} x {n}" for kind, n in kinds.items()) or "nothing to change"
         if self.output is None:
@@ -48,7 +48,7 @@ class EditReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the report as plain JSON values."""
         return asdict(self)
 
 
@@ -56,7 +56,7 @@ def edit(settings: EditSettings, progress: Progress | None = None) -> EditReport
     """Edit a quantized file as `settings` say, putting right what is wrong by the contract.
 
     The input is only read; kept tensors are copied byte for byte; the output appears when it is whole. After
-    an interruption the same call goes on where it was. ConversionError for names that match nothing, an
+    an interruption the same call resumes where it stopped. ConversionError for names that match nothing, an
     edit that would leave an unreadable layer, and anything wrong with the files.
     """
     started = time.perf_counter()
@@ -80,7 +80,7 @@ def edit(settings: EditSettings, progress: Progress | None = None) -> EditReport
 
 
 def edited_path(checkpoint: Checkpoint, settings: EditSettings) -> Path:
-    """Where the output goes: as named, or ``<input>-edited.safetensors``.
+    """Return where the output goes: as named, or ``<input>-edited.safetensors``.
 
     ConversionError when that is a folder or one of the input's files.
     """
@@ -142,7 +142,7 @@ def _dequantize(checkpoint: Checkpoint, step: Step, examined: Examined, file: Ou
 
 
 def _job(checkpoint: Checkpoint, plan: Plan) -> str:
-    """What must be equal for an interrupted edit to be gone on with."""
+    """Describe what must not change before an interrupted edit is resumed."""
     files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in checkpoint.files for s in (f.stat(),)]
     steps = [(s.name, s.action, s.data.hex(), [(o.name, o.dtype) for o in s.outputs]) for s in plan]
     return json.dumps(["edit", files, steps])

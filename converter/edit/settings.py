@@ -32,12 +32,12 @@ class EditSettings:
 
 
 def parse_remove(text: str) -> tuple[str, ...]:
-    """Comma-separated names."""
+    """Split comma-separated names."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def parse_add(text: str) -> dict[str, Any]:
-    """A JSON object; the braces may be missing and the quotes may be single, as people type it.
+    """Read a JSON object; the braces may be missing and the quotes may be single, as people type it.
 
     ValueError for anything else.
     """
@@ -54,7 +54,7 @@ def parse_add(text: str) -> dict[str, Any]:
 
 
 def compile_filter(pattern: str | None, layers: Iterable[str], option: str = "--quant-filter") -> set[str]:
-    """The layers that the filter of `option` selects, all without one.
+    """Return the layers that the filter of `option` selects, all where `pattern` is None.
 
     ConversionError for a bad expression or one that selects nothing, with the nearest layer name.
     """
@@ -66,13 +66,13 @@ def compile_filter(pattern: str | None, layers: Iterable[str], option: str = "--
     except re.error as e:
         raise ConversionError(f"{option} {pattern!r} is not a valid regular expression: {e}") from e
     if not found:
-        hint = nearest(pattern, names) or "the file has no quantized layers"
+        hint = suggestion(pattern, names) or "the file has no quantized layers"
         raise ConversionError(f"{option} {pattern!r} matches none of {len(names)} layers; {hint}")
     return found
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``; "" when there is nothing to suggest.
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?``; "" when there is nothing to suggest.
 
     Names end alike (``.weight``), so the nearest is the one closest in letters, whatever the distance.
     """

@@ -36,7 +36,7 @@ class _List:
 
     @property
     def repeats(self) -> bool:
-        """Two items have the same Linears inside."""
+        """Tell whether two items have the same Linears inside."""
         seen = [frozenset(linears) for linears in self.items.values()]
         return len(set(seen)) < len(seen)
 
@@ -47,7 +47,7 @@ class _List:
 
 
 def find_blocks(linears: Mapping[str, int]) -> Blocks:
-    """The block lists of a model; ``linears`` maps ``<module>.weight`` to its element count.
+    """Find the block lists of a model; ``linears`` maps ``<module>.weight`` to its element count.
 
     A block list is ``path.0``, ``path.1``, ... where two items have the same Linears.
     In nested lists the outermost that repeats counts, so that a wrapper such as
@@ -94,7 +94,7 @@ def _numbered_lists(linears: Mapping[str, int]) -> dict[str, _List]:
 
 
 def _paths(name: str) -> Iterator[str]:
-    """What stands before each number in a name, outermost first."""
+    """Yield what stands before each number in a name, outermost first."""
     for number in _NUMBER.finditer(name):
         yield name[: number.start()].rstrip(".")
 

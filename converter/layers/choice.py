@@ -81,10 +81,14 @@ def _rotation(weight: TensorInfo, asked: LayerOverride, form: type[Format], wher
         wanted = True
     if not form.rotates:
         if wanted:
-            raise ConversionError(f"{where}: {weight.name} is {form.name}, a format without rotation")
+            raise ConversionError(
+                f"{where}: {weight.name} is {form.name}, a format without rotation; leave convrot out"
+            )
         if s.convrot and not chosen(s.format, s.scaling_mode).rotates:
             named = f"--scaling_mode {s.scaling_mode}" if s.scaling_mode else f"--format {s.format}"
-            raise ConversionError(f"--convrot does not apply to {named}: that format has no rotation")
+            raise ConversionError(
+                f"--convrot does not apply to {named}: that format has no rotation; leave it out"
+            )
         return 0
     if wanted is None:
         wanted = s.convrot

@@ -49,16 +49,16 @@ class LayerOverride:
 
     @property
     def decides(self) -> bool:
-        """Whether it says that its layers are stored in a format, kept ones too."""
+        """Tell whether its layers are to be stored in a format, also those that would be kept."""
         return self.format is not None or self.skip is False
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that are set."""
+        """Return the fields that are set."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
 
 
 def read_layer_config(path: str | Path) -> dict[str, LayerOverride]:
-    """The patterns of a layer configuration file, in its order.
+    """Read the patterns of a layer configuration file, in its order.
 
     ConversionError, naming the file, the pattern and the nearest valid name, for a file that is not such a
     JSON object, a pattern that stands twice or is no regular expression, an unknown field, or a value
@@ -80,7 +80,7 @@ def read_layer_config(path: str | Path) -> dict[str, LayerOverride]:
 
 
 def write_layer_config(entries: dict[str, LayerOverride]) -> str:
-    """The text of a layer configuration: one pattern a line, for people to edit."""
+    """Write the text of a layer configuration: one pattern per line, for people to edit."""
     lines = [
         f"  {json.dumps(pattern, ensure_ascii=False)}: {json.dumps(entry.to_json())}"
         for pattern, entry in entries.items()
@@ -89,7 +89,7 @@ def write_layer_config(entries: dict[str, LayerOverride]) -> str:
 
 
 def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
-    """The compiled expression; ConversionError naming `where` it came from, and the place of the fault."""
+    """Compile an expression; ConversionError names `where` it came from, and the place of the fault."""
     try:
         return re.compile(pattern)
     except re.error as e:

@@ -1,8 +1,8 @@
 """Layers that INT8 does not help (``--heur``), by the arithmetic of a linear layer at run time.
 
 An INT8 linear quantizes its input first: it reads 2 M K bytes and writes M K. In return its product takes
-half the time of a 16-bit one, which saves M N K / P16 seconds, P16 being the card's 16-bit operations a
-second. With P16 = 165e12 and 1e12 bytes a second (an RTX 4090) that pays from N = 3 x 165 = 495 output
+half the time of a 16-bit one, which saves M N K / P16 seconds, P16 being the card's 16-bit operations
+per second. With P16 = 165e12 and 1e12 bytes per second (an RTX 4090) that pays from N = 3 x 165 = 495 output
 features on; M and K cancel.
 """
 
@@ -19,7 +19,7 @@ COLUMN_STEP = 16
 
 
 def why_skip(rows: int, columns: int) -> str:
-    """Why a weight [rows, columns] had better stay as it is; "" where INT8 pays."""
+    """Say why a weight [rows, columns] had better stay as it is; "" where INT8 pays."""
     if columns % COLUMN_STEP:
         return f"{columns} columns are no multiple of {COLUMN_STEP}"
     if rows % ROW_STEP:

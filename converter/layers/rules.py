@@ -37,7 +37,7 @@ class Rule:
         return f"{self.source} {self.pattern!r}"
 
     def matches(self, layers: Iterable[str]) -> list[str]:
-        """The layers it fits. ConversionError when it is no regular expression."""
+        """Return the layers that it fits. ConversionError when it is no regular expression."""
         compiled = compile_pattern(self.pattern, self.where)
         test = compiled.fullmatch if self.whole else compiled.search
         return [name for name in layers if test(name)]
@@ -87,7 +87,7 @@ def _rules(settings: Settings) -> list[Rule]:
 
 
 def _custom(settings: Settings) -> LayerOverride | None:
-    """What the --custom options ask. ConversionError where they contradict each other or name no layers."""
+    """Gather what the --custom options ask. ConversionError where they contradict or name no layers."""
     given = {
         "--custom-type": settings.custom_type,
         "--custom-scaling-mode": settings.custom_scaling_mode,
@@ -100,7 +100,9 @@ def _custom(settings: Settings) -> LayerOverride | None:
             raise ConversionError(f"{asked[0]} needs --custom-layers REGEX: the layers it is for")
         return None
     if settings.custom_type == FLOAT16 and asked != ["--custom-type"]:
-        raise ConversionError(f"{asked[1]} does not apply to --custom-type {FLOAT16}: it has no integers")
+        raise ConversionError(
+            f"{asked[1]} does not apply to --custom-type {FLOAT16}, which has no integers; leave it out"
+        )
     return LayerOverride(
         format=settings.custom_type or settings.format,
         scaling_mode=settings.custom_scaling_mode,
@@ -110,7 +112,7 @@ def _custom(settings: Settings) -> LayerOverride | None:
 
 
 def _literal(rule: Rule, names: Mapping[str, None]) -> list[str]:
-    """The one layer that an escaped name stands for: a template has thousands of them."""
+    """Return the one layer that an escaped name stands for: a template has thousands of them."""
     if not rule.whole:
         return []
     name = re.sub(r"\\(\W)", r"\1", rule.pattern)
@@ -133,7 +135,7 @@ def _matches_nothing(rule: Rule, layers: list[str]) -> str:
 
 
 def nearest_layer(pattern: str, layers: list[str]) -> str:
-    """The layer that a pattern most likely meant; "" where there is no layer.
+    """Return the layer that a pattern most likely meant; "" where there is no layer.
 
     Names are compared with their numbers set aside first, then among those of the nearest form.
     """

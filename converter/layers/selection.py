@@ -63,7 +63,7 @@ def select(
     strict: bool = False,
     keep_sets: Iterable[str | KeepSet] = (),
 ) -> dict[str, Decision]:
-    """A decision for every tensor of a header, in the order of the header.
+    """Decide for every tensor of a header, in the order of the header.
 
     shapes: tensor name -> shape. matches: the presets found in the file
     (``presets.detect``); with any, only the parts under their prefixes are
@@ -93,7 +93,7 @@ def select(
 
 
 def could_be_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor may be the weight of a Linear: 2-D, no table, norm or part that stays as it is.
+    """Tell whether a tensor may be a Linear's weight: 2-D, no table, norm or part that stays as it is.
 
     These are the layers that a user's pattern can name, whether or not the model's preset keeps them.
     """
@@ -103,7 +103,7 @@ def could_be_linear(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def names_embedding(module: str) -> bool:
-    """Whether a module's name is that of a table of embeddings."""
+    """Tell whether a module's name is that of a table of embeddings."""
     return _EMBEDDING.search(module.rpartition(".")[2]) is not None
 
 
@@ -137,7 +137,7 @@ def _removed(name: str, match: Match | None, extra: tuple[KeepSet, ...]) -> Deci
 
 
 def _not_a_linear(name: str, shape: tuple[int, ...]) -> Decision | None:
-    """Why a tensor cannot be the weight of a Linear, if it cannot."""
+    """Say why a tensor cannot be the weight of a Linear, if it cannot."""
     module, _, kind = name.rpartition(".")
     if kind == "bias":
         return _keep("bias")
@@ -168,7 +168,7 @@ def _kept_by_name(
 
 
 def _unfit(name: str, shape: tuple[int, ...], experts: set[str]) -> Decision | None:
-    """Why a 2-D ``.weight`` is left alone in any model, if it is."""
+    """Say why a 2-D ``.weight`` is left alone in any model, if it is."""
     module = name.removesuffix(".weight")
     parent, _, last = module.rpartition(".")
     if _EMBEDDING.search(last) or _TIME_PROJECTION.search(name):
@@ -205,7 +205,7 @@ def _by_preset(name: str, match: Match | None) -> Decision:
 
 
 def _search(patterns: tuple[str, ...], name: str) -> str:
-    """What the first of ``patterns`` to be found matched in ``name``, without outer dots."""
+    """Return what the first of ``patterns`` to be found matched in ``name``, without outer dots."""
     pattern = compiled(patterns)
     found = pattern.search(name) if pattern is not None else None
     return found.group().strip(".") if found else ""

@@ -77,7 +77,7 @@ class Adapter:
         return sum(4 * info.numel for info in self.tensors.values())
 
     def factor(self, alpha: float | None) -> float:
-        """What the change is multiplied by before any user's scale: alpha / rank, 1 without either."""
+        """Return what the change is multiplied by before any user's scale: alpha / rank, 1 without either."""
         alpha = self.file_alpha if alpha is None else alpha
         rank = self.rank
         if alpha is None or rank is None:
@@ -85,7 +85,7 @@ class Adapter:
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def check(self) -> None:
-        """ConversionError where tensors are missing or do not fit each other, naming them."""
+        """Raise ConversionError where tensors are missing or do not fit each other, naming them."""
         for group in _NEEDS[self.kind]:
             if not any(role in self.tensors for role in group):
                 have = ", ".join(repr(t.name) for t in self.tensors.values())
@@ -109,18 +109,23 @@ class Adapter:
         if a is None or b is None:
             have = a or b
             assert have is not None
-            raise ConversionError(f"{self.file}: {have.name!r} stands alone, without its {left} or {right}")
+            raise ConversionError(
+                f"{self.file}: {have.name!r} stands alone, without its {left} or {right}: not a whole LoRA"
+            )
         if flat(a.shape)[1] != b.shape[0]:
-            raise ConversionError(f"{self.file}: {_named(a)} and {_named(b)} do not fit each other")
+            raise ConversionError(self._misfit(a, b))
 
     def _check_equal(self, left: str, right: str, axis: int) -> None:
         a, b = self.tensors[left], self.tensors[right]
         if flat(a.shape)[axis] != flat(b.shape)[axis]:
-            raise ConversionError(f"{self.file}: {_named(a)} and {_named(b)} do not fit each other")
+            raise ConversionError(self._misfit(a, b))
+
+    def _misfit(self, a: TensorInfo, b: TensorInfo) -> str:
+        return f"{self.file}: {_named(a)} and {_named(b)} do not fit each other: the LoRA is damaged"
 
 
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A tensor as a matrix: the first dimension, and the product of the others."""
+    """Return a tensor's shape as a matrix's: the first dimension, and the product of the others."""
     rows = shape[0] if shape else 1
     return rows, math.prod(shape[1:])
 

@@ -20,7 +20,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def merge_into(weight: torch.Tensor, merges: Iterable[Merge], read: Reader) -> torch.Tensor:
-    """`weight` with all merges added, in order: float32, the same shape.
+    """Add all merges to `weight`, in order; the result is float32, of the same shape.
 
     weight: any float dtype; a float32 one is changed in place. read: gives a LoRA tensor. ConversionError
     names a LoRA tensor with NaN or Inf.
@@ -44,7 +44,7 @@ def merge_into(weight: torch.Tensor, merges: Iterable[Merge], read: Reader) -> t
 
 
 def read_finite(adapter: Adapter, read: Reader) -> dict[str, torch.Tensor]:
-    """An adapter's tensors by role, float32. ConversionError names one with NaN or Inf."""
+    """Read an adapter's tensors by role, as float32. ConversionError names one with NaN or Inf."""
     tensors = {}
     for role, info in adapter.tensors.items():
         tensor = read(info).float()
@@ -52,13 +52,15 @@ def read_finite(adapter: Adapter, read: Reader) -> dict[str, torch.Tensor]:
         if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
             raise ConversionError(f"{adapter.file}: {info.name!r} holds NaN or Inf: the LoRA is damaged")
         if role == "alpha" and tensor.numel() != 1:
-            raise ConversionError(f"{adapter.file}: {info.name!r} is {list(tensor.shape)}, not one number")
+            raise ConversionError(
+                f"{adapter.file}: {info.name!r} is {list(tensor.shape)}, not one number: the LoRA is damaged"
+            )
         tensors[role] = tensor
     return tensors
 
 
 def _change(adapter: Adapter, t: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The unscaled change [N, K] of an adapter, float32."""
+    """Return the unscaled change [N, K] of an adapter, float32."""
     if adapter.kind == "lora":
         return t["up"].flatten(1) @ t["down"].flatten(1)
     if adapter.kind == "loha":
@@ -73,7 +75,7 @@ def _change(adapter: Adapter, t: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _targets(rows: torch.Tensor, segments: Segments) -> Sequence[tuple[torch.Tensor, slice]]:
-    """Rows of the weight with the rows of the change that belong to them."""
+    """Pair rows of the weight with the rows of the change that belong to them."""
     if not segments:
         return [(rows, slice(None))]
     return [(rows[to : to + count], slice(start, start + count)) for to, start, count in segments]
@@ -97,7 +99,7 @@ def _add(rows: torch.Tensor, segments: Segments, change: torch.Tensor, scale: fl
 
 
 def _decompose(rows: torch.Tensor, merge: Merge, factor: float, tensors: dict[str, torch.Tensor]) -> None:
-    """DoRA: V = W + change; W += scale (m V / |V| - W). m is one magnitude a row, or one a column."""
+    """Merge a DoRA: V = W + change; W += scale (m V / |V| - W). m has a magnitude per row or per column."""
     change = _change(merge.adapter, tensors).mul_(factor)
     magnitude = tensors["dora"]
     by_row = magnitude.ndim == 1 or (magnitude.shape[0] == change.shape[0] and magnitude[0].numel() == 1)

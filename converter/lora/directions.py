@@ -17,7 +17,7 @@ def lora_directions(
     scale: float = 1.0,
     dampen: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """The input directions that LoRAs use, by layer: float32 [sum of ranks, K].
+    """Return the input directions that LoRAs use, by layer: float32 [sum of ranks, K].
 
     paths: one LoRA file or several. shapes: the checkpoint's tensor names and shapes; names are matched as a
     merge matches them. scale, dampen: as for a merge.
@@ -39,7 +39,10 @@ def lora_directions(
         for checkpoint in opened.values():
             checkpoint.close()
     if not directions:
-        raise ConversionError(f"{files[0]}: none of its layers has a down projection: no directions")
+        raise ConversionError(
+            f"{files[0]}: none of its layers has a down projection, so it tells no directions; "
+            "only a LoRA of up and down matrices can be the calibration LoRA"
+        )
     return directions
 
 

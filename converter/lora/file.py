@@ -26,7 +26,7 @@ class LoraFile:
     stamp: tuple[tuple[str, int, int], ...]
 
 
-def read_lora(path: str | Path) -> LoraFile:
+def read_lora_file(path: str | Path) -> LoraFile:
     """Read a LoRA's header. ConversionError for a file that is missing, corrupt or no LoRA, for an adapter
     that is not whole, and for a kind of adapter that cannot be merged, by name.
     """
@@ -37,7 +37,9 @@ def read_lora(path: str | Path) -> LoraFile:
         stamp = tuple((str(f.resolve()), s.st_size, s.st_mtime_ns) for f in lora.files for s in (f.stat(),))
     if not adapters:
         names = ", ".join(repr(name) for name in list(lora.tensors)[:3])
-        raise ConversionError(f"{path}: not a LoRA: none of its {len(lora.tensors)} keys ({names}) is one's")
+        raise ConversionError(
+            f"{path}: not a LoRA: none of its {len(lora.tensors)} keys ({names}) is a LoRA's"
+        )
     for adapter in adapters:
         adapter.check()
     return LoraFile(str(path), adapters, unknown, stamp)
@@ -55,7 +57,9 @@ def _modules(lora: Checkpoint) -> tuple[dict[str, dict[str, TensorInfo]], tuple[
             unknown.append(name)
             continue
         if info.dtype not in QUANTIZABLE and key.role != "alpha":
-            raise ConversionError(f"{lora.path}: {name!r} is stored as {info.dtype}, not as floats")
+            raise ConversionError(
+                f"{lora.path}: {name!r} is stored as {info.dtype}, not as floats, and cannot be merged"
+            )
         roles = modules.setdefault(key.module, {})
         if key.role in roles:
             raise ConversionError(f"{lora.path}: {name!r} and {roles[key.role].name!r} are one tensor twice")
@@ -66,7 +70,7 @@ def _modules(lora: Checkpoint) -> tuple[dict[str, dict[str, TensorInfo]], tuple[
 def _adapters(
     file: str, module: str, roles: Mapping[str, TensorInfo], config: "_Config"
 ) -> Iterator[Adapter]:
-    """What one module's tensors amount to: a change of its weight, a change of its bias, or both."""
+    """Make one module's tensors into adapters: a change of its weight, a change of its bias, or both."""
     alpha, stabilised = config.alpha(module)
     shared = {role: roles[role] for role in ("alpha", "dora") if role in roles}
     for kind, known in KIND_ROLES.items():
@@ -91,7 +95,7 @@ class _Config:
         self._configs = list(_peft_configs(lora))
 
     def alpha(self, module: str) -> tuple[float | None, bool]:
-        """(alpha, whether it is divided by the root of the rank) of a module without an alpha tensor."""
+        """Return (alpha, whether the root of the rank divides it) of a module without an alpha tensor."""
         for prefix, config in self._configs:
             if not module.startswith(prefix):
                 continue
@@ -104,7 +108,7 @@ class _Config:
 
 
 def _peft_configs(lora: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(prefix of the modules it is for, PEFT configuration).
+    """Yield (prefix of the modules it is for, PEFT configuration).
 
     diffusers writes one JSON into the metadata; keys begin with the component: ``transformer.lora_alpha``.
     """
@@ -121,7 +125,7 @@ def _peft_configs(lora: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """PEFT's rule: a pattern is a regular expression for the end of a module's name."""
+    """Match as PEFT does: a pattern is a regular expression for the end of a module's name."""
     try:
         return re.search(rf"(?:^|\.)(?:{pattern})$", module) is not None
     except re.error:

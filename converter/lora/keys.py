@@ -59,7 +59,7 @@ class Key(NamedTuple):
 
 
 def parse_key(name: str) -> Key | None:
-    """The module and role of a LoRA tensor; None for a name that no known style has.
+    """Return the module and role of a LoRA tensor; None for a name that no known style has.
 
     ConversionError for a tensor of a kind of adapter that cannot be merged here, by name.
     """

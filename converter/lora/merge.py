@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...formats.errors import ConversionError
 from ...names.rows import Segments
 from .adapter import Adapter, flat
-from .file import LoraFile, read_lora
+from .file import LoraFile, read_lora_file
 from .names import LayerIndex, Place
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class Merges:
 
 
 def lora_scales(count: int, scale: float = 1.0, dampen: bool = True) -> list[float]:
-    """The scale of each LoRA: `scale` times 1, 0.9, 0.81, ... with damping, `scale` without."""
+    """Return the scale of each LoRA: `scale` times 1, 0.9, 0.81, ... with damping, `scale` without."""
     return [scale * DAMPING**n if dampen else scale for n in range(count)]
 
 
 def settings_merges(settings: "Settings", shapes: Mapping[str, tuple[int, ...]]) -> Merges:
-    """The merges that the settings ask for; see `plan_merges`."""
+    """Plan the merges that the settings ask for; see `plan_merges`."""
     first = () if settings.merge_lora_path is None else (settings.merge_lora_path,)
     paths = (*first, *settings.merge_lora_paths)
     return plan_merges(paths, shapes, settings.merge_lora_scale, settings.merge_lora_dampen)
@@ -79,7 +79,7 @@ def plan_merges(
     index = LayerIndex(shapes) if paths else None
     for number, (path, factor) in enumerate(zip(paths, lora_scales(len(paths), scale, dampen), strict=True)):
         assert index is not None
-        file = read_lora(path)
+        file = read_lora_file(path)
         found, unmatched = _match(file, index, shapes, number, factor)
         if not found:
             raise ConversionError(_nothing_matches(file, index, unmatched))
@@ -90,7 +90,7 @@ def plan_merges(
 
 
 def merge_notes(loras: Iterable[MergedLora]) -> Iterator[str]:
-    """Lines for a person: each LoRA's scale and layers, and the keys that match no layer."""
+    """Yield lines for a person: each LoRA's scale and layers, and the keys that match no layer."""
     for lora in loras:
         yield f"LoRA {lora.path}: changes {lora.tensors} tensors, scale {lora.scale:.4g}"
         if lora.unmatched:
@@ -119,7 +119,7 @@ def _match(
 
 
 def _tensor(place: Place, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The tensor of a layer that an adapter changes; None where the layer has no such tensor."""
+    """Name the tensor of a layer that an adapter changes; None where the layer has no such tensor."""
     candidates = (f"{place.layer}.bias",) if adapter.bias else (f"{place.layer}.weight", place.layer)
     return next((name for name in candidates if name in shapes), None)
 
@@ -127,7 +127,7 @@ def _tensor(place: Place, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]
 def _segments(
     file: LoraFile, adapter: Adapter, place: Place, name: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> Segments:
-    """The rows that an adapter is for. ConversionError where its shape is not theirs."""
+    """Return the rows that an adapter is for. ConversionError where its shape is not theirs."""
     rows, columns = flat(shapes[name])
     _, inputs = flat(shapes.get(f"{place.layer}.weight", shapes[name]))  # a bias is split as its weight is
     segments = place.rows.segments(rows, inputs)
@@ -143,11 +143,12 @@ def _segments(
 
 
 def _refuse_twice(file: LoraFile, one: Merge, other: Merge, name: str) -> None:
-    """Two modules of one file for the same rows would be added twice: nobody means that."""
+    """Refuse two modules of one file for the same rows: both would be added, and nobody means that."""
     same = one.segments == other.segments or not (one.segments and other.segments)
     if same and one.adapter.kind == other.adapter.kind and one.adapter.module != other.adapter.module:
         raise ConversionError(
-            f"{file.path}: {one.adapter.module!r} and {other.adapter.module!r} both change {name!r}"
+            f"{file.path}: {one.adapter.module!r} and {other.adapter.module!r} both change {name!r}; "
+            "remove one of them"
         )
 
 

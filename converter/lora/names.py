@@ -34,7 +34,7 @@ class Place:
 
 
 def normal(name: str) -> str:
-    """A name as kohya writes it: underscores for dots."""
+    """Return a name as kohya writes it: underscores for dots."""
     return name.replace(".", "_")
 
 
@@ -59,7 +59,7 @@ class LayerIndex:
                     self._aliased.setdefault(alias, set()).add(Place(layer, rows, part))
 
     def find(self, module: str) -> Place | None:
-        """The layer that a LoRA calls `module`; None when there is none.
+        """Find the layer that a LoRA calls `module`; None when there is none.
 
         ConversionError when the name fits more than one layer.
         """
@@ -77,7 +77,7 @@ class LayerIndex:
         return None
 
     def nearest(self, module: str) -> str:
-        """The layer whose name is most like `module`'s, "" for an empty checkpoint."""
+        """Return the layer whose name is most like `module`'s, "" for an empty checkpoint."""
         wanted = normal(list(lora_readings(module))[-1][0])
         near = difflib.get_close_matches(wanted, self._normal, 1, 0.0)
         return min(self._normal[near[0]], key=lambda p: p.layer).layer if near else ""
@@ -100,7 +100,7 @@ def alias_table() -> dict[str, list[tuple[str, Part]]]:
 
 
 def _aliases_of(layer: str) -> Iterator[tuple[str, Part]]:
-    """(alias, rows) of a layer by its normal name. Only the first number is the block's."""
+    """Yield (alias, rows) of a layer by its normal name. Only the first number is the block's."""
     table = alias_table()
     yield from table.get(layer, ())
     number = _NUMBER.search(layer)

@@ -8,7 +8,7 @@ DRY_RUNS = ("analyze", "create-template")
 
 
 def dry_run_name(text: str) -> str:
-    """analyze or create-template (also create_template)."""
+    """Return a name in DRY_RUNS, of which `text` may be a spelling with underscores; else ValueError."""
     name = text.replace("_", "-")
     if name not in DRY_RUNS:
         raise ValueError(f"must be analyze or create-template, not {text!r}")
@@ -28,14 +28,15 @@ class CommandOptions:
         nargs="?",
         const="analyze",
         type=dry_run_name,
-        help="read headers only and show the plan, or write it as a --layer-config to -o, - or a new file",
+        help="convert nothing: show what would happen to every layer (analyze, the default), or write that "
+        "as a file for --layer-config (create-template; -o names the file, - is standard output)",
     )
     pattern: str | None = option(
         None,
         "--pattern",
         group="run",
         metavar="GLOB",
-        help="convert each file that matches in the folders named by -i, as a model of its own",
+        help="take folders with -i, and convert each file in them that matches, as a model of its own",
     )
     lora_map: str | None = option(
         None,
@@ -43,5 +44,6 @@ class CommandOptions:
         "--lora_map",
         group="run",
         metavar="FILE",
-        help="JSON: model file names or globs, each with the LoRAs to merge into that model",
+        help="for several models, a JSON file that says which LoRAs to merge into which: its keys are file "
+        "names or globs",
     )

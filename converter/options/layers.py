@@ -8,7 +8,7 @@ from .values import FLOAT16, block_edge, option, plain_format
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOptions:
-    """Which layers are stored how. `layer_rules` says in which order they count."""
+    """Which layers are stored how. `converter.layers.rules` says in which order they count."""
 
     layer_config: str | None = option(
         None,
@@ -16,7 +16,8 @@ class LayerOptions:
         "--layer_config",
         group="layers",
         metavar="FILE",
-        help="JSON: regular expressions for whole layer names, each with the settings of its layers",
+        help="a JSON file with settings for layers: its keys are regular expressions that match whole layer "
+        "names (see --dry-run create-template)",
     )
     exclude_layers: str | None = option(
         None,
@@ -24,7 +25,7 @@ class LayerOptions:
         "--exclude_layers",
         group="layers",
         metavar="REGEX",
-        help="leave layers alone whose name (without .weight) holds a match",
+        help="keep layers as they are whose name (without .weight) has a match of this regular expression",
     )
     custom_layers: str | None = option(
         None,
@@ -32,7 +33,7 @@ class LayerOptions:
         "--custom_layers",
         group="layers",
         metavar="REGEX",
-        help="store layers whose name holds a match as the --custom options say, kept ones too",
+        help="store layers whose name has a match as the --custom options say, even those that would be kept",
     )
     custom_type: str | None = option(
         None,
@@ -41,7 +42,7 @@ class LayerOptions:
         group="layers",
         metavar="|".join((*options(), FLOAT16)),
         type=plain_format,
-        help="format of the --custom-layers (default int8)",
+        help="format of the --custom-layers (default: that of --format)",
     )
     custom_scaling_mode: str | None = option(
         None,
@@ -50,7 +51,7 @@ class LayerOptions:
         group="layers",
         metavar="|".join(granularities()),
         type=granularity_name,
-        help="scales of the --custom-layers, where they differ from --scaling_mode",
+        help="scaling mode of the --custom-layers (default: that of --scaling_mode)",
     )
     custom_block_size: int | None = option(
         None,
@@ -59,7 +60,7 @@ class LayerOptions:
         group="layers",
         metavar="N",
         type=block_edge,
-        help="block edge of the --custom-layers, where it differs from --block_size",
+        help="block size of the --custom-layers (default: that of --block_size)",
     )
     custom_simple: bool = option(
         False,
@@ -67,7 +68,7 @@ class LayerOptions:
         "--custom_simple",
         group="layers",
         action="store_true",
-        help="round the --custom-layers to nearest, whatever the algorithm of the others",
+        help="round the --custom-layers to nearest, whatever --optimizer and --calibration-data say",
     )
     fallback: str | None = option(
         None,
@@ -75,14 +76,15 @@ class LayerOptions:
         group="layers",
         metavar="|".join((*options(), FLOAT16)),
         type=plain_format,
-        help="format of layers to quantize that no pattern names (default: --format)",
+        help="format of the quantized layers that no pattern above names (default: that of --format)",
     )
     heur: bool = option(
         False,
         "--heur",
         group="layers",
         action="store_true",
-        help="skip layers too small or too awkward for INT8 to pay: see converter/layers/heuristics.py",
+        help="keep layers that INT8 makes no faster: fewer than 512 rows or 1,048,576 elements, or a number "
+        "of rows that is no multiple of 8, or of columns that is none of 16",
     )
     full_precision_matrix_mult: bool = option(
         False,
@@ -90,5 +92,5 @@ class LayerOptions:
         "--full-precision-matrix-mult",
         group="layers",
         action="store_true",
-        help="write that flag into comfy_quant; ComfyUI reads it and ignores it for INT8",
+        help="mark layers to be multiplied in full precision; ComfyUI ignores this for INT8",
     )

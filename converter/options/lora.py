@@ -25,7 +25,7 @@ class LoraOptions:
         group="lora",
         metavar="FILE",
         nargs="+",
-        help="merge these LoRAs, in this order",
+        help="merge these LoRAs into the weights, in this order",
     )
     merge_lora_scale: float = option(
         1.0,
@@ -34,7 +34,7 @@ class LoraOptions:
         group="lora",
         metavar="S",
         type=finite,
-        help="strength of the LoRAs (default 1)",
+        help="strength at which LoRAs are merged (default 1)",
     )
     merge_lora_dampen: bool = option(
         True,
@@ -45,12 +45,13 @@ class LoraOptions:
         type=switch,
         nargs="?",
         const=True,
-        help="each further LoRA counts 0.9 of the one before: 1, 0.9, 0.81, ... (default true)",
+        help="merge each further LoRA at 0.9 of the strength of the one before: 1, 0.9, 0.81, ... (default "
+        "true)",
     )
 
 
 def paths_as_text(settings: LoraOptions) -> None:
-    """LoRA files may be given as Path objects, and a single one without a tuple around it."""
+    """Make LoRA files texts in a tuple: people give Path objects, and a single one by itself."""
     one, given = settings.merge_lora_path, settings.merge_lora_paths
     several = (str(given),) if isinstance(given, str | PathLike) else tuple(map(str, given or ()))
     object.__setattr__(settings, "merge_lora_path", None if one is None else str(one))

@@ -9,28 +9,28 @@ DEVICES = ("auto", "cpu", "cuda", "xpu")
 
 
 def streaming_mode(text: str) -> str:
-    """One of STREAMING_MODES."""
+    """Return `text`, one of STREAMING_MODES; else ValueError."""
     if text not in STREAMING_MODES:
         raise ValueError(f"the streaming mode must be one of {', '.join(STREAMING_MODES)}, not {text!r}")
     return text
 
 
 def compute_mode(text: str) -> str:
-    """auto, on or off."""
+    """Return `text`, which is auto, on or off; else ValueError."""
     if text not in ("auto", "on", "off"):
         raise ValueError(f"must be auto, on or off, not {text!r}")
     return text
 
 
 def device_name(text: str) -> str:
-    """auto, cpu, or an accelerator with an optional number (cuda:1)."""
+    """Return `text`: auto, cpu, or an accelerator with an optional number (cuda:1); else ValueError."""
     if text.partition(":")[0] not in DEVICES:
         raise ValueError(f"the device must be one of {', '.join(DEVICES)}, not {text!r}")
     return text
 
 
 def share(value: str | float) -> float:
-    """A number from 0 to 1."""
+    """Return a number from 0 to 1; else ValueError."""
     number = float(value)
     if not 0 <= number <= 1:
         raise ValueError(f"must lie between 0 and 1, not {value}")
@@ -38,7 +38,7 @@ def share(value: str | float) -> float:
 
 
 def positive(value: str | float) -> float:
-    """A number above 0."""
+    """Return a finite number above 0; else ValueError."""
     number = float(value)
     if not 0 < number < float("inf"):
         raise ValueError(f"must be a positive number, not {value}")
@@ -46,7 +46,7 @@ def positive(value: str | float) -> float:
 
 
 def count(value: str | int) -> int:
-    """A whole number of at least 1."""
+    """Return a whole number of at least 1; else ValueError."""
     number = int(value)
     if number < 1:
         raise ValueError(f"must be at least 1, not {value}")
@@ -55,7 +55,7 @@ def count(value: str | int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
-    """Algorithm, calibration and memory. `algorithms` says what they make of each layer."""
+    """Algorithm, calibration and memory. `plan.calibration` says what they make of each layer."""
 
     optimizer: str | None = option(
         None,
@@ -63,15 +63,16 @@ class QualityOptions:
         group="quality",
         metavar="NAME",
         type=algorithm_name,
-        help="quip (rotated LDLQ; the default with calibration data), ldlq or gptq (not rotated), "
-        "original, adamw or radam (learned rounding), rtn (the default without)",
+        help="how values are rounded: rtn (to nearest; the default), quip (LDLQ of rotated weights; the "
+        "default with calibration data), ldlq or gptq (LDLQ without rotation), original, adamw or radam "
+        "(learned rounding)",
     )
     simple: bool = option(
         False,
         "--simple",
         group="quality",
         action="store_true",
-        help="round to nearest, whatever else is given",
+        help="round every layer to nearest, whatever --optimizer and --calibration-data say",
     )
     calibration_data: str | None = option(
         None,
@@ -79,7 +80,8 @@ class QualityOptions:
         "--calibration_data",
         group="quality",
         metavar="FILE",
-        help="recorded activations (safetensors or JSON); enables quip by default",
+        help="measured layer inputs (safetensors or JSON), from the ComfyUI node or "
+        "convert_to_quant.calibrate; layers with inputs are then rounded with quip",
     )
     calib_samples: int | None = option(
         None,
@@ -88,7 +90,7 @@ class QualityOptions:
         group="quality",
         metavar="N",
         type=count,
-        help="use at most N tokens of each layer's record (default: all)",
+        help="use at most N of the tokens recorded for each layer (default: all)",
     )
     calibration_lora: str | None = option(
         None,
@@ -96,7 +98,8 @@ class QualityOptions:
         "--calibration_lora",
         group="quality",
         metavar="FILE",
-        help="a LoRA whose input directions are rounded with more care",
+        help="round with more care in the input directions that this LoRA uses, so that it still works on "
+        "the quantized model",
     )
     bias_correction: bool = option(
         False,
@@ -104,7 +107,8 @@ class QualityOptions:
         "--bias_correction",
         group="quality",
         action="store_true",
-        help="correct biases by the measured input mean; they are left alone otherwise",
+        help="correct biases for the mean output error on the measured inputs (default: biases stay as they "
+        "are)",
     )
     static_activations: bool = option(
         False,
@@ -112,14 +116,16 @@ class QualityOptions:
         "--static_activations",
         group="quality",
         action="store_true",
-        help="write input_scale from calibration (needs the node pack in ComfyUI)",
+        help="store a fixed input scale per layer, from the calibration data (needs the node pack in "
+        "ComfyUI)",
     )
     smoothquant: bool = option(
         False,
         "--smoothquant",
         group="quality",
         action="store_true",
-        help="move outlier channels from activations into weights (needs the node pack in ComfyUI)",
+        help="divide outlier channels of the inputs and multiply the weights by the same factors (needs "
+        "--calibration-data, and the node pack in ComfyUI)",
     )
     smoothquant_alpha: float = option(
         0.5,
@@ -128,7 +134,8 @@ class QualityOptions:
         group="quality",
         metavar="A",
         type=share,
-        help="how much of them, 0 to 1 (default 0.5)",
+        help="strength of --smoothquant, from 0 to 1: 0 lets only the weights set the factors, 1 only the "
+        "inputs (default 0.5)",
     )
     scale_search: bool = option(
         False,
@@ -136,7 +143,7 @@ class QualityOptions:
         "--scale_search",
         group="quality",
         action="store_true",
-        help="the scale of least squared error instead of the absmax",
+        help="choose each scale for the least squared error, not by the largest absolute value",
     )
     quip_actorder: bool = option(
         False,
@@ -144,7 +151,7 @@ class QualityOptions:
         "--quip_actorder",
         group="quality",
         action="boolean",
-        help="quantize the columns with the largest inputs first",
+        help="quantize the columns with the largest inputs first (default: in their own order)",
     )
     quip_seed: int = option(
         0,
@@ -153,7 +160,7 @@ class QualityOptions:
         group="quality",
         metavar="N",
         type=int,
-        help="seed of the tokens drawn",
+        help="random seed: which tokens --calib-samples picks, where learned rounding starts (default 0)",
     )
     quip_damping: float = option(
         0.01,
@@ -162,7 +169,8 @@ class QualityOptions:
         group="quality",
         metavar="D",
         type=positive,
-        help="share of the Hessian's mean diagonal added to it (default 0.01)",
+        help="share of the Hessian's mean diagonal that is added to its diagonal, so that it can be "
+        "factored (default 0.01)",
     )
     num_iter: int = option(
         100,
@@ -171,7 +179,7 @@ class QualityOptions:
         group="quality",
         metavar="N",
         type=count,
-        help="steps of learned rounding (default 100)",
+        help="number of steps that learned rounding takes per layer (default 100)",
     )
     lr: float | None = option(
         None,
@@ -179,7 +187,7 @@ class QualityOptions:
         group="quality",
         metavar="R",
         type=positive,
-        help="its learning rate (default: the optimizer's own)",
+        help="learning rate of learned rounding (default: depends on --optimizer)",
     )
     device: str = option(
         "auto",
@@ -187,7 +195,8 @@ class QualityOptions:
         group="memory",
         metavar="NAME",
         type=device_name,
-        help="where calibrated algorithms compute: auto (default), cpu, cuda, cuda:1, xpu",
+        help="device for quip, ldlq and learned rounding: auto (default), cpu, cuda, cuda:1, xpu; rounding "
+        "to nearest always runs on the CPU",
     )
     streaming_mode: str = option(
         "auto",
@@ -196,7 +205,9 @@ class QualityOptions:
         group="memory",
         metavar="MODE",
         type=streaming_mode,
-        help="share of free device memory a layer may use: off (all), minimal, balanced, aggressive, auto",
+        help="share of the free device memory that one layer may use: off (no limit), minimal (0.85), auto "
+        "(0.8, the default), balanced (0.6) or aggressive (0.3); larger layers are computed in parts or on "
+        "the CPU",
     )
     low_memory: bool = option(
         False,
@@ -204,7 +215,7 @@ class QualityOptions:
         "--low_memory",
         group="memory",
         action="store_true",
-        help="one layer at a time in memory, and --streaming-mode aggressive on the device",
+        help="hold one layer at a time in memory, and use --streaming-mode aggressive on the device",
     )
     quip_checkpointed: bool | None = option(
         None,
@@ -212,7 +223,8 @@ class QualityOptions:
         "--quip_checkpointed",
         group="memory",
         action="boolean",
-        help="factor in place and take rows in chunks; the same bits in a quarter of the memory",
+        help="factor the Hessian in place and quantize the rows in chunks: the same result, with one matrix "
+        "of the Hessian's size in memory instead of four (default: decided by --quip-checkpoint-threshold)",
     )
     quip_checkpoint_threshold: int = option(
         8192,
@@ -221,7 +233,7 @@ class QualityOptions:
         group="memory",
         metavar="K",
         type=count,
-        help="columns from which that is the default (default 8192)",
+        help="turn --quip-checkpointed on for layers with at least K columns (default 8192)",
     )
     quip_checkpoint_segments: int = option(
         4,
@@ -230,7 +242,7 @@ class QualityOptions:
         group="memory",
         metavar="N",
         type=count,
-        help="chunks of rows (default 4)",
+        help="number of chunks that --quip-checkpointed divides a layer's rows into (default 4)",
     )
     bf16_compute: str = option(
         "auto",
@@ -239,5 +251,6 @@ class QualityOptions:
         group="memory",
         metavar="auto|on|off",
         type=compute_mode,
-        help="bf16 operands in the Hessian and feedback products; auto: on GPUs that have it",
+        help="compute Hessians and LDLQ's error feedback with bf16 operands: faster, slightly less exact; "
+        "auto (default) does so on GPUs that have bf16",
     )

@@ -42,7 +42,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         required=True,
         nargs="+",
         action="extend",
-        help="a .safetensors file, a *.safetensors.index.json, or a folder of shards; or several",
+        help="a .safetensors file, a *.safetensors.index.json or a folder of shards; several make a batch",
     )
     output_file: str | None = option(
         None,
@@ -50,7 +50,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         "--output",
         group="main",
         metavar="FILE",
-        help="the file (for several inputs: folder) to write; by default beside the input",
+        help="the file to write, or the folder when there are several inputs (default: beside each input)",
     )
     comfy_quant: bool = option(
         True,
@@ -59,7 +59,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         "--int8",
         group="main",
         action="store_true",
-        help="write what ComfyUI loads; always on, accepted because people type it",
+        help="write a file that ComfyUI loads: always done, accepted because people type it",
     )
     format: str = option(
         DEFAULT,
@@ -76,7 +76,8 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         group="format",
         metavar="|".join(granularities()),
         type=granularity_name,
-        help="one scale per row (default), in all, or per block; stock ComfyUI refuses block",
+        help="what one scale is for: a weight row (row, the default), the whole weight (tensor) or a square "
+        "block (block; stock ComfyUI refuses it)",
     )
     block_size: int = option(
         128,
@@ -85,14 +86,15 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         group="format",
         metavar="N",
         type=block_edge,
-        help="edge of the blocks of --scaling_mode block: a power of two (default 128)",
+        help="rows and columns of a block with --scaling_mode block: a power of two (default 128)",
     )
     convrot: bool | None = option(
         None,
         "--convrot",
         group="format",
         action="boolean",
-        help="rotate weights and, at run time, activations; on by default except for block",
+        help="rotate weights now and activations at run time, so that outliers spread and rounding loses "
+        "less (default: on, except with --scaling_mode block and --optimizer ldlq)",
     )
     convrot_group_size: str | int = option(
         "auto",
@@ -101,14 +103,16 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         group="format",
         metavar="N|auto",
         type=rotation_group,
-        help="columns rotated together; auto takes the largest of 256, 64, 16 a layer allows",
+        help="number of columns rotated together; auto (default) takes the largest of 256, 64 and 16 that "
+        "divides a layer's columns",
     )
     preset: str = option(
         "auto",
         "--preset",
         group="model",
         metavar="NAME|auto|none",
-        help="which model this is; auto (default) recognises it from the header",
+        help="which model this is, and so which layers are kept: auto (default) recognises it from the "
+        "file's header, none uses a general rule",
     )
     preset_strict: bool = option(
         False,
@@ -116,7 +120,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         "--preset_strict",
         group="model",
         action="store_true",
-        help="keep per-block modulation in high precision too",
+        help="also keep the modulation layers of every block in high precision",
     )
     keep_sets: tuple[str, ...] = option(
         (),
@@ -131,14 +135,14 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         "--save_quant_metadata",
         group="format",
         action="store_true",
-        help="also list the layers in the header's _quantization_metadata",
+        help="also list the quantized layers in the file's header, as _quantization_metadata",
     )
     verify: bool = option(
         True,
         "--no-verify",
         group="checks",
         action="store_false",
-        help="skip checking every written layer against its source",
+        help="do not check every written layer against its source",
     )
     report_quality: bool = option(
         False,
@@ -146,7 +150,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         "--report_quality",
         group="checks",
         action="store_true",
-        help="measure every row, list every layer, and warn below --quality-threshold",
+        help="measure all rows of every layer, list all layers, and warn below --quality-threshold",
     )
     quality_threshold: float = option(
         30.0,
@@ -155,14 +159,14 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         group="checks",
         metavar="DB",
         type=float,
-        help="weight SQNR below which --report-quality warns (default 30)",
+        help="weight SQNR in dB below which --report-quality warns about a layer (default 30)",
     )
     json: str | None = option(
         None,
         "--json",
         group="checks",
         metavar="FILE",
-        help="write the report as JSON",
+        help="also write the report to this file, as JSON",
     )
 
     def __post_init__(self) -> None:
@@ -186,10 +190,10 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
 
     @property
     def algorithm(self) -> str | None:
-        """The algorithm asked for all layers, None where the calibration decides."""
+        """The algorithm asked for all layers; None where each layer's calibration decides."""
         return ROUNDING if self.simple else self.optimizer
 
 
 def keywords() -> list[str]:
-    """The names of all options."""
+    """Return the names of all options."""
     return [f.name for f in fields(Settings)]

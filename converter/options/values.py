@@ -15,14 +15,14 @@ FLOAT16 = "fp16"
 
 
 def option(default: Any, *flags: str, help: str, group: str, **argparse: Any) -> Any:
-    """A field of Settings: its default, its flags (the first is shown first), its help and topic."""
+    """Declare a field of Settings: its default, its flags (the first is shown first), its help and topic."""
     return field(
         default=default, metadata={"flags": flags, "help": help, "group": group, "argparse": argparse}
     )
 
 
 def closest(word: str, words: Iterable[str], least: float = 0.0) -> str:
-    """The most similar of `words`, the first among equals; "" if none is similar by `least` (0 to 1)."""
+    """Return the most similar of `words`, the first among equals; "" if none reaches `least` (0 to 1)."""
     matcher = SequenceMatcher(None, "", word)
 
     def similarity(other: str) -> float:
@@ -34,14 +34,14 @@ def closest(word: str, words: Iterable[str], least: float = 0.0) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``, or the names there are, for the end of a message."""
+    """Return ``did you mean 'x'?``, or the names there are, for the end of a message."""
     names = list(known)
     near = closest(name, names, 0.5)
     return f"did you mean {near!r}?" if near else f"the names are: {', '.join(names)}"
 
 
 def rotation_group(text: str | int) -> str | int:
-    """A ConvRot group: "auto" or a power of four from 4 to 1024."""
+    """Return a ConvRot group: "auto" or a power of four from 4 to 1024; else ValueError."""
     if text == "auto":
         return "auto"
     if str(text) not in [str(g) for g in GROUPS]:
@@ -51,7 +51,7 @@ def rotation_group(text: str | int) -> str | int:
 
 
 def switch(value: str | bool) -> bool:
-    """On or off, as people write it: true, 1, yes, on; false, 0, no, off."""
+    """Read on or off as people write it: true, 1, yes, on; false, 0, no, off; else ValueError."""
     text = str(value).lower()
     if text not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
         raise ValueError(f"true or false is expected, not {value!r}")
@@ -59,7 +59,7 @@ def switch(value: str | bool) -> bool:
 
 
 def finite(value: str | float) -> float:
-    """A number that is not NaN or infinite."""
+    """Return a number that is neither NaN nor infinite; else ValueError."""
     number = float(value)
     if not isfinite(number):
         raise ValueError(f"a finite number is expected, not {value!r}")
@@ -67,7 +67,7 @@ def finite(value: str | float) -> float:
 
 
 def block_edge(value: str | int) -> int:
-    """The edge of a block: a power of two from 16 to 1024."""
+    """Return the edge of a block: a power of two from 16 to 1024; else ValueError."""
     edge = int(value)
     if not 16 <= edge <= 1024 or edge & (edge - 1):
         raise ValueError(f"the block size must be a power of two from 16 to 1024, not {value}")

@@ -219,7 +219,7 @@ def _with_note(reason: str, merges: tuple[Merge, ...]) -> str:
 
 
 def _check_scale(scale: TensorInfo, weight: TensorInfo) -> None:
-    """FP8 weights are dequantized by one scale, or one per row."""
+    """Refuse an FP8 scale that is neither one for all nor one per row."""
     if scale.numel not in (1, weight.shape[0]) or scale.dtype not in QUANTIZABLE:
         raise ConversionError(
             f"{weight.name}: {weight.dtype} with a scale of shape {list(scale.shape)} cannot be read; "
@@ -238,7 +238,7 @@ def _metadata(checkpoint: Checkpoint, steps: tuple[Step, ...], settings: Setting
 
 
 def recognise(checkpoint: Checkpoint, settings: Settings) -> list[Match]:
-    """The models in the file: those its header shows, the one the settings name, or none."""
+    """Return the models in the file: those its header shows, the one the settings name, or none."""
     if settings.preset == "none":
         return []
     if settings.preset == "auto":
@@ -295,7 +295,7 @@ def _stock_notes(steps: tuple[Step, ...]) -> Iterator[str]:
 
 
 def _overruled(steps: tuple[Step, ...], decisions: Mapping[str, Decision]) -> Iterator[str]:
-    """Layers that the preset or the general rule would have kept, and why it would."""
+    """Name layers that the preset or the general rule would have kept, and why it would."""
     kept = [s for s in steps if s.action in ("quantize", "cast") and decisions[s.name].action == "keep"]
     if kept:
         yield (

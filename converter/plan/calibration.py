@@ -34,11 +34,11 @@ class Calibration:
 
     @property
     def measured(self) -> bool:
-        """Whether there are records of real inputs."""
+        """Tell whether there are records of real inputs."""
         return self.data is not None and not self.data.synthetic
 
     def has(self, layer: str, *fields: str) -> bool:
-        """Whether the layer's record holds one of the fields."""
+        """Tell whether the layer's record holds one of the fields."""
         record = self.records.get(layer)
         return (
             self.data is not None
@@ -47,11 +47,11 @@ class Calibration:
         )
 
     def steers(self, layer: str) -> bool:
-        """Whether real inputs of the layer are known: what a Hessian is made of."""
+        """Tell whether real inputs of the layer are known: what a Hessian is made of."""
         return (self.measured and self.has(layer, "samples")) or layer in self.directions
 
     def stats(self, layer: str) -> LayerStats | None:
-        """The layer's LayerStats, read from the files now; None when it has none."""
+        """Read the layer's LayerStats from the files, now; None when it has none."""
         found = None
         if self.data is not None and layer in self.records:
             found = self.data.stats(self.records[layer])

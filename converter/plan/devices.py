@@ -43,7 +43,7 @@ class Placer:
 
 
 def compute_device(settings: Settings) -> torch.device:
-    """The device that the settings name, or the best there is."""
+    """Return the device that the settings name, or the best there is; ConversionError for an absent one."""
     import torch
 
     if settings.device == "auto":
@@ -51,13 +51,14 @@ def compute_device(settings: Settings) -> torch.device:
     device = torch.device(settings.device)
     if device.type != "cpu" and not getattr(torch, device.type).is_available():
         raise ConversionError(
-            f"--device {settings.device}: this machine has no such device, or torch cannot use it"
+            f"--device {settings.device}: this machine has no such device, or torch cannot use it; "
+            "leave the option out, or use --device cpu"
         )
     return device
 
 
 def _budget(settings: Settings, device: torch.device) -> int | None:
-    """Bytes of the device that a layer may take: None without limit, 0 on the CPU."""
+    """Return the bytes of the device that a layer may take: None without limit, 0 on the CPU."""
     if device.type == "cpu":
         return 0
     import torch
@@ -82,7 +83,7 @@ def _place(shape: tuple[int, int], algorithm: str, settings: Settings, budget: i
 
 
 def describe_placement(step: Step) -> str:
-    """``cpu``, ``cuda``, ``cuda in 4 parts`` or ``cpu in 3 parts``: for tables."""
+    """Return ``cpu``, ``cuda``, ``cuda in 4 parts`` or ``cpu in 3 parts``: for tables."""
     where = step.placement
     if where is None:
         return "cpu"

@@ -66,11 +66,11 @@ class PlanReport:
         return [t for t in self.tensors if t.layer]
 
     def counts(self) -> dict[str, int]:
-        """Layers by what happens to them: quantize, cast, keep."""
+        """Count layers by what happens to them: quantize, cast, keep."""
         return dict(Counter(t.action for t in self.layers))
 
     def summary(self) -> str:
-        """One line: what would become of how much."""
+        """Say in one line what would become of how much."""
         counts = self.counts()
         cast = f"{counts['cast']} to float16, " if "cast" in counts else ""
         return (
@@ -79,7 +79,7 @@ class PlanReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the plan as plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
     def save_json(self, path: str | Path) -> None:
@@ -107,7 +107,7 @@ def plan_conversion(settings: Settings) -> PlanReport:
 
 
 def create_template(settings: Settings) -> tuple[Path | None, str]:
-    """The plan as the text of a layer configuration, and where it is to be written (None: stdout).
+    """Return where a layer configuration is to be written (None: stdout), and its text: the plan's.
 
     ``-o -`` is stdout; without -o it is ``<model>.layers.json`` beside the model, which must not exist yet,
     because people edit that file. ConversionError for that, and for -o naming a checkpoint.

@@ -23,7 +23,7 @@ chunk buffers and the rows that the check compares. With --low-memory 357 MiB ar
 3072 x 12288, and 351 measured."""
 
 READ_RATE = 1.0e9
-"""Bytes a second that are read, or copied from file to file."""
+"""Bytes per second that are read, or copied from file to file."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, settings: Settings) -> Estimate:
-    """Time and peak memory of a plan, before it runs. No time where a layer goes to a device."""
+    """Estimate the time and peak memory of a plan, before it runs. No time where a layer goes to a device."""
     placed = [s.placement for s in plan.quantized if s.placement is not None]
     work = max((p.bytes for p in placed if p.kind == "cpu"), default=0)
     seconds = _seconds(plan, settings) if all(p.kind == "cpu" for p in placed) else None
@@ -43,7 +43,7 @@ def estimate(plan: Plan, settings: Settings) -> Estimate:
 
 
 def read_bytes(step: Step) -> int:
-    """Bytes in memory of the float weight that `source.read_weight` returns for a step."""
+    """Return the bytes in memory of the float weight that `source.read_weight` returns for a step."""
     if step.merges:
         return 4 * step.source.numel
     width = {"F8_E4M3": 4, "F8_E5M2": 4, "F64": 8, "F32": 4}.get(step.source.dtype, 2)
@@ -51,14 +51,14 @@ def read_bytes(step: Step) -> int:
 
 
 def bytes_held(step: Step) -> int:
-    """Bytes a step holds between its reading and its writing. Kept tensors go from file to file."""
+    """Return the bytes a step holds from reading to writing. Kept tensors go from file to file."""
     if step.action not in ("quantize", "cast") and not step.merges:
         return 0
     return read_bytes(step) + step.output_bytes
 
 
 def in_flight_limit(plan: Plan, low_memory: bool = False) -> int:
-    """The bytes that all steps together may hold while the plan runs; one larger step passes alone.
+    """Return the bytes that all steps together may hold while the plan runs; one larger passes alone.
 
     With low_memory that is every step.
     """
@@ -66,13 +66,13 @@ def in_flight_limit(plan: Plan, low_memory: bool = False) -> int:
 
 
 def peak_in_flight(plan: Plan, low_memory: bool = False) -> int:
-    """What the steps will hold at most: no more than the limit, or than there is."""
+    """Return the bytes that the steps will hold at most: no more than the limit, or than there are."""
     held = [bytes_held(step) for step in plan]
     return min(sum(held), max(in_flight_limit(plan, low_memory), max(held, default=0)))
 
 
 def _seconds(plan: Plan, settings: Settings) -> float | None:
-    """Reading overlaps the work, so the slower of the two counts. None where a rate is not known."""
+    """Take the slower of reading and work, which overlap. None where a rate is not known."""
     work = [_step_seconds(step, settings) for step in plan.quantized]
     known = [seconds for seconds in work if seconds is not None]
     if len(known) < len(work):

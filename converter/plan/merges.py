@@ -26,7 +26,7 @@ def merges_of(info: TensorInfo, kept: bool, scaled: Collection[str], merges: Mer
 
 
 def left_out(steps: Sequence[Step], merges: Merges) -> Iterator[str]:
-    """A line where LoRAs change tensors that no step of the plan keeps."""
+    """Yield a line where LoRAs change tensors that no step of the plan keeps."""
     reached = {s.name for s in steps if s.merges} | {s.companions["bias"] for s in steps if s.bias_merges}
     lost = sorted(merges.by_tensor.keys() - reached)
     if lost:
@@ -35,6 +35,6 @@ def left_out(steps: Sequence[Step], merges: Merges) -> Iterator[str]:
 
 
 def merged_note(merges: Collection[Merge]) -> str:
-    """``merged 2 LoRAs``: how many LoRA files change a tensor; "" for none."""
+    """Say how many LoRA files change a tensor: ``merged 2 LoRAs``; "" for none."""
     count = len({m.number for m in merges})
     return f"merged {count} LoRA{'s' if count > 1 else ''}" if count else ""

@@ -16,12 +16,12 @@ _NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 
 
 def layer_steps(plan: Plan) -> list[Step]:
-    """The steps of layers: weights that could be quantized, whether they are or not."""
+    """List the steps of layers: weights that could be quantized, whether they are or not."""
     return [s for s in plan if s.action not in ("write", "drop") and could_be_linear(s.name, s.source.shape)]
 
 
 def layer_template(plan: Plan, settings: Settings) -> dict[str, LayerOverride]:
-    r"""An entry for every layer of a plan made with `settings`, in the plan's order.
+    r"""Make an entry for every layer of a plan made with `settings`, in the plan's order.
 
     Layers that differ in their numbers only and are stored alike share an entry (``blocks\.[0-9]+\.qkv``).
     The algorithm stands in it where it is not what the layer would get by itself, so that a template made
@@ -45,7 +45,7 @@ def layer_template(plan: Plan, settings: Settings) -> dict[str, LayerOverride]:
 
 
 def _form(name: str) -> str:
-    """A pattern for the name with its numbers left open. No other name's form matches it."""
+    """Return a pattern for the name with its numbers left open. No other name's form matches it."""
     return r"[0-9]+".join(re.escape(part) for part in _NUMBER.split(name))
 
 
@@ -54,7 +54,7 @@ def _alike(entries: Iterable[LayerOverride]) -> bool:
 
 
 def _chosen(step: Step, plan: Plan) -> bool:
-    """Whether a layer's algorithm is another than it would get by itself."""
+    """Tell whether a layer has another algorithm than it would get by itself."""
     if step.format is None:
         return False
     return step.algorithm != default_algorithm(step.layer_name, step.format.rotation > 0, plan.calibration)

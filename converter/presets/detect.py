@@ -30,7 +30,7 @@ NEVER = re.compile(r"^(vae|first_stage_model|audio_vae|vocoder|text_embedding_pr
 
 
 def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> list[Match]:
-    """The presets found in a header, diffusion models first; empty if none fits.
+    """Find the presets that fit a header, diffusion models first; an empty list if none does.
 
     ``shapes`` maps tensor names to shapes, in any order. A file may hold several
     models under different prefixes, and any prefix that ends with a dot is found.
@@ -51,7 +51,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> list[Ma
 
 
 def assume(name: str, shapes: Shapes) -> Match:
-    """The match for a preset that the user names, whether or not it would be detected.
+    """Match a preset that the user names, whether or not it would be detected.
 
     The prefix is the one under which most tensors lie in the preset's blocks.
     Raises ValueError for an unknown name, and for a file that has none of the
@@ -83,7 +83,7 @@ def assume(name: str, shapes: Shapes) -> Match:
 
 
 def by_name(name: str) -> Preset:
-    """The preset of this name, alias or variant; case and ``_`` for ``-`` do not matter.
+    """Return the preset of this name, alias or variant; case and ``_`` for ``-`` do not matter.
 
     Raises ValueError naming the nearest valid names.
     """
@@ -94,7 +94,7 @@ def by_name(name: str) -> Preset:
 
 
 def keep_set(name: str) -> KeepSet:
-    """The extra keep-set of this name. Raises ValueError naming the nearest valid names."""
+    """Return the extra keep-set of this name. Raises ValueError naming the nearest valid names."""
     sets = {_plain(keep.name): keep for keep in KEEP_SETS}
     try:
         return sets[_plain(name)]
@@ -121,7 +121,7 @@ def _specific_first(hit: tuple[str, Preset, Naming]) -> tuple[int, str, int, str
 
 
 def _candidates(shapes: Shapes) -> list[tuple[str, Preset, Naming]]:
-    """Every (prefix, preset, naming) whose anchor tensor is in the file under that prefix."""
+    """List every (prefix, preset, naming) whose anchor tensor is in the file under that prefix."""
     anchors = _anchors()
     hits = []
     for name in shapes:
@@ -145,7 +145,7 @@ def _anchors() -> dict[str, list[tuple[Preset, Naming]]]:
 
 @cache
 def _names() -> dict[str, Preset]:
-    """Plain name -> preset. A preset's own name wins over a variant's or an alias."""
+    """Return plain name -> preset. A preset's own name wins over a variant's or an alias."""
     names = {_plain(preset.name): preset for preset in PRESETS}
     for preset in PRESETS:
         for name in (*(variant.name for variant in preset.variants), *preset.aliases):
@@ -154,7 +154,7 @@ def _names() -> dict[str, Preset]:
 
 
 def _tail(name: str) -> str:
-    """The last two components of a name."""
+    """Return the last two components of a name."""
     return ".".join(name.rsplit(".", 2)[-2:])
 
 

@@ -26,7 +26,7 @@ class Fact:
     value: int = 0
 
     def holds(self, shapes: Shapes, prefix: str = "") -> bool:
-        """Whether the statement is true of ``shapes`` when names carry ``prefix``."""
+        """Tell whether the statement is true of ``shapes`` when names carry ``prefix``."""
         shape = shapes.get(prefix + self.key)
         if self.op == "lacks":
             return shape is None
@@ -37,7 +37,7 @@ class Fact:
         return self.op == "has" or len(shape) == self.value
 
     def text(self, prefix: str = "") -> str:
-        """The statement in words, with the name as it stands in the file."""
+        """Return the statement in words, with the name as it stands in the file."""
         name = prefix + self.key
         if self.op == "dim":
             axis = {0: "rows", 1: "columns"}.get(self.axis, f"on axis {self.axis}")
@@ -48,18 +48,22 @@ class Fact:
 
 
 def has(key: str) -> Fact:
+    """State that the tensor is there."""
     return Fact("has", key)
 
 
 def lacks(key: str) -> Fact:
+    """State that the tensor is not there."""
     return Fact("lacks", key)
 
 
 def dim(key: str, axis: int, value: int) -> Fact:
+    """State that the tensor has this size on this axis."""
     return Fact("dim", key, axis, value)
 
 
 def ndim(key: str, value: int) -> Fact:
+    """State that the tensor has this many axes."""
     return Fact("ndim", key, value=value)
 
 
@@ -76,6 +80,7 @@ class Naming:
 
     @property
     def anchor(self) -> str:
+        """The key of the first fact that needs its tensor to exist."""
         return next(fact.key for fact in self.facts if fact.op != "lacks")
 
 
@@ -87,6 +92,7 @@ class Variant:
     ways: tuple[tuple[Fact, ...], ...]
 
     def holds(self, shapes: Shapes, prefix: str = "") -> bool:
+        """Tell whether all facts of one way are true of ``shapes`` when names carry ``prefix``."""
         return any(all(fact.holds(shapes, prefix) for fact in way) for way in self.ways)
 
 
@@ -132,7 +138,7 @@ class Match:
     """A preset found in (a part of) a checkpoint.
 
     ``prefix`` is what stands before the preset's names there, ``evidence`` the
-    facts that were found, each a line for the user.
+    facts that were found, as lines for the user.
     """
 
     preset: Preset
@@ -149,5 +155,5 @@ class Match:
 
 @cache
 def compiled(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
-    """One expression that finds any of ``patterns``; None for an empty tuple."""
+    """Compile one expression that finds any of ``patterns``; None for an empty tuple."""
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns)) if patterns else None

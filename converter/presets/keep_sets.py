@@ -14,7 +14,7 @@ from .facts import KeepSet
 
 
 def _layers(*names: str) -> str:
-    """Any of these components, or runs of components, anywhere in the name."""
+    """Return a pattern for any of these components, or runs of components, anywhere in the name."""
     return r"(?:^|\.)(?:" + "|".join(names) + r")(?:\.|$)"
 
 

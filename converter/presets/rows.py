@@ -33,13 +33,15 @@ DIFFUSERS_BLOCKS = r"^(single_)?transformer_blocks\.\d+\."
 
 
 def naming(*facts: Fact, name: str = "native") -> Naming:
+    """Make a naming that is told by ``facts``."""
     return Naming(name, facts)
 
 
 def diffusers(*facts: Fact) -> Naming:
+    """Make the naming of diffusers, told by ``facts``."""
     return Naming("diffusers", facts)
 
 
 def variant(name: str, *facts: Fact, diffusers: tuple[Fact, ...] | None = None) -> Variant:
-    """A variant told by ``facts``, or by other facts where diffusers names are used."""
+    """Make a variant told by ``facts``, or by other facts where diffusers names are used."""
     return Variant(name, (facts,) if diffusers is None else (facts, diffusers))

@@ -43,7 +43,7 @@ def _vocabulary(rows: int) -> Fact:
 
 
 def _moved(key: str) -> str:
-    """Where transformers saves it: the towers side by side under ``model.``."""
+    """Return the name under which transformers saves it: the towers side by side under ``model.``."""
     for old, new in (("model.", "model.language_model."), ("visual.", "model.visual.")):
         if key.startswith(old):
             return new + key.removeprefix(old)

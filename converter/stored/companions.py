@@ -35,12 +35,12 @@ class StoredQuant:
     config_json: str
 
     def names(self) -> list[str]:
-        """The source tensors that only make sense beside this weight."""
+        """List the source tensors that only make sense beside this weight."""
         return [n for n in (self.scale, self.input_scale, self.config) if n]
 
 
 def stored_quant(checkpoint: Checkpoint, weight: str) -> StoredQuant | None:
-    """The companions of `weight` if it is stored quantized, else None."""
+    """Find the companions of `weight` if it is stored quantized, else None."""
     tensors = checkpoint.tensors
     layer = weight.removesuffix(".weight")
     info = tensors[weight]
@@ -64,18 +64,18 @@ def stored_quant(checkpoint: Checkpoint, weight: str) -> StoredQuant | None:
 
 
 def is_marker(name: str) -> bool:
-    """Whether a tensor is the old marker of FP8 files, which today's ``comfy_quant`` replaces."""
+    """Tell whether a tensor is the old marker of FP8 files, which today's ``comfy_quant`` replaces."""
     return name == MARKER or name.endswith(f".{MARKER}")
 
 
 def _marked(checkpoint: Checkpoint) -> dict[str, bool]:
-    """What the old marker says of every layer: with two elements, to multiply in full precision."""
+    """Return what the old marker says of every layer: with two elements, to multiply in full precision."""
     full = any(is_marker(name) and info.numel == 2 for name, info in checkpoint.tensors.items())
     return {"full_precision_matrix_mult": True} if full else {}
 
 
 def _listed(metadata: Mapping[str, str]) -> dict:
-    """The layers of the header's ``_quantization_metadata``."""
+    """Return the layers of the header's ``_quantization_metadata``."""
     raw = metadata.get(METADATA_KEY)
     if not raw:
         return {}
@@ -83,7 +83,9 @@ def _listed(metadata: Mapping[str, str]) -> dict:
         layers = json.loads(raw)["layers"]
         return layers if isinstance(layers, dict) else {}
     except (ValueError, KeyError, TypeError) as e:
-        raise ConversionError(f"the header's {METADATA_KEY} is not valid: {e}") from e
+        raise ConversionError(
+            f"the header's {METADATA_KEY} is not valid ({e}); ctq edit writes it anew"
+        ) from e
 
 
 def standard_name(name: str) -> str:

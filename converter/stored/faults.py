@@ -11,7 +11,7 @@ _BIAS = ("BF16", "F16", "F32")
 
 
 def examine_file(stored: StoredFile) -> tuple[dict[str, Examined], list[Problem]]:
-    """Every layer judged, by name, and all problems of the file: the layers' first, in file order."""
+    """Judge every layer, by name, and list all problems of the file: the layers' first, in file order."""
     examined = {name: examine(layer, _marker(stored, name)) for name, layer in stored.layers.items()}
     problems = [p for e in examined.values() for p in e.problems]
     for check in (_biases, _raw_integers, _orphans, _prefix, _header, _unlisted):
@@ -20,7 +20,7 @@ def examine_file(stored: StoredFile) -> tuple[dict[str, Examined], list[Problem]
 
 
 def _marker(stored: StoredFile, layer: str) -> TensorInfo | None:
-    """The ``scaled_fp8`` tensor of the part of the file that a layer is in."""
+    """Return the ``scaled_fp8`` tensor of the part of the file that a layer is in."""
     inside = [m for m in stored.markers if layer.startswith(m.removesuffix(MARKER))]
     return stored.checkpoint.tensors[max(inside, key=len)] if inside else None
 
@@ -33,7 +33,7 @@ def _biases(stored: StoredFile) -> Iterator[Problem]:
 
 
 def _raw_integers(stored: StoredFile) -> Iterator[Problem]:
-    """INT8 tensors that no layer format describes."""
+    """Report INT8 tensors that no layer format describes."""
     owned = {t.name for x in stored.layers.values() for t in (x.weight, *x.companions())}
     for info in stored.checkpoint.tensors.values():
         if info.dtype == "I8" and info.name not in owned:

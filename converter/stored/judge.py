@@ -76,8 +76,11 @@ class _Findings:
 
 
 def examine(layer: StoredLayer, marker: TensorInfo | None = None) -> Examined:
-    """Judge one layer. marker: the ``scaled_fp8`` tensor, with which ComfyUI loads FP8 layers under their
-    old names; of two elements, it turns on full_precision_matrix_mult for them."""
+    """Judge one layer.
+
+    marker: the ``scaled_fp8`` tensor, with which ComfyUI loads FP8 layers under their old names; one of two
+    elements turns on full_precision_matrix_mult for them.
+    """
     found = _Findings(layer)
     given = _config(layer, found)
     form = _class_of(layer, given)
@@ -166,7 +169,7 @@ def _report_name(
 
 
 def _config(layer: StoredLayer, found: _Findings) -> dict[str, Any] | None:
-    """The config that holds: the header's where it lists the layer, as in ComfyUI; else the tensor's."""
+    """Return the config that holds: the header's if it lists the layer, as in ComfyUI, else the tensor's."""
     stored = _stored_config(layer, found)
     listed = layer.listed
     if isinstance(listed, str):
@@ -207,7 +210,7 @@ def _agreed(stored: dict[str, Any], listed: dict[str, Any], found: _Findings) ->
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the values that ComfyUI assumes, so that equal meanings compare equal."""
+    """Fill in the values that ComfyUI assumes, so that configs of equal meaning compare equal."""
     out = {k: v for k, v in config.items() if k not in ("convrot", "full_precision_matrix_mult") or v}
     if out.get("convrot"):
         out.setdefault("convrot_groupsize", DEFAULT_GROUP)
@@ -217,7 +220,7 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stored_config(layer: StoredLayer, found: _Findings) -> dict[str, Any] | None:
-    """The JSON object in the ``comfy_quant`` tensor; None when there is none."""
+    """Read the JSON object in the ``comfy_quant`` tensor; None when there is none."""
     if layer.config is None or layer.raw is None:
         return None
     raw = layer.raw

@@ -32,7 +32,7 @@ class StoredLayer:
 
     @property
     def floats(self) -> bool:
-        """Whether its weight holds floats (FP8), which mean something by themselves."""
+        """Tell whether its weight holds floats (FP8), which mean something by themselves."""
         return self.weight.dtype in float_formats()
 
     def companions(self) -> list[TensorInfo]:
@@ -59,11 +59,11 @@ class StoredFile:
 
     @property
     def listed(self) -> bool:
-        """Whether the header has a list of layers at all, valid or not."""
+        """Tell whether the header has a list of layers at all, valid or not."""
         return METADATA_KEY in self.checkpoint.metadata
 
     def bias(self, layer: StoredLayer) -> TensorInfo | None:
-        """The layer's bias."""
+        """Return the layer's bias, None without one."""
         return self.checkpoint.tensors.get(f"{layer.name}.bias")
 
 
@@ -119,14 +119,14 @@ def _layer(checkpoint: Checkpoint, name: str, entries: Mapping[str, Any], listed
 
 
 def _bytes(checkpoint: Checkpoint, info: TensorInfo) -> bytes:
-    """The tensor's bytes; of an absurdly large one only the start, which then is no JSON."""
+    """Read the tensor's bytes; of an absurdly large one only the start, which then is no JSON."""
     raw = bytearray(min(info.nbytes, MAX_BYTES))
     checkpoint.read_into(info, memoryview(raw))
     return bytes(raw)
 
 
 def _header(metadata: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
-    """The parsed layer list and what is wrong with it."""
+    """Parse the layer list; return it and what is wrong with it."""
     raw = metadata.get(METADATA_KEY)
     if raw is None:
         return None, ""
@@ -142,7 +142,7 @@ def _header(metadata: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
 
 
 def _match(listed: Iterable[str], names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """(layer -> the name it is listed under, listed names that no layer has).
+    """Return (layer -> the name it is listed under, listed names that no layer has).
 
     A name without the file's prefix, or with one that the file lacks, still counts where it can only mean
     one layer.
@@ -168,7 +168,7 @@ def _match(listed: Iterable[str], names: list[str]) -> tuple[dict[str, str], tup
 
 
 def _endings(names: list[str]) -> dict[str, str]:
-    """Every ending of a name that starts after a dot -> the name; "" where two names have it."""
+    """Map every ending of a name that starts after a dot to the name; to "" where two names have it."""
     out: dict[str, str] = {}
     for name in names:
         at = name.find(".")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from ..convert.check import WARN_DB
-from .report import Family, LayerResult, VerifyReport, histogram
+from .report import Family, VerifiedLayer, VerifyReport, histogram
 
 _BINS = 24
 _WIDTH, _HEIGHT, _FOOT = 264, 72, 16
@@ -40,7 +40,7 @@ th { position: sticky; top: 0; background: var(--bg); } td.n, th.n { text-align:
 
 
 def render(report: VerifyReport) -> str:
-    """The page: verdict, figures, breaches of the contract, a histogram a family, and all layers."""
+    """Write the page: verdict, figures, breaches of the contract, a histogram per family, and all layers."""
     title = f"{report.quantized.replace(chr(92), '/').rpartition('/')[2]}: verification"
     body = "\n".join(part for part in _parts(report) if part)
     return (
@@ -95,7 +95,7 @@ def _problems(report: VerifyReport) -> str:
 
 
 def _plots(report: VerifyReport) -> str:
-    """One small histogram a family, all over the same range so that they compare at a glance."""
+    """Draw a small histogram per family, all over the same range so that they compare at a glance."""
     families = report.families()
     values = [v for f in families for v in f.values if math.isfinite(v)]
     if not values:
@@ -153,7 +153,7 @@ def _table(report: VerifyReport) -> str:
     )
 
 
-def _row(r: LayerResult, outputs: bool, threshold: float) -> str:
+def _row(r: VerifiedLayer, outputs: bool, threshold: float) -> str:
     poor = r.weight_db is None or r.fault or r.weight_db < threshold
     kind = "bad" if poor else "warn" if (r.weight_db or 0.0) < WARN_DB else ""
     extra: Sequence[float | None] = (r.w8a8_db, r.w8a16_db) if outputs else ()

@@ -60,13 +60,13 @@ def pair(original: Checkpoint, stored: StoredFile, examined: Mapping[str, Examin
 
 
 def _logical_shape(info: TensorInfo, examined: Mapping[str, Examined]) -> tuple[int, ...]:
-    """The shape of what a tensor stands for: [N, K] of a weight whose rows are packed."""
+    """Return the shape of what a tensor stands for: [N, K] of a weight whose rows are packed."""
     layer = examined.get(info.name.removesuffix(_WEIGHT)) if info.name.endswith(_WEIGHT) else None
     return layer.format.shape(info.shape) if layer and layer.format else info.shape
 
 
 def prefixes(original: Iterable[str], quantized: Iterable[str]) -> tuple[str, str]:
-    """(prefix in the original, prefix in the quantized file) under which most names agree."""
+    """Return (prefix in the original, prefix in the quantized file) under which most names agree."""
     known, names = set(original), list(quantized)
     best, most = ("", ""), sum(n in known for n in names)
     for ours in CHECKPOINT:
@@ -79,7 +79,7 @@ def prefixes(original: Iterable[str], quantized: Iterable[str]) -> tuple[str, st
 
 
 def _removed(original: Checkpoint) -> Iterator[str]:
-    """Tensors that a conversion leaves out on purpose (the decoder of a T5)."""
+    """Yield tensors that a conversion leaves out on purpose (the decoder of a T5)."""
     shapes = original.shapes()
     sets = [s for s in KEEP_SETS if s.remove]
     for name, decision in select(shapes, detect(shapes, original.metadata), False, sets).items():
@@ -88,7 +88,7 @@ def _removed(original: Checkpoint) -> Iterator[str]:
 
 
 def _missing(original: Checkpoint, there: set[str], prefix: str, removed: set[str]) -> Iterator[Problem]:
-    """Original tensors without a partner: other parts of an all-in-one file are only mentioned."""
+    """Report original tensors without a partner; other parts of an all-in-one file are only mentioned."""
     consumed = set(_consumed(original))
     gone = [n for n in original.tensors if n not in there and n not in removed and n not in consumed]
     for name in gone:
@@ -101,7 +101,7 @@ def _missing(original: Checkpoint, there: set[str], prefix: str, removed: set[st
 
 
 def _consumed(original: Checkpoint) -> Iterator[str]:
-    """Companions of weights that were stored quantized: a conversion uses them up."""
+    """Yield companions of weights that were stored quantized: a conversion uses them up."""
     for name in original.tensors:
         if is_marker(name):
             yield name
@@ -113,7 +113,7 @@ def _consumed(original: Checkpoint) -> Iterator[str]:
 
 
 def changed(original: Checkpoint, source: str, quantized: Checkpoint, name: str) -> Problem | None:
-    """The problem with a tensor that should be as in the original, if there is one. Reads both in pieces."""
+    """Return the problem with a tensor that should be as in the original, or None. Reads both in pieces."""
     before, after = original.tensors[source], quantized.tensors[name]
     if before.dtype == after.dtype:
         count = _unequal_bytes(original, before, quantized, after)
@@ -131,7 +131,7 @@ def changed(original: Checkpoint, source: str, quantized: Checkpoint, name: str)
 
 
 def read_elements(checkpoint: Checkpoint, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-    """Elements [start, stop) of a tensor in its stored dtype, flat. torch must have the dtype."""
+    """Read elements [start, stop) of a tensor in its stored dtype, flat. torch must have the dtype."""
     dtype = torch_dtype(info.dtype)
     assert dtype is not None
     raw = torch.empty((stop - start) * dtype.itemsize, dtype=torch.uint8)

@@ -1,7 +1,7 @@
 """How well each stored layer keeps its original: weight SQNR over all rows, output SQNR on real inputs.
 
 Layers are read in pieces of rows, so memory does not grow with a layer. What is measured is the layer as the
-file describes it; where the description breaks the contract, as `repair.examine` reads it.
+file describes it; where the description breaks the contract, as `stored.judge.examine` reads it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,9 +37,12 @@ _FITS_DB = 15.0
 
 @dataclass(frozen=True)
 class Quality:
-    """One layer's SQNR in dB: of its weight; of its output with INT8 and with exact activations, None
-    without inputs. refit: the weight's SQNR if every row had its best scale; far above the weight's own, the
-    scales are not those of the rows."""
+    """One layer's SQNR in dB.
+
+    weight_db: of its weight. refit_db: of its weight if every row had its best scale; where that is far above
+    weight_db, the scales are not those of the rows. w8a8_db, w8a16_db: of its output with INT8 and with exact
+    activations, None without inputs.
+    """
 
     weight_db: float
     refit_db: float
@@ -48,7 +51,7 @@ class Quality:
 
     @property
     def scales_wrong(self) -> bool:
-        """Whether other row scales would do much better, which rounding cannot explain.
+        """Tell whether other row scales would do much better, which rounding cannot explain.
 
         Only asked of poor layers: above `_REFIT_BELOW` the refit is near the precision of its sums.
         """
@@ -66,20 +69,24 @@ class Source:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, name: str) -> "Source":
-        """ConversionError for a weight without values to read: INT8, or an FP8 scale that fits no row."""
+        """Open a weight; ConversionError for one without values to read: INT8, or an FP8 scale of no row."""
         info = checkpoint.tensors[name]
         quant = stored_quant(checkpoint, name)
         scale = None
         if quant and quant.scale and info.dtype in FLOAT8:
             scale = checkpoint.read(quant.scale).float().reshape(-1, 1)
             if scale.shape[0] not in (1, info.shape[0]):
-                raise ConversionError(f"{name}: the original's FP8 scale of {scale.shape[0]} fits no row")
+                raise ConversionError(
+                    f"{name}: the original's FP8 scale has {scale.shape[0]} values, not one or one per row"
+                )
         elif not info.dtype.startswith(("F", "BF")):
-            raise ConversionError(f"{name}: the original is stored as {info.dtype}")
+            raise ConversionError(
+                f"{name}: the original is stored as {info.dtype}; compare with the unquantized file"
+            )
         return cls(checkpoint, info, scale)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Float32 rows [start, stop)."""
+        """Read float32 rows [start, stop)."""
         k = self.info.shape[1]
         rows = read_elements(self.checkpoint, self.info, start * k, stop * k).view(-1, k).float()
         if self.scale is not None:
@@ -100,10 +107,12 @@ class Quantized:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, examined: Examined) -> "Quantized":
-        """ConversionError when the file does not say how to read the layer."""
+        """Open a layer; ConversionError when the file does not say how to read it."""
         stored, form = examined.layer, examined.format
         if form is None:
-            raise ConversionError(f"{stored.name}: cannot be read as its file describes it")
+            raise ConversionError(
+                f"{stored.name}: cannot be read as its file describes it; ctq inspect says why"
+            )
         infos = examined.stored
         beside = {}
         for suffix, info in stored.tensors.items():
@@ -114,7 +123,7 @@ class Quantized:
 
     @property
     def layout(self) -> type[WeightLayout]:
-        """What such weights are in memory."""
+        """The layout that such weights have in memory."""
         return weight_layout(self.form.layout)
 
     @property
@@ -123,14 +132,14 @@ class Quantized:
         return self.form.shape(self.info.shape)
 
     def pieces(self, size: int = _ELEMENTS) -> Iterator[tuple[int, int]]:
-        """Row ranges of about `size` elements that start where rows can be taken apart."""
+        """Yield row ranges of about `size` elements that start where rows can be taken apart."""
         n, k = self.shape
         edge = self.form.row_step
         step = max(1, size // k // edge) * edge
         return ((start, min(start + step, n)) for start in range(0, n, step))
 
     def part(self, start: int, stop: int, form: Format | None = None) -> "Part":
-        """Rows [start, stop), as stored or as if in another format with the same tensors."""
+        """Read rows [start, stop), as stored or as if in another format with the same tensors."""
         form, width = form or self.form, self.info.nbytes // self.info.shape[0] // _itemsize(self.info)
         parts = form.rows(start, stop - start, self.infos)
         first, last = parts[WEIGHT] or (0, self.info.shape[0])
@@ -164,7 +173,7 @@ def _itemsize(info: TensorInfo) -> int:
 
 
 def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = None) -> Quality:
-    """SQNR of a layer over all rows. inputs: [n, K] activations as the layer gets them, any float dtype."""
+    """Measure a layer over all rows. inputs: [n, K] activations as the layer gets them, any float dtype."""
     inputs = None if inputs is None else inputs.float()
     sums = torch.zeros(6, dtype=torch.float64)
     for start, stop in quantized.pieces(_ELEMENTS if inputs is None else _ELEMENTS_WITH_INPUTS):
@@ -186,7 +195,7 @@ def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = 
 
 
 def _output_sums(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor, part: Part) -> torch.Tensor:
-    """[signal, noise with INT8 activations, noise with exact ones] of the outputs of some rows."""
+    """Return [signal, noise with INT8 activations, noise with exact ones] of the outputs of some rows."""
     y = x @ w.t()
     a8 = 0.0
     if part.layout.quantizes_activations:
@@ -196,8 +205,10 @@ def _output_sums(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor, part: Part) 
 
 
 def diagnose(source: Source, quantized: Quantized) -> str:
-    """What would make a noisy INT8 layer fit its original: another rotation, or other row scales; "" if
-    neither does. Tries the first rows."""
+    """Say what would make a noisy INT8 layer fit its original: another rotation, or other row scales.
+
+    Returns "" if neither does. Tries the first rows.
+    """
     form = quantized.form
     if not form.rotates:
         return ""
@@ -220,7 +231,7 @@ def diagnose(source: Source, quantized: Quantized) -> str:
 
 
 def fits(source: Source, quantized: Quantized) -> float:
-    """SQNR of the first rows, to look for the layer that some integers belong to."""
+    """Measure the SQNR of the first rows, to look for the layer that some integers belong to."""
     step = quantized.form.row_step
     stop = min(quantized.shape[0], -(-_TRIAL_ROWS // step) * step)
     return _sqnr(source.rows(0, stop), quantized.part(0, stop).floats())

@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
-class LayerResult:
+class VerifiedLayer:
     """One quantized layer. weight_db: SQNR of its weight over all rows, None when it could not be read;
     w8a8_db and w8a16_db: of its output on real inputs. fault: why it fails, "" when it does not."""
 
@@ -36,7 +36,7 @@ class Family:
     """The layers that differ only in their block's number."""
 
     name: str
-    layers: tuple[LayerResult, ...]
+    layers: tuple[VerifiedLayer, ...]
 
     @property
     def values(self) -> list[float]:
@@ -62,7 +62,7 @@ class VerifyReport:
     original: str
     quantized: str
     threshold: float
-    layers: tuple[LayerResult, ...]
+    layers: tuple[VerifiedLayer, ...]
     problems: tuple[Problem, ...]
     unchanged: int
     removed: int
@@ -73,7 +73,7 @@ class VerifyReport:
     notes: tuple[str, ...] = ()
 
     @property
-    def faults(self) -> list[LayerResult]:
+    def faults(self) -> list[VerifiedLayer]:
         """The layers that fail."""
         return [r for r in self.layers if r.fault]
 
@@ -84,23 +84,23 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing fails."""
+        """Tell whether nothing fails."""
         return not self.faults and not self.violations
 
-    def worst_first(self) -> list[LayerResult]:
-        """All layers, failing and unreadable ones first, then by weight SQNR."""
+    def worst_first(self) -> list[VerifiedLayer]:
+        """Return all layers, failing and unreadable ones first, then by weight SQNR."""
         return sorted(self.layers, key=lambda r: (not r.fault, _order(r.weight_db)))
 
     def families(self) -> list[Family]:
-        """The layers by family, the family with the worst layer first."""
-        groups: dict[str, list[LayerResult]] = {}
+        """Group the layers by family, the family with the worst layer first."""
+        groups: dict[str, list[VerifiedLayer]] = {}
         for r in self.layers:
             groups.setdefault(r.family, []).append(r)
         made = [Family(name, tuple(rows)) for name, rows in groups.items()]
         return sorted(made, key=lambda f: f.worst)
 
     def summary(self) -> str:
-        """One line: good or not, and why."""
+        """Say in one line whether all is well, and what was found."""
         worst = min((r.weight_db for r in self.layers if r.weight_db is not None), default=None)
         quality = "" if worst is None else f", worst {worst:.1f} dB"
         verdict = "ok" if self.ok else "FAILED"
@@ -111,7 +111,7 @@ class VerifyReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite SQNR becomes the text "inf"."""
+        """Return the report as plain JSON values; an infinite SQNR becomes the text "inf"."""
         families = [
             {"name": f.name, "layers": len(f.layers), "worst_db": f.worst, "median_db": f.median}
             for f in self.families()
@@ -120,12 +120,12 @@ class VerifyReport:
 
 
 def family_of(layer: str) -> str:
-    """A layer's name with N for the numbers of blocks, less a model's prefix: ``blocks.N.mlp.0``."""
+    """Return a layer's name with N for block numbers, less a model's prefix: ``blocks.N.mlp.0``."""
     return _NUMBER.sub("N", layer.removeprefix(prefix_of(layer, DIFFUSION_MODEL)))
 
 
 def histogram(values: Sequence[float], low: float, high: float, bins: int) -> list[int]:
-    """How many values lie in each of `bins` equal parts of [low, high]; those outside count at the ends."""
+    """Count the values in each of `bins` equal parts of [low, high]; those outside count at the ends."""
     counts = [0] * bins
     width = (high - low) / bins or 1.0
     for v in values:

@@ -17,7 +17,7 @@ from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer, stored_file
 from .pairs import Pairs, changed, pair
 from .quality import Quality, Quantized, Source, diagnose, fits, measure
-from .report import LayerResult, VerifyReport, family_of
+from .report import VerifiedLayer, VerifyReport, family_of
 
 _MAX_INPUTS = 512
 """Tokens of a calibration record that are used: they are a random sample already."""
@@ -47,7 +47,9 @@ def verify(
         examined, problems = examine_file(stored)
         pairs = pair(before, stored, examined)
         if not pairs.layers and not pairs.kept:
-            raise ConversionError(f"{after.path} and {before.path} have no tensor in common")
+            raise ConversionError(
+                f"{after.path} and {before.path} have no tensor in common; are they one model?"
+            )
         inputs = _Inputs.open(activations, list(pairs.layers))
         run = _Run(before, stored, examined, pairs, inputs, threshold, progress or Silent())
         layers, moved, unchanged = run.execute()
@@ -88,7 +90,7 @@ class _Inputs:
         return self._data is not None
 
     def of(self, layer: str, columns: int) -> torch.Tensor | None:
-        """[n, K] inputs of a layer, None where none were recorded; ConversionError for another K."""
+        """Return [n, K] inputs of a layer, None where none were recorded; ConversionError for another K."""
         if self._data is None or layer not in self.found:
             return None
         samples = self._data.stats(self.found[layer]).samples
@@ -96,7 +98,8 @@ class _Inputs:
             return None
         if samples.shape[-1] != columns:
             raise ConversionError(
-                f"--activations: {self.found[layer]} has {samples.shape[-1]} columns, the layer {columns}"
+                f"--activations: {self.found[layer]} has {samples.shape[-1]} columns, "
+                f"the layer {columns}; record it with this model"
             )
         return samples[:_MAX_INPUTS]
 
@@ -118,8 +121,8 @@ class _Run:
         self._pairs, self._inputs = pairs, inputs
         self._threshold, self._progress = threshold, progress
 
-    def execute(self) -> tuple[tuple[LayerResult, ...], list[Problem], int]:
-        """Results of the layers, problems with kept tensors, and how many of those are unchanged."""
+    def execute(self) -> tuple[tuple[VerifiedLayer, ...], list[Problem], int]:
+        """Compare; return the layers' results, problems with kept tensors, and how many are unchanged."""
         tensors = self._original.tensors
         sources = [*self._pairs.layers.values(), *self._pairs.kept.values()]
         self._progress.start(sum(tensors[n].nbytes for n in sources), 0)
@@ -140,7 +143,7 @@ class _Run:
             if problem:
                 yield problem
 
-    def _layer(self, layer: StoredLayer, source_name: str) -> LayerResult:
+    def _layer(self, layer: StoredLayer, source_name: str) -> VerifiedLayer:
         info = self._original.tensors[source_name]
         size = layer.weight.nbytes + sum(t.nbytes for t in layer.companions())
         examined = self._examined[layer.name]
@@ -158,15 +161,15 @@ class _Run:
             source = Source.of(self._original, source_name)
             quantized = Quantized.of(self._stored.checkpoint, examined)
         except ConversionError as e:
-            return LayerResult(*fields, fault=str(e))
+            return VerifiedLayer(*fields, fault=str(e))
         quality = measure(source, quantized, self._inputs.of(layer.name, layer.weight.shape[1]))
         fault = ""
         if quality.scales_wrong or not quality.weight_db >= self._threshold:
             fault = self._why(source, quantized, source_name, quality)
-        return LayerResult(*fields, quality.weight_db, quality.w8a8_db, quality.w8a16_db, fault)
+        return VerifiedLayer(*fields, quality.weight_db, quality.w8a8_db, quality.w8a16_db, fault)
 
     def _why(self, source: Source, quantized: Quantized, source_name: str, quality: Quality) -> str:
-        """What is wrong with a layer that fails."""
+        """Say what is wrong with a layer that fails."""
         if found := diagnose(source, quantized):
             return found
         if quality.scales_wrong:
@@ -177,7 +180,7 @@ class _Run:
         return f"below {self._threshold:g} dB"
 
     def _belongs_to(self, quantized: Quantized, source_name: str) -> str:
-        """The original weight of the same shape that some integers were made from, "" when none is near."""
+        """Name the original weight of this shape that some integers were made from, "" when none is near."""
         shape = self._original.tensors[source_name].shape
         alike = [n for n in self._pairs.layers.values() if self._original.tensors[n].shape == shape]
         for name in alike[:_MAX_CANDIDATES]:

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from convert_to_quant.converter.compare.report import compare, main
+from convert_to_quant.converter.cli.compare import main
+from convert_to_quant.converter.compare.run import compare
 from convert_to_quant.formats.errors import ConversionError
 from convert_to_quant.runtime import quantize_model, save_quantized
 

@@ -215,7 +215,7 @@ def test_a_map_works_for_one_model_and_models_without_a_key_keep_the_command_lin
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[]", "an object of model names is expected"),
+        ("[]", "a JSON object is expected, with model names as its keys"),
         ({"flux-a.safetensors": 1}, "a list of LoRA files is expected, not 1"),
         ({"flux-a.safetensors": {"lora": []}}, "there is no field 'lora'; did you mean 'loras'"),
         ({"flux-a.safetensors": {"loras": [], "scale": "1"}}, "scale must be a number"),

@@ -333,9 +333,8 @@ def test_help_inspection_and_edits_that_copy_do_without_torch(good, tmp_path):
     """torch takes seconds to load and 200 MiB: longer than editing a small file."""
     out = tmp_path / "out.safetensors"
     code = (
-        "import sys; from convert_to_quant.converter.cli import edit, main, verify; "
-        "from convert_to_quant.converter.stored import inspect; "
-        "[m.parser().format_help() for m in (edit, verify, inspect)]; "
+        "import sys; from convert_to_quant.converter.cli import compare, edit, inspect, main, verify; "
+        "[m.parser().format_help() for m in (compare, edit, verify, inspect)]; "
         f"main.main(['inspect', {str(good)!r}]); "
         f"main.main(['edit', {str(good)!r}, '-o', {str(out)!r}, '--add-keys', '\"note\": 1']); "
         "assert 'torch' not in sys.modules"

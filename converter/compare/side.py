@@ -1,40 +1,24 @@
-"""The runs behind ``ctq compare``: building the model, the cases, timing, scoring."""
+"""One checkpoint of a comparison: loaded into the model, run on every case, timed."""
 
 import dataclasses
-import importlib
-import importlib.util
-import inspect
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ...formats.errors import ConversionError
 from ...quant import QuantizedTensor
-from ...quant.runtime import LoadReport, empty_weights, load_quantized
-from .report import CaseResult, Side
+from ...quant.runtime import LoadReport, load_quantized
+from .cases import Case, build_model, find_factory
+from .report import Side
 
-TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYER_SHAPES = 4
 """Distinct weight shapes whose linears are tried with edge-case inputs."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What to run: factory keywords, dtype, and whether the inputs are handed over with odd strides."""
-
-    name: str
-    dtype: torch.dtype
-    keywords: dict[str, int] = field(default_factory=dict)
-    strided: bool = False
-    skip: str = ""
 
 
 @dataclass
@@ -44,48 +28,6 @@ class Outcome:
     values: torch.Tensor | None = None
     seconds: float = 0.0
     error: str = ""
-
-
-def find_factory(spec: str) -> Callable[..., tuple[nn.Module, Any]]:
-    """The function that ``module:function`` or ``file.py:function`` names; ConversionError without one."""
-    where, _, name = spec.rpartition(":")
-    if not where or not name:
-        raise ConversionError(f"--model must be module:function or file.py:function, not {spec!r}")
-    try:
-        if where.endswith(".py"):
-            if not Path(where).is_file():
-                raise ConversionError(f"--model: {where}: no such file")
-            plan = importlib.util.spec_from_file_location(Path(where).stem, where)
-            module = importlib.util.module_from_spec(plan)  # type: ignore[arg-type]
-            sys.modules[plan.name] = module  # type: ignore[union-attr]
-            plan.loader.exec_module(module)  # type: ignore[union-attr]
-        else:
-            module = importlib.import_module(where)
-    except ImportError as e:
-        raise ConversionError(f"--model: cannot import {where}: {e}") from e
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConversionError(f"--model: {where} has no function {name!r}")
-    return function
-
-
-def plan_cases(spec: str, dtype: str, long: int, seed: int) -> list[Case]:
-    """The cases to run, those that the factory's keywords do not allow marked."""
-    accepted = inspect.signature(find_factory(spec)).parameters
-    base = TORCH[dtype]
-
-    def sized(name: str, keyword: str, value: int) -> Case:
-        skip = "" if keyword in accepted else f"the factory takes no keyword {keyword!r}"
-        return Case(name, base, {keyword: value}, skip=skip)
-
-    return [
-        Case("as given", base),
-        Case("non-contiguous inputs", base, strided=True),
-        sized("one token", "tokens", 1),
-        sized(f"{long} tokens", "tokens", long),
-        sized("three batches", "batch", 3),
-        *(Case(name, value) for name, value in TORCH.items()),
-    ]
 
 
 def run_side(
@@ -119,18 +61,9 @@ def run_side(
 
 
 def _load(factory: Callable, path: str, device: str, seed: int) -> tuple[nn.Module, LoadReport]:
-    model, _ = _build(factory, {}, seed)
+    model, _ = build_model(factory, {}, seed)
     loaded = load_quantized(model, path, device=device)
     return model.to(device).eval(), loaded
-
-
-def _build(factory: Callable, keywords: dict[str, int], seed: int) -> tuple[nn.Module, Any]:
-    torch.manual_seed(seed)
-    with empty_weights():
-        made = factory(**keywords)
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
-        raise ConversionError(f"--model: the function must return (model, inputs), not {type(made).__name__}")
-    return made
 
 
 def _file_bytes(path: Path) -> int:
@@ -140,7 +73,7 @@ def _file_bytes(path: Path) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers as they are stored."""
+    """Count the bytes of all parameters and buffers as they are stored."""
     seen, total = set(), 0
     for tensor in (*model.parameters(), *model.buffers()):
         if id(tensor) not in seen:
@@ -154,7 +87,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def _run(model: nn.Module, factory: Callable, case: Case, device: str, seed: int, runs: int) -> Outcome:
-    _, inputs = _build(factory, case.keywords, seed)
+    _, inputs = build_model(factory, case.keywords, seed)
     args, keywords = _arguments(_map(inputs, lambda t: _prepare(t, case, device)))
     seconds, out = [], None
     try:
@@ -202,7 +135,7 @@ def _synchronize(device: str) -> None:
 
 
 def _values(out: Any) -> torch.Tensor:
-    """Every floating tensor of an output, however it is packed."""
+    """Join every floating tensor of an output, however it is packed, into one float32 vector."""
     found: list[torch.Tensor] = []
 
     def collect(value: Any) -> None:
@@ -225,32 +158,6 @@ def _values(out: Any) -> torch.Tensor:
     return torch.cat(found)
 
 
-def score(case: Case, reference: Outcome, candidate: Outcome) -> CaseResult:
-    """SQNR and cosine of the candidate's output."""
-    result = CaseResult(case.name)
-    want, got = reference.values, candidate.values
-    if want is None or got is None:
-        side = "reference: " if reference.error and not case.skip else "" if case.skip else "candidate: "
-        result.note = side + (reference.error or candidate.error)
-        return result
-    if want.shape != got.shape:
-        raise ConversionError(f"{case.name}: outputs have {want.numel()} and {got.numel()} values")
-    result.sqnr, result.cosine = _distance(got, want)
-    result.reference_seconds, result.candidate_seconds = reference.seconds, candidate.seconds
-    if not want.isfinite().all():
-        result.sqnr, result.note = None, "the reference's output is not finite"
-    elif not got.isfinite().all():
-        result.sqnr, result.note = float("-inf"), "the candidate's output is not finite"
-    return result
-
-
-def _distance(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
-    got, want = got.double().flatten(), want.double().flatten()
-    noise, signal = (got - want).square().sum(), want.square().sum()
-    sqnr = float("inf") if noise == 0 else float(10 * torch.log10(signal / noise))
-    return sqnr, float(F.cosine_similarity(got, want, dim=0))
-
-
 def _layers(model: nn.Module) -> list[tuple[QuantizedTensor, torch.Tensor | None]]:
     found: dict[tuple, tuple] = {}
     for module in model.modules():
@@ -259,29 +166,3 @@ def _layers(model: nn.Module) -> list[tuple[QuantizedTensor, torch.Tensor | None
             key = (tuple(weight.shape), weight._layout_type, weight._layout_params.get("rotation"))
             found.setdefault(key, (weight, module.bias))
     return list(found.values())[:LAYER_SHAPES]
-
-
-def layer_cases(layers: list, device: str, seed: int) -> list[CaseResult]:
-    """The candidate's own linears on inputs that models rarely see, against their dequantized weights."""
-    g = torch.Generator().manual_seed(seed)
-    results = []
-    for weight, bias in layers:
-        k = weight.shape[1]
-        tries = {
-            "M=1": torch.randn(1, k, generator=g),
-            "1-D": torch.randn(k, generator=g),
-            "M=2048": torch.randn(2048, k, generator=g),
-            "3 x 7 rows": torch.randn(3, 7, k, generator=g),
-            "transposed": torch.randn(k, 33, generator=g).t(),
-            "every other row": torch.randn(2, 64, k, generator=g)[:, ::2],
-            **{name: torch.randn(33, k, generator=g).to(dtype) for name, dtype in TORCH.items()},
-        }
-        dense = weight.map_inner(lambda a: a, orig_dtype=torch.float32).dequantize()
-        for name, x in tries.items():
-            x = x.to(device)
-            with torch.no_grad():
-                got = F.linear(x, weight, bias)
-                want = F.linear(x.float(), dense, None if bias is None else bias.float())
-            sqnr, cosine = _distance(got, want)
-            results.append(CaseResult(f"{list(weight.shape)} {name}", sqnr, cosine))
-    return results

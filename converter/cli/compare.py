@@ -1,0 +1,65 @@
+"""``ctq compare``: the command line of a comparison."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ..compare.report import DTYPES
+from .show_compare import comparison_text
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    p = argparse.ArgumentParser(
+        prog="ctq compare",
+        description="Run one model on two checkpoints and compare outputs, memory and time.",
+    )
+    p.add_argument("reference", help="the checkpoint to measure against, for instance the bf16 original")
+    p.add_argument("candidate", help="the quantized checkpoint")
+    p.add_argument(
+        "--model",
+        required=True,
+        help="module:function or file.py:function: builds the model and returns (model, inputs)",
+    )
+    p.add_argument("--device", default="cpu", help="device to run on: cpu (default), cuda, cuda:1, ...")
+    p.add_argument(
+        "--dtype", choices=DTYPES, default="bf16", help="dtype of inputs and of float weights (default bf16)"
+    )
+    p.add_argument(
+        "--seed", type=int, default=0, help="random seed of the model's inputs and of every run (default 0)"
+    )
+    p.add_argument("--runs", type=int, default=3, help="timed runs per case (default 3)")
+    p.add_argument("--long", type=int, default=4096, help="number of tokens in the long case (default 4096)")
+    p.add_argument(
+        "--min-sqnr", type=float, help="exit with 1 when the worst output SQNR is below this, in dB"
+    )
+    p.add_argument("--json", help="also write the figures to this file, as JSON")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a comparison; returns 0, or 1 below --min-sqnr. ConversionError as `compare` does."""
+    args = parser().parse_args(argv)
+    from ..compare.run import compare  # torch is loaded only once the command line is known to be right
+
+    result = compare(
+        args.reference,
+        args.candidate,
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        seed=args.seed,
+        runs=args.runs,
+        long=args.long,
+    )
+    print(comparison_text(result))
+    if args.json:
+        Path(args.json).write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    worst = result.worst()
+    if args.min_sqnr is not None and not worst >= args.min_sqnr:
+        print(f"error: worst output SQNR {worst:.2f} dB is below {args.min_sqnr} dB", file=sys.stderr)
+        return 1
+    return 0
