@@ -6,8 +6,8 @@ Converts a checkpoint of Flux-sized layers (3072 x 12288, bfloat16, heavy tails)
 one of 2048 x 2048 layers with each algorithm and 1024 calibration tokens per layer. Prints what a whole
 conversion, check included, does per second of one processor core, which other work on the machine disturbs
 little, and the elapsed and the processor's seconds. Times two, for two cores, the first table goes into
-`Format.speed` of each format (formats/), the second into `products` of each algorithm (formats/algorithms.py);
-what 40 more steps cost, per step and as a share of the whole, is its `step_share`.
+`speed` of each format (formats/), the second into `products` of each algorithm (formats/algorithms.py); what
+40 more steps cost, per step and as a share of the whole, is its `step_share`.
 """
 
 import argparse

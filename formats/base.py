@@ -15,7 +15,11 @@ Shape = tuple[int, int]
 """[N, K] of a linear weight: out_features, in_features."""
 
 Report = Callable[..., None]
-"""Takes a fault: ``report(kind, text, fix="", fatal=True)``; see `stored.judge.Problem`."""
+"""Takes a fault: ``report(kind, text, fix="", fatal=True)``.
+
+kind: a few words that faults of one sort share. text: a sentence on what is wrong with the layer. fix: what
+was done about it, "" for nothing. fatal: whether the layer cannot be used as it is.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         count = 1
         for n in self.shape:
             count *= n
@@ -92,7 +96,7 @@ class Format:
             FORMATS[cls.name] = cls
 
     def __post_init__(self) -> None:
-        """ValueError for a rotation or an extra tensor that the format does not have."""
+        """Raise ValueError for a rotation or an extra tensor that the format does not have."""
         if self.rotation and not self.rotates:
             raise ValueError(f"{self.name} has no rotation")
         if unknown := set(self.extra) - set(self.extras):
@@ -100,7 +104,7 @@ class Format:
 
     @classmethod
     def make(cls, asked: Asked) -> "Format":
-        """Return the format of a layer for which `asked` is asked."""
+        """Return the format of a layer for which `asked` is asked; ValueError for what it cannot be."""
         own = {f.name for f in fields(cls)}
         given = {f.name: getattr(asked, f.name) for f in fields(asked) if f.name in own}
         if not given.get("granularity", True):
@@ -157,7 +161,7 @@ class Format:
         return {"full_precision_matrix_mult": flag(settings, "full_precision_matrix_mult"), "extra": extra}
 
     def check(self, tensors: Tensors, where: str) -> None:
-        """CheckpointError for a tensor whose shape is not one that this format reads.
+        """Raise CheckpointError for a tensor whose shape is not one that this format reads.
 
         The default asks for the shapes of `stored`; one element may have any number of axes.
         """
@@ -177,11 +181,11 @@ class Format:
 
     @property
     def row_step(self) -> int:
-        """Rows that cannot be taken apart: parts of a layer start at its multiples."""
+        """Return how many rows cannot be taken apart: parts of a layer start at its multiples."""
         return 1
 
     def rows(self, first: int, count: int, tensors: Tensors) -> dict[str, tuple[int, int] | None]:
-        """Say which part of each stored tensor belongs to `count` weight rows from `first` on.
+        """Return which part of each stored tensor belongs to `count` weight rows from `first` on.
 
         A part is (start, stop) along the first axis; None is the whole tensor. `first` is a multiple of
         `row_step`, and so is `count` unless the rows are the last. The default: what has as many rows as
@@ -193,7 +197,7 @@ class Format:
         return {s: (first, first + count) if s in own or s == WEIGHT else None for s in tensors}
 
     def why_not(self, shape: Shape) -> str:
-        """Say why a weight [N, K] cannot have this format; "" if it can."""
+        """Return why a weight [N, K] cannot have this format; "" if it can."""
         return ""
 
     def describe(self) -> str:
@@ -205,7 +209,7 @@ class Format:
         return {}
 
     def speed(self) -> float:
-        """Return the weights that are rounded and checked a second on two cores; 0 where none was measured.
+        """Return the weights rounded and checked per second on two cores; 0 where that was not measured.
 
         Measured with ``bench/estimate.py``.
         """
@@ -243,7 +247,10 @@ class Format:
 
     @classmethod
     def config_faults(cls, config: Mapping[str, Any], before: Mapping[str, Any], columns: int) -> list[str]:
-        """Say why an edited config would no longer fit the tensors of a layer whose config was `before`."""
+        """Return why an edited config would no longer fit the tensors of a layer whose config was `before`.
+
+        columns: K of the weight. Empty where it fits.
+        """
         return []
 
 

@@ -47,7 +47,7 @@ class Int8Blockwise(Int8):
         return cls(block_size=edge, **cls.common(settings, tensors))
 
     def check(self, tensors: Tensors, where: str) -> None:
-        """CheckpointError for scales that are not those of blocks of this edge."""
+        """Raise CheckpointError for scales that are not those of blocks of this edge."""
         want, found = blocks(self.shape(tensors[WEIGHT].shape), self.block_size), tensors[SCALE].shape
         if found != want:
             raise CheckpointError(

@@ -44,7 +44,7 @@ def sqnr(exact: torch.Tensor, got: torch.Tensor) -> float:
 
 
 def integer_output(x: torch.Tensor, result: LayerResult) -> torch.Tensor:
-    """Run x through the INT8 linear as a model does: dynamic int8 activations, rotated where the weight is."""
+    """Run x through the INT8 linear as models do: dynamic int8 activations, rotated where the weight is."""
     return F.linear(smoothed(x, result), result.weight, result.bias)
 
 
@@ -54,7 +54,7 @@ def smoothed(x: torch.Tensor, result: LayerResult) -> torch.Tensor:
 
 
 def layer_scores(x: torch.Tensor, weight: torch.Tensor, result: LayerResult) -> tuple[float, float]:
-    """Return (W8A16, W8A8) output SQNR of tokens x [n, K]; a corrected bias counts as a correction of zero."""
+    """Return (W8A16, W8A8) output SQNR of tokens x [n, K]; a corrected bias counts as one of zero."""
     exact = x @ weight.T
     dense = F.linear(smoothed(x, result), result.weight.dequantize().float(), result.bias)
     return sqnr(exact, dense), sqnr(exact, integer_output(x, result))

@@ -28,7 +28,7 @@ def tile_rows(columns: int, device: torch.device, grid: Grid) -> int:
     """Return the rows in a tile: a power of two, a multiple of the grid's rows, set by K and the device type.
 
     On two CPU cores 1024 rows of 3072 columns took 0.35 s of per-column overhead for a square layer
-    where 256 took 1.2 s. A GPU wants more rows a launch. From K = 8192 on the tile shrinks as 1 / K^2:
+    where 256 took 1.2 s. A GPU wants more rows per launch. From K = 8192 on the tile shrinks as 1 / K^2:
     it shall stay small beside the Hessian, which is what those layers are short of memory for.
     """
     most, area = (1024, 1 << 35) if device.type == "cpu" else (4096, 1 << 37)

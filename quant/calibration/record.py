@@ -2,7 +2,7 @@
 
 A recorder hooks every linear layer and keeps, of each distinct input, a uniform random sample of its
 tokens over all calls, the largest magnitude and the mean of each channel. Layers fed by one tensor
-share one record. Memory is bounded by tokens x in_features x 2 bytes a record, however long it runs.
+share one record. Memory is bounded by tokens x in_features x 2 bytes per record, however long it runs.
 """
 
 import os
@@ -18,7 +18,7 @@ from ..algorithms.types import LayerStats
 from .file import CalibrationData, save
 
 TOKENS = 4096
-"""Default sample size a layer: held-out quality still rises a little beyond (docs/quality.md)."""
+"""Default sample size per layer: held-out quality still rises a little beyond (docs/quality.md)."""
 
 
 class Reservoir:
@@ -64,7 +64,7 @@ class Reservoir:
         self.filled = kept.shape[0]
 
     def stats(self) -> LayerStats:
-        """What was measured."""
+        """Return what was measured: samples bf16 [n, K], channel_max and channel_mean [K], input_scale."""
         mean = (self.total / max(self.seen, 1)).float()
         scale = max(self.peak.amax().item(), 1e-30) / 127
         return LayerStats(self.rows[: self.filled].clone(), self.peak.clone(), mean, scale)
@@ -77,7 +77,7 @@ class Recorder:
             pipeline("a cat")
         recorder.save("calibration.safetensors")
 
-    tokens: sample size a layer. max_bytes: lowers it so that all samples together stay below.
+    tokens: sample size per layer. max_bytes: lowers it so that all samples together stay below.
     layers: which module names to record (None: every linear layer). Same seed, same inputs: same file.
     """
 
@@ -130,17 +130,17 @@ class Recorder:
         self._recent[id(x)] = (weakref.ref(x), x._version, name)
 
     def _same_tensor(self, x: torch.Tensor) -> str | None:
-        """The record that has just taken in this very tensor, unchanged since."""
+        """Return the record that has just taken in this very tensor, unchanged since, or None."""
         self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
         ref, version, name = self._recent.get(id(x), (None, 0, None))
         return name if ref is not None and ref() is x and version == x._version else None
 
     def stats(self) -> dict[str, LayerStats]:
-        """name -> statistics, one entry a record."""
+        """Return {name: statistics}, one entry per record."""
         return {name: reservoir.stats() for name, reservoir in self.records.items() if reservoir.seen}
 
     def shared(self) -> dict[str, str]:
-        """layer -> the record it shares."""
+        """Return {layer: the record that it shares}."""
         return {name: owner for name, owner in self.owner.items() if name != owner}
 
     def save(self, path: str | os.PathLike) -> CalibrationData:

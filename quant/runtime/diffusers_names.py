@@ -14,7 +14,7 @@ _JOINT, _ALONE = "transformer_blocks.{i}", "single_transformer_blocks.{i}"
 
 
 def _norms(source: str, query: str, key: str) -> tuple:
-    """RMSNorm tensors end in .scale in the released files and in .weight where ComfyUI saved them again."""
+    """Return the rules of RMSNorms: .scale in the released files, .weight where ComfyUI saved them again."""
     return (
         (f"{source}.query_norm.scale", f"{query}.weight"),
         (f"{source}.key_norm.scale", f"{key}.weight"),

@@ -36,7 +36,7 @@ class KeyMap:
             self._rules.append((source, _compile(source), targets, bool(op)))
 
     def __call__(self, name: str) -> Mapped:
-        """The targets of checkpoint tensor `name`."""
+        """Return where checkpoint tensor `name` goes."""
         layer, _, leaf = name.rpartition(".")
         for _, pattern, targets, swap in self._rules:
             for text, suffix in ((name, ""), (layer, "." + leaf)):
@@ -47,7 +47,7 @@ class KeyMap:
         return Mapped((name,))
 
     def inverse(self, names: Iterable[str]) -> dict[str, Mapped]:
-        """Checkpoint names for the model's `names`: {checkpoint name: Mapped(model names in row order)}."""
+        """Return {checkpoint name: Mapped(model names in row order)} for the model's `names`."""
         found: dict[str, dict[int, str]] = {}
         swapped: dict[str, bool] = {}
         for name in names:
@@ -72,7 +72,7 @@ IDENTITY = KeyMap(())
 
 
 def map_for(model: object) -> KeyMap:
-    """The table of `model`'s class (or of a base class) in `diffusers_names.TABLES`, else IDENTITY."""
+    """Return the table of `model`'s class (or of a base class) in `diffusers_names.TABLES`, else IDENTITY."""
     from .diffusers_names import TABLES
 
     for cls in type(model).__mro__:

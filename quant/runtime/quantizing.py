@@ -40,7 +40,7 @@ class QuantizeReport:
     notes: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """One line."""
+        """Return one line: how many layers were quantized, and how many not."""
         return f"{len(self.quantized)} linear layers quantized, {len(self.skipped)} left as they are"
 
 

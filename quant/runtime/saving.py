@@ -30,7 +30,7 @@ def save_quantized(
 ) -> Path:
     """Write `model`'s state dict as safetensors; returns the path.
 
-    A QuantizedTensor ``X.weight`` becomes X.weight (int8), X.weight_scale ([N, 1], [1, 1] or one a block),
+    A QuantizedTensor ``X.weight`` becomes X.weight (int8), X.weight_scale ([N, 1], [1, 1] or one per block),
     X.comfy_quant and, where it has them, X.input_scale and X.pre_quant_scale; everything else is
     written as it is, tied parameters once.
     metadata: header strings; None keeps those of the checkpoint that `load_quantized` read.
@@ -103,7 +103,7 @@ def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Te
 
 
 def _metadata(given: dict[str, str], layers: dict, listed: bool) -> dict[str, str]:
-    """The given strings; a list of layers only if it is true of these layers, for it overrides them."""
+    """Return the given strings; a list of layers only if it is true of these, for it overrides them."""
     out = {k: str(v) for k, v in given.items() if k != _LAYERS}
     if listed or _LAYERS in given:
         out[_LAYERS] = json.dumps({"format_version": "1.0", "layers": layers})
