@@ -107,7 +107,7 @@ def load() -> MiniLM:
 
 
 def batches(paragraphs: list[str], tokens: int, size: int = 16) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return (ids, mask) batches of full sequences packed from `paragraphs`: `tokens` tokens or a few more."""
+    """Return (ids, mask) batches of full sequences packed from `paragraphs`: `tokens` tokens or some more."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
