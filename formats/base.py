@@ -24,7 +24,11 @@ was done about it, "" for nothing. fatal: whether the layer cannot be used as it
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a stored layer: the end of its name, its safetensors dtype, its shape."""
+    """One tensor of a stored layer.
+
+    suffix: what follows the layer's name and a dot. dtype: its safetensors name ("F32"). shape: as stored,
+    which for a packed weight is not [N, K].
+    """
 
     suffix: str
     dtype: str
@@ -47,7 +51,8 @@ Tensors = Mapping[str, StoredTensor]
 class Asked:
     """What a person asks for one layer, whatever its format; a format takes the fields that it has.
 
-    granularity: "" for the format's own. rotation: ConvRot group, 0 for none. block_size: edge of a block.
+    granularity: a word of ``--scaling_mode``, "" for the format's own. rotation: ConvRot group, in columns,
+    0 for none. block_size: edge of a block, in weights. full_precision_matrix_mult: as in `Format`.
     """
 
     granularity: str = ""
@@ -112,7 +117,11 @@ class Format:
         return cls(**given)
 
     def tensors(self, shape: Shape) -> tuple[StoredTensor, ...]:
-        """Return the stored tensors of a weight [N, K], the weight first, ``comfy_quant`` aside."""
+        """Return the stored tensors of a weight [N, K]: the weight first, then its `suffixes`.
+
+        ``comfy_quant`` and extra tensors are not among them. Shapes are the stored ones: a weight whose rows
+        are packed has fewer columns than K.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define tensors(shape)")
 
     def stored(self, shape: Shape) -> tuple[StoredTensor, ...]:
@@ -133,6 +142,7 @@ class Format:
     def read(cls, config: Mapping[str, Any], tensors: Tensors, where: str) -> "Format":
         """Read how a layer is stored from its ``comfy_quant`` and the shapes of its tensors.
 
+        config: the JSON object. tensors: by suffix, the weight among them. where: how errors name the layer.
         Keys may stand in "params", sizes may be texts. CheckpointError, naming `where`, for what this format
         cannot be: a tensor that is missing or misshapen, a size that does not fit.
         """
@@ -151,12 +161,15 @@ class Format:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> "Format":
-        """Make the format from flattened ``comfy_quant`` keys; the weight and `suffixes` are there."""
+        """Make the format from flattened ``comfy_quant`` keys; the weight and `suffixes` are there.
+
+        CheckpointError, naming `where`, for a key that no layer of these shapes can have.
+        """
         return cls(**cls.common(settings, tensors))
 
     @classmethod
     def common(cls, settings: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
-        """Return the fields that every format reads alike."""
+        """Return the fields that every format reads alike: the flag for full precision, the extra tensors."""
         extra = tuple(s for s in cls.extras if s in tensors)
         return {"full_precision_matrix_mult": flag(settings, "full_precision_matrix_mult"), "extra": extra}
 
@@ -175,7 +188,7 @@ class Format:
                 )
 
     def shape(self, stored: tuple[int, ...]) -> Shape:
-        """Return [N, K] of a weight stored with shape `stored`."""
+        """Return [N, K] of a weight stored with shape `stored`; a format with packed rows overrides this."""
         n, k = stored
         return n, k
 
@@ -255,14 +268,20 @@ class Format:
 
 
 def format_class(name: str, where: str) -> type[Format]:
-    """Return the format of that name in ``comfy_quant``; CheckpointError names the known ones."""
+    """Return the format of that name in ``comfy_quant``.
+
+    CheckpointError, naming the layer `where` and the formats there are, for another name.
+    """
     if name not in FORMATS:
         raise CheckpointError(f"layer {where} has format {name!r}; this runtime reads {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def read_format(config: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
-    """Read how a layer is stored, by the format that its ``comfy_quant`` names; see `Format.read`."""
+    """Read how a layer is stored, by the format that its ``comfy_quant`` names.
+
+    config: as `config.checked_config` returns it. where: the layer's name. Otherwise as `Format.read`.
+    """
     return format_class(config["format"], where).read(config, tensors, f"layer {where}")
 
 

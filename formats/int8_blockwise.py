@@ -39,7 +39,10 @@ class Int8Blockwise(Int8):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
-        """Read the edge from ``group_size``, or ``block_size`` as some tools write; 128 where neither is."""
+        """Read the edge from ``group_size``, or ``block_size`` as some tools write; 128 where neither is.
+
+        CheckpointError for an edge that is no power of two.
+        """
         given = settings.get("group_size") or settings.get("block_size") or DEFAULT_BLOCK
         edge = whole_number(given)
         if edge < 1 or edge & (edge - 1):
