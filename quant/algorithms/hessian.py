@@ -172,7 +172,10 @@ def factorize(
     h = make()
     mean = _mean_diagonal(h)
     if not (mean > 0 and torch.isfinite(h.diagonal()).all()):
-        raise ValueError(f"{name or 'layer'}: the calibration samples are all zero or not finite")
+        raise ValueError(
+            f"{name or 'layer'}: the calibration samples are all zero or not finite; record them again, with "
+            "inputs that reach this layer"
+        )
     damping = options.damping
     for attempt in range(DAMPING_STEPS + 1):
         if options.in_place:

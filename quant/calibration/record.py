@@ -91,7 +91,7 @@ class Recorder:
     ) -> None:
         self.modules = {n: m for n, m in model.named_modules() if _is_linear(m) and (not layers or layers(n))}
         if not self.modules:
-            raise ValueError("the model has no linear layer to record")
+            raise ValueError("the model has no linear layer to record, or `layers` chose none")
         self.tokens = tokens if max_bytes is None else min(tokens, self._affordable(max_bytes))
         self.seed = seed
         self.records: dict[str, Reservoir] = {}
@@ -147,7 +147,7 @@ class Recorder:
         """Write the calibration file and open it. ValueError when nothing was recorded."""
         stats = self.stats()
         if not stats:
-            raise ValueError("nothing was recorded: no linear layer has run")
+            raise ValueError("nothing was recorded: no linear layer has run; call the model inside the block")
         return CalibrationData.load(save(path, stats, self.shared()))
 
 

@@ -216,7 +216,10 @@ def weight_layout(name: str) -> type[WeightLayout]:
     """Return the layout of that name; CheckpointError where it holds no checkpoint format."""
     found = LAYOUTS.get(name)
     if found is None or not issubclass(found, WeightLayout):
-        raise CheckpointError(f"layout {name} has no checkpoint format")
+        raise CheckpointError(
+            f"layout {name} has no checkpoint format; one that is to be saved, split or run derives from "
+            "WeightLayout"
+        )
     return found
 
 

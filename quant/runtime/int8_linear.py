@@ -67,7 +67,7 @@ class Int8Linear(nn.Module):
     def _take(self, weight: QuantizedTensor) -> None:
         layout, params = LAYOUTS[weight._layout_type], weight._layout_params
         if not issubclass(layout, Int8Layout):
-            raise CheckpointError(f"{weight} is no INT8 weight")
+            raise CheckpointError(f"{weight} is no INT8 weight; Int8Linear runs no other")
         self.weight, self.weight_scale = weight._qdata, layout.scale(params)
         self.rotation = params.get("rotation", 0)
         self.layout = layout.form(params).layout

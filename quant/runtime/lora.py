@@ -170,13 +170,16 @@ def read_lora(path: str | os.PathLike[str], model: nn.Module) -> dict[str, LowRa
             elif key.endswith(".alpha"):
                 parts.setdefault(key.removesuffix(".alpha"), {})["alpha"] = file.read(key)
             else:
-                raise CheckpointError(f"{path}: key {key!r} is of no LoRA form known here")
+                raise CheckpointError(
+                    f"{path}: key {key!r} is of no LoRA form known here; X.lora_A and X.lora_B are, or "
+                    "X.lora_down and X.lora_up with X.alpha"
+                )
     modules = {n: n for n, _ in model.named_modules()}
     underscored = {n.replace(".", "_"): n for n in modules}
     found = {}
     for name, tensors in parts.items():
         if not {"down", "up"} <= tensors.keys():
-            raise CheckpointError(f"{path}: {name} has only {', '.join(tensors)}")
+            raise CheckpointError(f"{path}: {name} has only {', '.join(tensors)}; a LoRA needs down and up")
         alpha, rank = tensors.get("alpha"), tensors["down"].shape[0]
         scale = 1.0 if alpha is None else float(alpha) / rank
         found[_module_name(name, modules, underscored)] = LowRank(tensors["down"], tensors["up"], scale)

@@ -160,7 +160,9 @@ def _statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str]
         return None
     if isinstance(calibration, Mapping):
         if not any(n in calibration for n in names):
-            raise ValueError("the calibration holds no record of any layer to quantize")
+            raise ValueError(
+                "the calibration holds no record of any layer to quantize; its keys are names of modules"
+            )
         return calibration.get
     if isinstance(calibration, (str, os.PathLike)):
         from ..calibration import CalibrationData

@@ -86,7 +86,10 @@ def write_tensors(
         parts = _stored(name, tensor, layers)
         clash = plain.keys() & parts.keys()
         if clash:
-            raise CheckpointError(f"two tensors are named {sorted(clash)[0]!r}")
+            raise CheckpointError(
+                f"two tensors would be named {sorted(clash)[0]!r}; rename the one that is no part of a "
+                "quantized layer"
+            )
         plain.update(parts)
     return save_tensors(path, plain, _metadata(metadata or {}, layers, quant_metadata))
 
@@ -96,7 +99,9 @@ def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Te
         return {name: tensor.detach()}
     layer, _, leaf = name.rpartition(".")
     if leaf != "weight":
-        raise CheckpointError(f"{name} is quantized, but only tensors named .weight have a checkpoint form")
+        raise CheckpointError(
+            f"{name} is quantized, but only tensors named .weight have a checkpoint form; dequantize it first"
+        )
     form, tensors = stored_layer(tensor)
     layers[layer] = form.config()
     return {tensor_name(layer, k): v for k, v in tensors.items()}

@@ -73,7 +73,7 @@ def stored_layer(weight: QuantizedTensor) -> tuple[Format, dict[str, torch.Tenso
     """
     layout = weight_layout(weight._layout_type)
     if weight._layout_params.get("transposed") or weight.dim() != 2:
-        raise CheckpointError(f"{weight} is a view; only plain [N, K] weights can be saved")
+        raise CheckpointError(f"{weight} is a view; only plain [N, K] weights can be saved: dequantize it")
     form, tensors = layout.store(weight._qdata, weight._layout_params)
     config = torch.frombuffer(bytearray(encode_config(form.config())), dtype=torch.uint8)
     ordered = [s for s in tensors if s not in form.extra]
