@@ -93,11 +93,13 @@ class SaveInt8Checkpoint:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         """The node's inputs."""
+        from convert_to_quant.formats.choose import written
+
         return {
             "required": {
                 "model": ("MODEL",),
                 "filename": ("STRING", {"default": "model-int8"}),
-                "format": (["int8_tensorwise", "int8_blockwise"],),
+                "format": ([f.name for f in written()],),
                 "convrot": ("BOOLEAN", {"default": True}),
             },
             "optional": {"calibration_data": ("STRING", {"default": ""})},
@@ -113,10 +115,11 @@ class SaveInt8Checkpoint:
         state = patched_state(model)
         if any(name.endswith(".comfy_quant") for name in state):
             return (str(write_tensors(state.items(), path)),)
+        from convert_to_quant.formats import FORMATS
         from convert_to_quant.quantization import convert_to_int8
 
-        options: dict[str, Any] = {"scaling_mode": "block" if format == "int8_blockwise" else "row"}
-        if format == "int8_tensorwise":
+        options: dict[str, Any] = {"format": format}
+        if FORMATS[format].rotates:
             options["convrot"] = convrot
         if calibration_data:
             options["calibration_data"] = calibration_data

@@ -20,7 +20,7 @@ def convert_to_int8(input_file: str, output_file: str | None = None, **options: 
     input_file: a ``.safetensors`` file, a ``*.safetensors.index.json`` or a folder of shards.
     output_file: the file to write; by default beside the input, named after the format.
     options: the command line's options as keywords (see `converter.options.settings.Settings`), among them
-        comfy_quant, scaling_mode="row"|"tensor"|"block", block_size=128, convrot=True|False,
+        comfy_quant, format, scaling_mode, block_size=128, convrot=True|False,
         convrot_group_size="auto"|int, layer_config="layers.json", verify=True, report_quality=False.
 
     Returns a ConversionReport: for each layer its format, SQNR and bytes. Raises ConversionError with a

@@ -13,24 +13,29 @@ _ALIASES = {
 }
 
 
-def _written() -> list[type[Format]]:
+def written() -> list[type[Format]]:
     """Return the formats that can be written, those first that stock ComfyUI loads."""
     return sorted((f for f in FORMATS.values() if f.option), key=lambda f: not f.stock_since)
 
 
+def default_format() -> Format:
+    """Return what a layer is stored as when nothing is asked, not rotated."""
+    return chosen(DEFAULT, None)()
+
+
 def options() -> list[str]:
     """Return the values of ``--format``."""
-    return list(dict.fromkeys(f.option for f in _written()))
+    return list(dict.fromkeys(f.option for f in written()))
 
 
 def writable() -> list[str]:
     """Return every name that a format to write can be given by: options, then names on disk."""
-    return list(dict.fromkeys([*options(), *(f.name for f in _written())]))
+    return list(dict.fromkeys([*options(), *(f.name for f in written())]))
 
 
 def granularities() -> list[str]:
     """Return the values of ``--scaling_mode``."""
-    return list(dict.fromkeys(g for f in _written() for g in f.granularities))
+    return list(dict.fromkeys(g for f in written() for g in f.granularities))
 
 
 def granularity_name(text: str) -> str:
@@ -55,7 +60,7 @@ def chosen(name: str, granularity: str | None) -> type[Format]:
         if granularity and granularity not in found.granularities:
             raise ValueError(_no_granularity(name, found.granularities, granularity))
         return found
-    family = [f for f in _written() if f.option == name]
+    family = [f for f in written() if f.option == name]
     if not family:
         raise ValueError(f"there is no format {name!r}; known: {', '.join(writable())}")
     fitting = [f for f in family if not granularity or granularity in f.granularities]
@@ -68,6 +73,6 @@ def chosen(name: str, granularity: str | None) -> type[Format]:
 def _no_granularity(name: str, known: tuple[str, ...], given: str | None) -> str:
     if not known:
         return f"{name} has scales of its own kind; --scaling_mode does not apply to it"
-    other = next((f.name for f in _written() if given in f.granularities), "")
+    other = next((f.name for f in written() if given in f.granularities), "")
     remedy = f"; for {given} use {other}" if other else ""
     return f"{name} has scales by {' or '.join(known)}, not by {given}{remedy}"

@@ -45,8 +45,8 @@ def _ldlq_(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
         raise ValueError(f"scale must have shape {wanted} like q's, not {tuple(scale.shape)}")
     scale = grid.settle(scale.float().reshape(wanted))
     codes = quantize_with_factor(w, factorize(lambda: hessian.float(), options), scale, options)
-    mine = q.inner()
-    for name, made in wrap(codes, scale, q.dtype, options).inner().items():
+    mine = q.inner_tensors()
+    for name, made in wrap(codes, scale, q.dtype, options).inner_tensors().items():
         mine[name].copy_(made.reshape(mine[name].shape))
     rotated = kernels.rotate(w.float(), form.rotation) if form.rotation else w.float()
     return rotated - grid.values(codes.float(), grid.view(scale, slice(0, q.shape[0]), k))

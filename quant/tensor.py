@@ -102,15 +102,15 @@ class QuantizedTensor(torch.Tensor):
 
     def share_memory_(self) -> "QuantizedTensor":
         """Move the integers and parameters to shared memory; torch's own crashes for want of a storage."""
-        for a in self.inner().values():
+        for a in self.inner_tensors().values():
             a.share_memory_()
         return self
 
     def is_shared(self) -> bool:
         """Return whether the integers and every tensor parameter are in shared memory."""
-        return all(a.is_shared() for a in self.inner().values())
+        return all(a.is_shared() for a in self.inner_tensors().values())
 
-    def inner(self) -> dict[str, torch.Tensor]:
+    def inner_tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors that it is made of: "_qdata" and every tensor parameter by name."""
         params = {k: v for k, v in self._layout_params.items() if isinstance(v, torch.Tensor)}
         return {"_qdata": self._qdata, **params}

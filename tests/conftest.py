@@ -17,6 +17,10 @@ settings.register_profile("repo", deadline=None, max_examples=40, derandomize=Tr
 settings.register_profile("search", deadline=None, max_examples=2000, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repo"))
 
+# Importing torch._dynamo makes this folder, by default in the temporary one, where it stays.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "torchinductor"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+
 
 @pytest.fixture(params=FLOATS, ids=short)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
@@ -28,7 +32,6 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give the run and its processes a temporary folder of their own; what is left there fails the run."""
     folder, before = tmp_path_factory.mktemp("temporary"), os.environ.get("TMPDIR")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     yield
     tempfile.tempdir = before

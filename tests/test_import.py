@@ -15,9 +15,7 @@ print(*[m for m in {modules} if m in sys.modules])
 def loaded(imports: str, *modules: str) -> str:
     """Run `imports` in a fresh interpreter; what it printed, with those of `modules` that it loaded."""
     code = QUIET.format(imports=imports, modules=modules)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.strip()

@@ -111,7 +111,9 @@ class _Written:
         first, last = part if part is not None else (0, shape[0] if shape else 1)
         width = nbytes(tensor.dtype, shape[1:])
         raw = self.file.read(name, first * width, (last - first) * width)
-        values = torch.frombuffer(bytearray(raw), dtype=torch_dtype(tensor.dtype))
+        dtype = torch_dtype(tensor.dtype)
+        assert dtype is not None, f"{name} was written, so torch has its dtype"
+        values = torch.frombuffer(bytearray(raw), dtype=dtype)
         return values.view((last - first, *shape[1:]) if shape else ())
 
 

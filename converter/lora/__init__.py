@@ -1,7 +1,6 @@
 """LoRA files merged into a checkpoint's weights before they are quantized.
 
 keys     names of tensors in LoRA files: which module, which role there
-aliases  diffusers names for layers that a checkpoint calls otherwise, as data
 names    the checkpoint's layers by every name a LoRA file may use for them
 adapter  one module of a LoRA file: its kind, its shape, its alpha
 file     a LoRA file as a list of adapters

@@ -11,8 +11,8 @@ import torch
 
 from ...files.checkpoint import TensorInfo
 from ...formats.errors import ConversionError
+from ...names.rows import Segments
 from .adapter import Adapter
-from .aliases import Segments
 from .merge import Merge
 
 Reader = Callable[[TensorInfo], torch.Tensor]

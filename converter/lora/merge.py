@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...formats.errors import ConversionError
+from ...names.rows import Segments
 from .adapter import Adapter, flat
-from .aliases import ROWS, Segments
 from .file import LoraFile, read_lora
 from .names import LayerIndex, Place
 
@@ -130,7 +130,7 @@ def _segments(
     """The rows that an adapter is for. ConversionError where its shape is not theirs."""
     rows, columns = flat(shapes[name])
     _, inputs = flat(shapes.get(f"{place.layer}.weight", shapes[name]))  # a bias is split as its weight is
-    segments = ROWS[place.rows](rows, inputs)
+    segments = place.rows.segments(rows, inputs)
     expected = sum(count for _, _, count in segments) if segments else rows
     if adapter.shape != (expected, columns):
         first = segments[0][0] if segments else 0

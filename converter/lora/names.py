@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from ...formats.errors import ConversionError
+from ...names.families import FAMILIES
 from ...names.prefixes import checkpoint_forms, is_flattened, lora_readings
-from .aliases import ALIASES
+from ...names.rows import ALL_ROWS, Part
 
 _NUMBER = re.compile(r"(?<![^_])\d+(?![^_])")
 _NOT_LAYERS = (".bias", ".weight_scale", ".scale_weight", ".input_scale", ".scale_input", ".comfy_quant")
@@ -23,12 +24,12 @@ _NOT_LAYERS = (".bias", ".weight_scale", ".scale_weight", ".input_scale", ".scal
 class Place:
     """A layer of the checkpoint under one of its names.
 
-    layer: its own name, without ``.weight``. rows: which of its rows, by a name in `aliases.ROWS`.
+    layer: its own name, without ``.weight``. rows: which of its rows the name means.
     part: "model", "te", "te1", "te2", "te3", or "" where the checkpoint does not tell.
     """
 
     layer: str
-    rows: str = ""
+    rows: Part = ALL_ROWS
     part: str = ""
 
 
@@ -83,20 +84,27 @@ class LayerIndex:
 
 
 @cache
-def _alias_table() -> dict[str, list[tuple[str, str]]]:
-    table: dict[str, list[tuple[str, str]]] = {}
-    for diffusers, ours, rows in ALIASES:
-        table.setdefault(normal(ours), []).append((normal(diffusers), rows))
+def alias_table() -> dict[str, list[tuple[str, Part]]]:
+    """Return diffusers' names of the checkpoints' layers: normal name -> [(normal alias, its rows)].
+
+    ``{i}`` in them is the number of the block, the same on both sides. The first releases of diffusers had no
+    ``.0`` behind an attention's ``to_out``.
+    """
+    table: dict[str, list[tuple[str, Part]]] = {}
+    for row in (row for rows in FAMILIES.values() for row in rows):
+        found = table.setdefault(normal(row.ours), [])
+        for place, name in enumerate(row.targets):
+            aliases = (name, name.removesuffix(".0")) if name.endswith(".to_out.0") else (name,)
+            found += [(normal(alias), Part(row.how, place)) for alias in aliases]
     return table
 
 
-def _aliases_of(layer: str) -> Iterator[tuple[str, str]]:
+def _aliases_of(layer: str) -> Iterator[tuple[str, Part]]:
     """(alias, rows) of a layer by its normal name. Only the first number is the block's."""
-    table = _alias_table()
-    for alias, rows in table.get(layer, ()):
-        yield alias, rows
+    table = alias_table()
+    yield from table.get(layer, ())
     number = _NUMBER.search(layer)
     if number:
-        template = f"{layer[: number.start()]}N{layer[number.end() :]}"
+        template = f"{layer[: number.start()]}{{i}}{layer[number.end() :]}"
         for alias, rows in table.get(template, ()):
-            yield alias.replace("_N_", f"_{number.group()}_"), rows
+            yield alias.replace("{i}", number.group()), rows

@@ -83,9 +83,9 @@ def algorithm_name(text: str) -> str:
 
 
 def format_name(text: str) -> str:
-    """Return a value of ``--format``; ValueError names the nearest."""
-    if text not in options():
-        raise ValueError(f"there is no format {text!r}; {nearest(text, options())}")
+    """Return a value of ``--format``, or a format's name on disk; ValueError names the nearest."""
+    if text not in writable():
+        raise ValueError(f"there is no format {text!r}; {nearest(text, writable())}")
     return text
 
 

@@ -9,10 +9,11 @@ from functools import cached_property
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import QUANTIZABLE
 from ...files.header import OutputTensor
+from ...formats import companion_suffixes
 from ...formats.config import encode_config
 from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
-from ...formats.names import CONFIG, METADATA_KEY, tensor_name
+from ...formats.names import CONFIG, METADATA_KEY, OLD_NAMES, tensor_name
 from ..layers.choice import choose
 from ..layers.rules import LayerRules, layer_rules
 from ..layers.selection import NEVER, Decision, could_be_linear, select
@@ -30,6 +31,9 @@ from .calibration import (
 from .devices import Placer
 from .merges import left_out, merged_note, merges_of
 from .steps import Plan, Step, layer_outputs
+
+LEFT_OVER = "left over from an earlier quantization, beside a weight of floats"
+"""Why a companion of a float weight is not carried over: the layer gets its own."""
 
 
 def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
@@ -63,6 +67,9 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
         *algorithm_notes(asked, calibration),
     )
     plan = Plan(steps, _metadata(checkpoint, steps, settings), notes, merges.loras, calibration)
+    names = Counter(o.name for o in plan.outputs)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ConversionError(f"{checkpoint.path}: two tensors of the output would be named {twice[0]!r}")
     if not plan.quantized:
         raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")
     return plan
@@ -122,8 +129,15 @@ class _Steps:
                 yield self._cast(info, choice)
             elif choice.action == "remove":
                 yield Step(info, "drop", choice.reason)
+            elif self._left_over(name):
+                yield Step(info, "drop", LEFT_OVER)
             elif name not in corrected.values():
                 yield from self._keep(info, choice.reason)
+
+    def _left_over(self, name: str) -> bool:
+        """Tell a companion of integers that stands beside floats, where this conversion writes its own."""
+        layer, _, suffix = name.rpartition(".")
+        return layer in self.asked and OLD_NAMES.get(suffix, suffix) in (*companion_suffixes(), CONFIG)
 
     def _corrected(self) -> dict[str, str]:
         """Name the biases that are corrected: they leave their own steps for those of their layers."""
@@ -243,6 +257,9 @@ def _notes(steps: tuple[Step, ...], matches: list[Match]) -> Iterator[str]:
     apart = (s for s in steps if NEVER.match(s.name) or (matches and not s.name.startswith(prefixes)))
     for part, count in Counter(s.name.partition(".")[0] for s in apart).items():
         yield f"{part}: {count} tensors outside the recognised models stay as they are"
+    left = [s.name for s in steps if s.action == "drop" and s.reason == LEFT_OVER]
+    if left:
+        yield f"{len(left)} tensors are dropped: {LEFT_OVER} ({left[0]}, ...)"
     layers = [s for s in steps if s.format]
     rotated = [s for s in layers if s.format and s.format.rotation]
     plain = [s for s in layers if not largest_group(s.source.shape[1])]

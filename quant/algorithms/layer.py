@@ -37,7 +37,7 @@ def quantize_layer(
             source, measured = smoothquant.smooth(weight, stats, factors)
     quantized, note = _function(options.algorithm)(source, measured, options, name)
     notes.append(note)
-    for scales in quantized.inner().values():
+    for scales in quantized.inner_tensors().values():
         tiles.refuse_non_finite(scales, name)
     quantized = _as(quantized, weight.dtype)
     fixed, note = _bias(source, measured, quantized, options, bias)

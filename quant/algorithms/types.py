@@ -5,8 +5,9 @@ from typing import Literal
 
 import torch
 
-from ...formats import Format, Int8Tensorwise
+from ...formats import Format
 from ...formats.algorithms import ALGORITHMS, ROUNDING, canonical
+from ...formats.choose import default_format
 from ..tensor import QuantizedTensor
 
 
@@ -50,7 +51,7 @@ class QuantizeOptions:
     """
 
     algorithm: str = ROUNDING
-    format: Format = field(default_factory=Int8Tensorwise)
+    format: Format = field(default_factory=default_format)
     scale_search: bool = False
     actorder: bool = False
     seed: int = 0

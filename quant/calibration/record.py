@@ -5,6 +5,7 @@ tokens over all calls, the largest magnitude and the mean of each channel. Layer
 share one record. Memory is bounded by tokens x in_features x 2 bytes per record, however long it runs.
 """
 
+import logging
 import os
 import weakref
 import zlib
@@ -16,6 +17,11 @@ from torch import nn
 
 from ..algorithms.types import LayerStats
 from .file import CalibrationData, save
+
+logger = logging.getLogger(__name__)
+
+_PROBES = 64
+"""Values compared where a tensor has no version."""
 
 TOKENS = 4096
 """Default sample size per layer: held-out quality still rises a little beyond (docs/quality.md)."""
@@ -96,23 +102,37 @@ class Recorder:
         self.seed = seed
         self.records: dict[str, Reservoir] = {}
         self.owner: dict[str, str] = {}
-        self._recent: dict[int, tuple[weakref.ref, int, str]] = {}
-        self._handles: list = []
+        self._recent: dict[int, tuple[weakref.ref, tuple[float, ...], str]] = {}
+        self._handles: dict[str, Any] = {}
 
     def _affordable(self, max_bytes: int) -> int:
         return max(1, max_bytes // sum(2 * m.in_features for m in self.modules.values()))
 
     def __enter__(self) -> "Recorder":
         for name, module in self.modules.items():
-            hook = lambda module, args, kwargs, name=name: self._see(name, args, kwargs)
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            hook = lambda module, args, kwargs, name=name: self._watch(name, args, kwargs)
+            self._handles[name] = module.register_forward_pre_hook(hook, with_kwargs=True)
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
         self._recent.clear()
+
+    def _watch(self, name: str, args: tuple, kwargs: dict) -> None:
+        """Record an input; a fault takes this layer's hook off, and never reaches the model.
+
+        Outside inference mode, whatever mode the model runs in: what is kept must stay writable.
+        """
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self._see(name, args, kwargs)
+        except Exception as error:
+            handle = self._handles.pop(name, None)
+            if handle is not None:
+                handle.remove()
+            logger.warning("recording of %s stopped: %s: %s", name, type(error).__name__, error)
 
     def _see(self, name: str, args: tuple, kwargs: dict) -> None:
         x = args[0] if args else kwargs.get("input")
@@ -127,13 +147,13 @@ class Recorder:
             seed = zlib.crc32(f"{self.seed}:{name}".encode())
             self.records[name] = Reservoir(x.shape[-1], self.tokens, seed)
         self.records[name].add(x)
-        self._recent[id(x)] = (weakref.ref(x), x._version, name)
+        self._recent[id(x)] = (weakref.ref(x), _state(x), name)
 
     def _same_tensor(self, x: torch.Tensor) -> str | None:
         """Return the record that has just taken in this very tensor, unchanged since, or None."""
         self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
-        ref, version, name = self._recent.get(id(x), (None, 0, None))
-        return name if ref is not None and ref() is x and version == x._version else None
+        ref, state, name = self._recent.get(id(x), (None, (), None))
+        return name if ref is not None and ref() is x and state == _state(x) else None
 
     def stats(self) -> dict[str, LayerStats]:
         """Return {name: statistics}, one entry per record."""
@@ -149,6 +169,17 @@ class Recorder:
         if not stats:
             raise ValueError("nothing was recorded: no linear layer has run; call the model inside the block")
         return CalibrationData.load(save(path, stats, self.shared()))
+
+
+def _state(x: torch.Tensor) -> tuple[float, ...]:
+    """Tell whether a tensor has changed in place: its version, or for an inference tensor some of its values.
+
+    Tensors made under ``torch.inference_mode()``, as ComfyUI samples, have no version counter.
+    """
+    if not x.is_inference():
+        return (float(x._version),)
+    flat = x.detach().reshape(-1)
+    return tuple(flat[:: max(1, flat.numel() // _PROBES)].float().tolist())
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -1,9 +1,9 @@
 """Running quantized models: load, quantize and save any torch model; operations; LoRA; name tables."""
 
 from ...formats import CheckpointError
+from ...names.keymap import KeyMap, map_for
 from .empty import empty_weights
 from .int8_linear import Int8Linear
-from .keymap import KeyMap, map_for
 from .loading import LoadReport, load_quantized
 from .lora import LoraHandle, LowRank, apply_lora
 from .operations import mixed_precision_ops

@@ -7,8 +7,9 @@ from torch import nn
 
 from ... import kernels
 from ...formats import CheckpointError
+from ...formats.choose import default_format
 from ...formats.names import CONFIG, WEIGHT
-from ..layouts import LAYOUTS, TensorWiseINT8Layout
+from ..layouts import LAYOUTS
 from ..layouts.int8 import Int8Layout
 from ..tensor import QuantizedTensor
 from .stored import companions, read_weight, tensors_of
@@ -41,7 +42,7 @@ class Int8Linear(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         self.logical_dtype = dtype
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
-        self.layout, self.plain = TensorWiseINT8Layout.__name__, {"rotation": 0}
+        self.layout, self.plain = default_format().layout, {"rotation": 0}
 
     @classmethod
     def from_quantized(cls, weight: QuantizedTensor, bias: torch.Tensor | None = None) -> "Int8Linear":
@@ -55,13 +56,11 @@ class Int8Linear(nn.Module):
         return self
 
     @classmethod
-    def from_linear(
-        cls, linear: nn.Linear, layout: str = "TensorWiseINT8Layout", **options: Any
-    ) -> "Int8Linear":
+    def from_linear(cls, linear: nn.Linear, layout: str | None = None, **options: Any) -> "Int8Linear":
         """Quantize `linear` to nearest; options go to the layout (``rotation=256``, ``block_size=128``)."""
         weight = linear.weight
         if not isinstance(weight, QuantizedTensor):
-            weight = QuantizedTensor.from_float(weight, layout, **options)
+            weight = QuantizedTensor.from_float(weight, layout or default_format().layout, **options)
         return cls.from_quantized(weight, linear.bias)
 
     def _take(self, weight: QuantizedTensor) -> None:

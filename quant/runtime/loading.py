@@ -17,9 +17,9 @@ from ...files.checkpoint import Checkpoint, computable_dtype, open_checkpoint
 from ...files.dtypes import FLOAT8
 from ...formats import CheckpointError, Format, StoredTensor
 from ...formats.names import CONFIG, SCALE, WEIGHT, tensor_name
+from ...names.keymap import IDENTITY, KeyMap, Mapped, map_for
 from ...names.prefixes import CHECKPOINT
 from ..layouts import weight_layout
-from .keymap import IDENTITY, KeyMap, Mapped, map_for
 from .rows import swap_halves, take_rows
 from .stored import as_parameter, build_weight, companions, layer_format
 
@@ -88,7 +88,7 @@ def load_quantized(
         name as a hint; False reports them instead.
     prefix: what the file puts before the model's names; None finds it (`CHECKPOINT`). Other tensors of an
         all-in-one file (VAE, text encoders) are then counted and left alone.
-    key_map: None uses the table of the model's class (diffusers_names) if that fits the file better
+    key_map: None uses the table of the model's class (`names.families`) if that fits the file better
         than its plain names.
 
     Float8 layers are dequantized. CheckpointError, naming the layer, for anything that would give

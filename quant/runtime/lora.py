@@ -95,7 +95,7 @@ def apply_lora(
 
 
 def _bits(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    return weight.inner() if isinstance(weight, QuantizedTensor) else {"": weight.detach()}
+    return weight.inner_tensors() if isinstance(weight, QuantizedTensor) else {"": weight.detach()}
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...formats import FORMATS, Asked, Format
+from ...formats.choose import default_format
 from ...formats.convrot import largest_group
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE
 from ..layouts import weight_layout
@@ -46,7 +47,7 @@ class QuantizeReport:
 
 def quantize_model(
     model: nn.Module,
-    layout: str = "TensorWiseINT8Layout",
+    layout: str | None = None,
     *,
     skip: Skip = None,
     calibration: "Calibration" = None,
@@ -59,8 +60,8 @@ def quantize_model(
 
     The modules stay what they are, so hooks and adapters keep working; weights get requires_grad=False.
     Layer after layer, so memory never holds two copies of more than one weight.
-    layout: "TensorWiseINT8Layout", "BlockWiseINT8Layout", a format's name in ``comfy_quant``
-        ("int8_tensorwise", "int8_blockwise"), or the name of a layout of your own.
+    layout: a layout's class name, a format's name in ``comfy_quant`` (`formats.FORMATS`), or the name
+        of a layout of your own; None is INT8 with one scale per row.
     skip: module-name patterns (``"*.norm1.*"``, fnmatch) or ``skip(name, module) -> bool``.
     calibration: a file made by `calibrate`, an opened CalibrationData, or ``{layer: LayerStats}``; layers
         with a record use LDLQ (in the rotated space), the others round to nearest and are noted.
@@ -74,7 +75,7 @@ def quantize_model(
     report = QuantizeReport()
     todo = _select(model, skip, report)
     stats = _statistics(calibration, list(todo))
-    settings = _Settings(layout, rotation, scaling, block_size, options)
+    settings = _Settings(layout or default_format().layout, rotation, scaling, block_size, options)
     for name, module in todo.items():
         record = stats(name) if stats is not None else None
         if stats is not None and record is None:
@@ -195,7 +196,7 @@ def _quantize(name, module, record, settings: _Settings) -> tuple[QuantizedTenso
 def _nearest(weight: torch.Tensor, form: Format) -> QuantizedTensor:
     layout = weight_layout(form.layout)
     made = QuantizedTensor.of(layout.round(weight, form), layout)
-    if not all(torch.isfinite(t).all() for n, t in made.inner().items() if n != "_qdata"):
+    if not all(torch.isfinite(t).all() for n, t in made.inner_tensors().items() if n != "_qdata"):
         raise ValueError("the weight holds NaN or Inf")
     return made
 

@@ -11,8 +11,8 @@ from torch import nn
 from ...files.save import save_tensors
 from ...formats import CheckpointError
 from ...formats.names import tensor_name
+from ...names.keymap import KeyMap, map_for
 from ..tensor import QuantizedTensor
-from .keymap import KeyMap, map_for
 from .rows import join_rows, swap_halves
 from .stored import stored_layer
 

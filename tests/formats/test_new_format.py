@@ -306,7 +306,7 @@ def test_mixed_precision_ops_read_and_write_it(net):
 def test_a_lora_goes_on_and_comes_off_to_the_bit(net):
     module, path = net
     load_quantized(module, path)
-    before = {n: t.clone() for n, t in module.fc1.weight.inner().items()}
+    before = {n: t.clone() for n, t in module.fc1.weight.inner_tensors().items()}
     dense = module.fc1.weight.dequantize()
     delta = LowRank(torch.randn(4, 256), torch.randn(512, 4), 0.5)
     with apply_lora(module, {"fc1": delta}):
@@ -314,7 +314,7 @@ def test_a_lora_goes_on_and_comes_off_to_the_bit(net):
         wanted = dense + delta.delta(torch.device("cpu"))
         assert error.square().sum() < 0.3 * wanted.square().sum()
         assert not torch.equal(module.fc1.weight._qdata, before["_qdata"])
-    assert all(torch.equal(t, before[n]) for n, t in module.fc1.weight.inner().items())
+    assert all(torch.equal(t, before[n]) for n, t in module.fc1.weight.inner_tensors().items())
 
 
 def test_rows_are_taken_and_joined_exactly(net):
@@ -324,7 +324,7 @@ def test_rows_are_taken_and_joined_exactly(net):
     parts = [take_rows(weight, a, b) for a, b in ((0, 100), (100, 512))]
     assert torch.equal(parts[1].dequantize(), weight.dequantize()[100:])
     joined = join_rows(parts)
-    assert all(torch.equal(t, weight.inner()[n]) for n, t in joined.inner().items())
+    assert all(torch.equal(t, weight.inner_tensors()[n]) for n, t in joined.inner_tensors().items())
 
 
 def test_layout_ops_with_a_hessian():

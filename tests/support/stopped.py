@@ -29,5 +29,6 @@ def stop_after(steps: int, how: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with "&"
     stop_after(STEPS, signal.Signals[sys.argv[1]])
     sys.exit(main(sys.argv[2:]))

@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_files import TINY_FLUX
 
-from convert_to_quant.converter.lora.aliases import ALIASES, ROWS
 from convert_to_quant.converter.lora.keys import parse_key
-from convert_to_quant.converter.lora.names import LayerIndex, Place, normal
+from convert_to_quant.converter.lora.names import LayerIndex, Place, alias_table, normal
 from convert_to_quant.formats.errors import ConversionError
+from convert_to_quant.names.rows import ALL_ROWS, Part
 
 FLUX = {f"{name}.weight": shape for name, shape in TINY_FLUX.items()}
+QKV, SINGLE = [Part("qkv", i) for i in range(3)], [Part("qkv+mlp", i) for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -89,25 +90,26 @@ def test_prefixes_and_styles_lead_to_one_layer(checkpoint, module):
 @pytest.mark.parametrize(
     ("module", "layer", "rows", "expected"),
     [
-        ("transformer_blocks.0.attn.to_q", "double_blocks.0.img_attn.qkv", "q", ((0, 0, 64),)),
-        ("transformer_blocks.0.attn.to_k", "double_blocks.0.img_attn.qkv", "k", ((64, 0, 64),)),
-        ("transformer_blocks.0.attn.to_v", "double_blocks.0.img_attn.qkv", "v", ((128, 0, 64),)),
-        ("transformer_blocks.0.attn.add_k_proj", "double_blocks.0.txt_attn.qkv", "k", ((64, 0, 64),)),
-        ("single_transformer_blocks.1.attn.to_v", "single_blocks.1.linear1", "1v", ((128, 0, 64),)),
-        ("single_transformer_blocks.1.proj_mlp", "single_blocks.1.linear1", "1mlp", ((192, 0, 256),)),
-        ("single_transformer_blocks.1.proj_out", "single_blocks.1.linear2", "", ()),
-        ("norm_out.linear", "final_layer.adaLN_modulation.1", "swap", ((64, 0, 64), (0, 64, 64))),
+        ("transformer_blocks.0.attn.to_q", "double_blocks.0.img_attn.qkv", QKV[0], ((0, 0, 64),)),
+        ("transformer_blocks.0.attn.to_k", "double_blocks.0.img_attn.qkv", QKV[1], ((64, 0, 64),)),
+        ("transformer_blocks.0.attn.to_v", "double_blocks.0.img_attn.qkv", QKV[2], ((128, 0, 64),)),
+        ("transformer_blocks.0.attn.add_k_proj", "double_blocks.0.txt_attn.qkv", QKV[1], ((64, 0, 64),)),
+        ("single_transformer_blocks.1.attn.to_v", "single_blocks.1.linear1", SINGLE[2], ((128, 0, 64),)),
+        ("single_transformer_blocks.1.proj_mlp", "single_blocks.1.linear1", SINGLE[3], ((192, 0, 256),)),
+        ("single_transformer_blocks.1.proj_out", "single_blocks.1.linear2", ALL_ROWS, ()),
+        ("norm_out.linear", "final_layer.adaLN_modulation.1", Part("swap"), ((64, 0, 64), (0, 64, 64))),
     ],
 )
 def test_diffusers_names_find_rows_of_fused_weights(module, layer, rows, expected):
     assert LayerIndex(FLUX).find(f"transformer.{module}") == Place(layer, rows)
-    assert ROWS[rows](*TINY_FLUX[layer]) == expected
+    assert rows.segments(*TINY_FLUX[layer]) == expected
 
 
-def test_keys_and_values_with_fewer_heads_share_the_rest():
-    """Lumina 2: 24 heads for q and 8 for k and v, 96 wide."""
-    shape = (3840, 2304)
-    assert [ROWS[part](*shape)[0] for part in "qkv"] == [(0, 0, 2304), (2304, 0, 768), (3072, 0, 768)]
+@pytest.mark.parametrize(
+    "module", ["transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.attn.to_out"], ids=["now", "first"]
+)
+def test_an_attention_output_is_found_as_the_first_releases_of_diffusers_called_it(module):
+    assert LayerIndex(FLUX).find(f"transformer.{module}") == Place("double_blocks.0.img_attn.proj")
 
 
 def test_two_layers_of_one_underscored_name_are_an_error_unless_spelt_out():
@@ -166,10 +168,11 @@ def test_a_kohya_name_comes_back_to_its_layer_or_is_called_ambiguous(layers):
             assert rivals == {found.layer}
 
 
-def test_every_alias_names_known_rows_and_numbers_both_sides_alike():
-    for diffusers, ours, rows in ALIASES:
-        assert rows in ROWS
-        assert diffusers.split(".").count("N") == ours.split(".").count("N") <= 1
+def test_a_name_in_one_table_means_the_same_rows_in_every_other():
+    """One model's checkpoint is read with the lines of all families: they must not contradict each other."""
+    for layer, aliases in alias_table().items():
+        for alias in {alias for alias, _ in aliases}:
+            assert len({rows for name, rows in aliases if name == alias}) == 1, (layer, alias)
 
 
 @needs_catalogs
@@ -225,7 +228,7 @@ def test_diffusers_names_fit_real_models(name, modules):
             place = index.find(spelling)
             assert place is not None, spelling
             shape = shapes[f"{place.layer}.weight"]
-            segments = ROWS[place.rows](*shape)
+            segments = place.rows.segments(*shape)
             assert (sum(count for _, _, count in segments) if segments else shape[0]) == rows
 
 

@@ -236,3 +236,57 @@ def test_unknown_layer(tmp_path):
     data = CalibrationData.load(save(tmp_path / "c.json", {"a": LayerStats(input_scale=1.0)}))
     with pytest.raises(KeyError, match="no calibration record for b"):
         data.stats("b")
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_sampling_in_inference_mode_is_recorded_as_any_other(model, tmp_path, mode):
+    """ComfyUI samples so: its tensors have no version counter."""
+    with Recorder(model) as recorder:
+        for batch in batches():
+            with mode():
+                model(batch.clone())
+        with torch.no_grad():
+            model(batches(1, seed=9)[0])
+    data = recorder.save(tmp_path / "c.safetensors")
+    wanted = calibrate(model, [*batches(), batches(1, seed=9)[0]], tmp_path / "w.safetensors")
+    assert data.shared == wanted.shared == {"k": "q", "v": "q"}
+    assert all(torch.equal(data.stats(n).samples, wanted.stats(n).samples) for n in ("q", "out"))
+    assert torch.equal(data.stats("q").channel_mean, wanted.stats("q").channel_mean)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_change_in_place_inside_a_model_is_another_input(mode):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            self.first(x)
+            x.mul_(3)
+            return self.second(x)
+
+    net = InPlace()
+    with Recorder(net) as recorder, mode():
+        net(torch.randn(5, 8) + 0)
+    assert recorder.shared() == {}
+    assert recorder.stats()["second"].channel_max == pytest.approx(3 * recorder.stats()["first"].channel_max)
+
+
+def test_a_hook_that_fails_comes_off_with_one_line_and_never_stops_the_model(model, caplog, monkeypatch):
+    wanted = [model(x) for x in batches()]
+    add, calls = Reservoir.add, []
+
+    def broken(self, x):
+        calls.append(x)
+        if x.shape[-1] == 16 and len(calls) > 2:
+            raise RuntimeError("no memory")
+        add(self, x)
+
+    monkeypatch.setattr(Reservoir, "add", broken)
+    with Recorder(model) as recorder:
+        assert all(torch.equal(model(x), y) for x, y in zip(batches(), wanted, strict=True))
+    lines = [r.message for r in caplog.records]
+    assert len(lines) == len(set(lines)) <= 4
+    assert "recording of q stopped: RuntimeError: no memory" in lines
+    assert not recorder._handles

@@ -1,11 +1,15 @@
-"""Names in a checkpoint to names in a model, where they differ; the tables are data (`diffusers_names`)."""
+"""A checkpoint's names to a model's and back, where they differ, by a table of `rows.Row`."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .families import CLASSES
+from .rows import Row
+
 Rule = tuple
-"""``(source, target)``, ``(source, (target, ...))`` or ``(source, target, "swap")``.
+"""A `Row`, or the tuple it is made of: ``(source, target)``, ``(source, (target, ...))`` or
+``(source, target, "swap")``.
 
 Names are whole tensor names or whole layer names (then every tensor of the layer follows), with
 ``{i}`` for a number. Several targets take the rows of the source in order; an empty tuple drops the
@@ -30,10 +34,8 @@ class KeyMap:
     """Renames, splits and swaps by a table of `Rule`; a name that no rule matches stays as it is."""
 
     def __init__(self, rules: Iterable[Rule]):
-        self._rules = []
-        for source, target, *op in rules:
-            targets = (target,) if isinstance(target, str) else tuple(target)
-            self._rules.append((source, _compile(source), targets, bool(op)))
+        rows = [Row(*rule) for rule in rules]
+        self._rules = [(row.ours, _compile(row.ours), row.targets, row.how == "swap") for row in rows]
 
     def __call__(self, name: str) -> Mapped:
         """Return where checkpoint tensor `name` goes."""
@@ -72,10 +74,8 @@ IDENTITY = KeyMap(())
 
 
 def map_for(model: object) -> KeyMap:
-    """Return the table of `model`'s class (or of a base class) in `diffusers_names.TABLES`, else IDENTITY."""
-    from .diffusers_names import TABLES
-
+    """Return the map of `model`'s class (or of a base class) by the table in `CLASSES`, else IDENTITY."""
     for cls in type(model).__mro__:
-        if cls.__name__ in TABLES:
-            return KeyMap(TABLES[cls.__name__])
+        if cls.__name__ in CLASSES:
+            return KeyMap(CLASSES[cls.__name__])
     return IDENTITY
