@@ -34,22 +34,26 @@ BLOCKS = ((128, 128), (1, 128), (32, 64))
 
 
 def rowwise(x: torch.Tensor, group: int) -> oracle.Count:
+    """Count agreement of `quantize_rowwise`, rotated by `group`."""
     q, scale = kernels.quantize_rowwise(x, group)
     return rotated_integers(x, group, q, oracle.array(scale))
 
 
 def tensorwise(x: torch.Tensor, group: int) -> oracle.Count:
+    """Count agreement of `quantize_tensorwise`, rotated by `group`."""
     q, scale = kernels.quantize_tensorwise(x, rotation=group)
     return rotated_integers(x, group, q, oracle.array(scale))
 
 
 def rotated_integers(x: torch.Tensor, group: int, q: torch.Tensor, scale: np.ndarray) -> oracle.Count:
+    """Count agreement of integers q of x; ties lie within the float32 error of its rotation."""
     exact = oracle.array(x)
     band = oracle.TIE + oracle.rotation_error(exact, group) / scale
     return oracle.count(oracle.array(q), oracle.rotate(exact, group) / scale, band)
 
 
 def blockwise(x: torch.Tensor, block_m: int, block_k: int) -> oracle.Count:
+    """Count agreement of `quantize_blockwise`; a wrong scale makes every element a mismatch."""
     x = x.reshape(-1, x.shape[-1])
     q, scale = kernels.quantize_blockwise(x, block_m, block_k)
     exact = oracle.array(x)
@@ -60,7 +64,7 @@ def blockwise(x: torch.Tensor, block_m: int, block_k: int) -> oracle.Count:
 
 
 def floats(got: torch.Tensor, want: np.ndarray, slack: np.ndarray | float) -> oracle.Count:
-    """`want` rounded once through float32, as stored products are; a tie is equal for some value in reach."""
+    """Count against `want` rounded once through float32; a tie equals some value within `slack`."""
     low, middle, high = (
         oracle.array(torch.from_numpy((want + d).astype(np.float32)).to(got.dtype))
         for d in (-slack, 0.0, slack)
@@ -72,12 +76,14 @@ def floats(got: torch.Tensor, want: np.ndarray, slack: np.ndarray | float) -> or
 
 
 def rotate(x: torch.Tensor, group: int) -> oracle.Count:
+    """Count agreement of `rotate`."""
     exact = oracle.array(x)
     slack = oracle.rotation_error(exact, group)
     return floats(kernels.rotate(x, group), oracle.rotate(exact, group), slack)
 
 
 def dequantize(q: torch.Tensor, scale: torch.Tensor, spread: np.ndarray, dtype, group: int) -> oracle.Count:
+    """Count agreement of `dequantize`; spread: the scale, broadcast to q."""
     exact = oracle.array(q) * spread
     # The product is rounded to float32 before it is rotated: another half unit of each element.
     slack = oracle.rotation_error(exact, group) * (1 + 1 / oracle.ROTATION)
@@ -88,7 +94,7 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, spread: np.ndarray, dtype, 
 
 
 def cases(shapes):
-    """(op, dtype, detail, Count) of every combination."""
+    """Yield (op, dtype, detail, Count) of every combination."""
     for shape, dtype in itertools.product(shapes, FLOATS):
         x = heavy(*shape, dtype=dtype)
         ints = int8(*shape)
@@ -115,6 +121,7 @@ def cases(shapes):
 
 
 def main() -> int:
+    """Run the command line; the exit code is 1 when there is a mismatch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the first shape only")
     args = parser.parse_args()

@@ -24,7 +24,7 @@ from convert_to_quant.files.checkpoint import open_checkpoint
 
 
 def largest_layer_mib(model: Path) -> float:
-    """MiB of the largest layer that is quantized, in bfloat16."""
+    """Return the MiB of the largest layer that is quantized, in bfloat16."""
     with open_checkpoint(model) as checkpoint:
         return build_plan(checkpoint, Settings(input_file=str(model))).largest_layer * 2 / 2**20
 
@@ -47,7 +47,7 @@ def measure(model: Path, runs: int, output: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

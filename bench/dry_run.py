@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def choosing(shapes: dict[str, tuple[int, ...]], runs: int) -> float:
-    """Median seconds of processor time to detect the model and decide on each tensor, in this process."""
+    """Return median processor seconds to detect the model and decide on each tensor, in this process."""
     from convert_to_quant.converter.layers.selection import select
     from convert_to_quant.converter.presets import detect
 
@@ -61,7 +61,7 @@ def choosing(shapes: dict[str, tuple[int, ...]], runs: int) -> float:
 
 
 def median(arguments: list[str], runs: int) -> float:
-    """Median seconds of a Python process with these arguments; RuntimeError when one fails."""
+    """Return median seconds of a Python process with these arguments; RuntimeError when one fails."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()

@@ -23,7 +23,7 @@ KEYS = '{"note": "benchmark"}'
 
 
 def make_input(path: Path, gib: float) -> None:
-    """A file of as many [3072, 12288] layers as fit into `gib`, written in pieces."""
+    """Write a file of as many [3072, 12288] layers as fit into `gib`, written in pieces."""
     rows, columns = LAYER
     config = json.dumps({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256}).encode()
     count = max(1, int(gib * 2**30 / (rows * columns)))
@@ -61,7 +61,7 @@ def forget(path: Path) -> None:
 
 
 def timed(command: list[str]) -> tuple[float, int]:
-    """(seconds, peak resident bytes) of a command; SystemExit with its output when it fails."""
+    """Return (seconds, peak resident bytes) of a command; SystemExit with its output when it fails."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment())
     output = process.stdout.read()

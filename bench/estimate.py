@@ -1,12 +1,13 @@
-"""The conversion rates that ``converter/plan/estimate.py`` predicts times with.
+"""The conversion rates that a dry run predicts times with.
 
     python bench/estimate.py [--runs 3] [--layers 4]
 
 Converts a checkpoint of Flux-sized layers (3072 x 12288, bfloat16, heavy tails) in each kind of format, and
-one of 2048 x 2048 layers with each algorithm and 1024 calibration tokens a layer. Prints what a whole
-conversion, check included, does for each second of each processor core, which other work on the machine
-disturbs little, and the elapsed and the processor's seconds. Times two, for two cores, the tables go into
-ELEMENTS_PER_SECOND and PRODUCTS_PER_SECOND; what 40 more steps cost gives STEP_SHARE.
+one of 2048 x 2048 layers with each algorithm and 1024 calibration tokens per layer. Prints what a whole
+conversion, check included, does per second of one processor core, which other work on the machine disturbs
+little, and the elapsed and the processor's seconds. Times two, for two cores, the first table goes into
+`speed` of each format (formats/), the second into `products` of each algorithm (formats/algorithms.py); what
+40 more steps cost, per step and as a share of the whole, is its `step_share`.
 """
 
 import argparse
@@ -63,20 +64,20 @@ def main() -> None:
 
 
 def checkpoint(path: Path, layers: int, rows: int, columns: int) -> Path:
-    """A model of equal layers with heavy-tailed weights."""
+    """Write a model of equal layers with heavy-tailed weights and return its path."""
     weight = torch.distributions.StudentT(4.0).sample((rows, columns)).mul_(0.02).bfloat16()
     save_file({f"blocks.{i}.linear.weight": weight.clone() for i in range(layers)}, str(path))
     return path
 
 
 def show(kind: str, work: int, runs: int, model: Path, options: dict) -> None:
-    """Time conversions and print a row of a table."""
+    """Time conversions and print one row of a table: work per processor second."""
     busy, seconds = min(timed(model, options) for _ in range(runs))
     print(f'    "{kind}": {work / busy:.1e},  # {seconds:.2f} s, processor {busy:.2f} s', flush=True)
 
 
 def timed(path: Path, options: dict) -> tuple[float, float]:
-    """The processor's seconds of one conversion, all cores together, and the elapsed ones."""
+    """Convert once; return the processor's seconds, all cores together, and the elapsed ones."""
     output = path.with_name("out.safetensors")
     start, busy = time.perf_counter(), time.process_time()
     convert_to_int8(str(path), str(output), **options)

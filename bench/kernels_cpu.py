@@ -7,7 +7,7 @@ input). Each round times every op next to a copy of the same tensor, and medians
 the processor time of all threads, which other load on the machine hardly changes; "wall" is the clock.
 "of copy" is the copy's time for the same bytes over the op's, by processor time; the copy is a clone,
 because the ops too return fresh memory, whose page faults can cost more than the arithmetic. "rotation"
-is what the rotated op takes beyond the plain one, in nanoseconds of one core an element.
+is what the rotated op takes beyond the plain one, in nanoseconds of one core per element.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Op = tuple[str, Callable[[], object], int]
 
 
 def ops(x: torch.Tensor) -> list[Op]:
-    """(name, call, bytes that must move) for input x [M, K]."""
+    """Return (name, call, bytes that must move) of every op for input x [M, K]."""
     n, size = x.numel(), x.numel() * x.element_size()
     q, scale = kernels.quantize_rowwise(x)
     blocks, block_scale = kernels.quantize_blockwise(x, 128, 128)
@@ -46,14 +46,14 @@ def ops(x: torch.Tensor) -> list[Op]:
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:
-    """(processor seconds of all threads, seconds on the clock) of one call."""
+    """Return (processor seconds of all threads, seconds on the clock) of one call."""
     cpu, wall = time.process_time(), time.perf_counter()
     call()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def measure(table: list[Op], copy: Callable[[], object], rounds: int) -> dict[str, tuple[list, list]]:
-    """Per op, its timings and those of the copy just before it."""
+    """Return {op: (timings of the copy just before it, its own)}."""
     for _, call, _ in table:
         call()
     found: dict[str, tuple[list, list]] = {name: ([], []) for name, _, _ in table}
@@ -66,10 +66,12 @@ def measure(table: list[Op], copy: Callable[[], object], rounds: int) -> dict[st
 
 
 def median(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Return the median of each of the two clocks."""
     return tuple(statistics.median(column) for column in zip(*times, strict=True))
 
 
 def report(x: torch.Tensor, rounds: int) -> None:
+    """Measure every op on x [M, K] and print a table."""
     y = torch.empty_like(x)
     table = ops(x)
     found = measure(table, x.clone, rounds)
@@ -96,6 +98,7 @@ def report(x: torch.Tensor, rounds: int) -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shape", default="3072x3072", help="rows x columns (default 3072x3072)")

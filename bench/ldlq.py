@@ -14,27 +14,29 @@ import time
 import torch
 from safetensors import safe_open
 
+from convert_to_quant.formats import Int8Tensorwise
 from convert_to_quant.kernels import largest_group
 from convert_to_quant.quant.algorithms import LayerStats, QuantizeOptions, quantize_layer
 
 
 def tokens(n: int, columns: int) -> torch.Tensor:
-    """Tokens near a few directions, bf16, as recorded ones are."""
+    """Return n tokens near a few directions, bf16 [n, columns], as recorded ones are."""
     g = torch.Generator().manual_seed(columns)
     hidden = torch.randn(n, 32, generator=g) @ torch.randn(32, columns, generator=g)
     return (hidden + torch.randn(n, columns, generator=g)).bfloat16()
 
 
 def quantize(weight: torch.Tensor, samples: torch.Tensor, algorithm: str) -> tuple[float, float]:
-    """(wall, CPU) seconds of one layer."""
-    options = QuantizeOptions(algorithm, rotation=largest_group(weight.shape[1]), row_chunk=1024)
+    """Quantize one layer [N, K] and return its (wall, CPU) seconds."""
+    form = Int8Tensorwise(rotation=largest_group(weight.shape[1]))
+    options = QuantizeOptions(algorithm, form, row_chunk=1024)
     wall, cpu = time.perf_counter(), time.process_time()
     quantize_layer(weight, LayerStats(samples), options)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

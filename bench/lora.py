@@ -27,7 +27,7 @@ TARGET = 1.30
 
 
 def write_model(path: Path, hidden: int) -> dict[str, tuple[int, int]]:
-    """Two double and four single Flux blocks in bfloat16; returns the layers by name."""
+    """Write two double and four single Flux blocks in bfloat16; return the layers by name."""
     shapes: dict[str, tuple[int, int]] = {}
     for b in range(2):
         for s in ("img", "txt"):
@@ -47,7 +47,7 @@ def write_model(path: Path, hidden: int) -> dict[str, tuple[int, int]]:
 
 
 def write_lora(path: Path, shapes: dict[str, tuple[int, int]], rank: int) -> Path:
-    """A kohya-named LoRA of every layer."""
+    """Write a kohya-named LoRA of every layer; return its path."""
     g = torch.Generator().manual_seed(rank)
     tensors = {}
     for name, (n, k) in shapes.items():
@@ -60,14 +60,14 @@ def write_lora(path: Path, shapes: dict[str, tuple[int, int]], rank: int) -> Pat
 
 
 def timed(model: Path, output: Path, loras: list[Path]) -> tuple[float, float]:
-    """(wall, CPU) seconds of one conversion."""
+    """Convert once; return (wall, CPU) seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     convert_to_int8(model, output, merge_lora_paths=loras)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def paired(model: Path, output: Path, loras: list[Path], pairs: int) -> dict[str, float]:
-    """Medians of the plain and the merging runs, and of the ratios within each pair."""
+    """Return medians of the plain and the merging runs, and of the ratios within each pair."""
     runs: dict[str, list[tuple[float, float]]] = {"plain": [], "merge": []}
     for i in range(pairs):
         for kind in ("plain", "merge") if i % 2 else ("merge", "plain"):
@@ -82,7 +82,7 @@ def paired(model: Path, output: Path, loras: list[Path], pairs: int) -> dict[str
 
 
 def peak_mib(model: Path, output: Path, loras: list[Path]) -> float:
-    """Peak resident memory of a process that does one conversion, in MiB (Linux)."""
+    """Return the peak resident memory of a process that does one conversion, in MiB (Linux)."""
     code = (
         "import re, sys; from convert_to_quant import convert_to_int8; "
         "convert_to_int8(sys.argv[1], sys.argv[2], merge_lora_paths=sys.argv[3:]); "

@@ -20,13 +20,14 @@ import time
 
 import torch
 
+from convert_to_quant.formats import Int8Tensorwise
 from convert_to_quant.quant.algorithms import LayerStats, QuantizeOptions, quantize_layer
 
 MODES = {"plain": {}, "checkpointed": {"row_chunk": 128, "in_place": True}}
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Return the bytes of this process that are in memory now."""
     with open("/proc/self/statm") as f:
         return int(f.read().split()[1]) * 4096
 
@@ -60,14 +61,14 @@ class Peak:
 
 
 def one(mode: str, rows: int, columns: int, tokens: int, device: str) -> dict:
-    """Quantize one synthetic layer; peak bytes, seconds and a hash of the integers."""
+    """Quantize one synthetic layer; return the peak in bytes, the seconds and a hash of the integers."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(rows, columns, generator=g).bfloat16()
     samples = torch.randn(tokens, 64, generator=g) @ torch.randn(64, columns, generator=g)
     samples = (samples + torch.randn(tokens, columns, generator=g)).bfloat16()
     # Warms the libraries up: their own pools are no part of the algorithm.
     small = LayerStats(samples[:64, :256].clone())
-    options = {"rotation": 256, "device": device}
+    options = {"format": Int8Tensorwise(rotation=256), "device": device}
     quantize_layer(weight[:64, :256].clone(), small, QuantizeOptions("quip", **options))
     start = time.perf_counter()
     with Peak(torch.device(device)) as peak:
@@ -82,7 +83,7 @@ def one(mode: str, rows: int, columns: int, tokens: int, device: str) -> dict:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -18,7 +18,7 @@ class Usage:
 
 
 def run(command: Sequence[str]) -> Usage:
-    """Run a command to its end. RuntimeError with its stderr when it fails."""
+    """Run a command to its end; RuntimeError with its stderr when it fails."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -32,7 +32,7 @@ def run(command: Sequence[str]) -> Usage:
 
 
 def median(usages: Sequence[Usage]) -> Usage:
-    """Medians of each figure; the peak of the peaks."""
+    """Return the median of each figure, and the peak of the peaks."""
     return Usage(
         statistics.median(u.wall for u in usages),
         statistics.median(u.cpu for u in usages),

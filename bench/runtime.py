@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from convert_to_quant.comfy.quant_ops import QuantizedTensor
-from convert_to_quant.quant import layout_ops
+from convert_to_quant.quant.layouts import int8 as int8_layout
 from convert_to_quant.runtime import empty_weights, load_quantized, quantize_model, save_quantized
 
 
 def per_call(call, n: int = 5000, repeats: int = 9) -> float:
-    """Microseconds of processor time a call: the median of `repeats` means of `n`."""
+    """Return microseconds of processor time per call: the median of `repeats` means of `n`."""
     for _ in range(n // 10):
         call()
     times = []
@@ -41,24 +41,24 @@ def per_call(call, n: int = 5000, repeats: int = 9) -> float:
 
 
 def overhead() -> dict[str, float]:
-    """Microseconds that the QuantizedTensor path adds to its op, for tiny shapes where it shows most."""
+    """Return the microseconds that a QuantizedTensor adds to its op, for tiny shapes where it shows most."""
     torch.manual_seed(0)
     module = nn.Linear(64, 64).requires_grad_(False)
     quantize_model(module, rotation=16)
     q, bias, x = module.weight, module.bias, torch.randn(1, 64)
     args = (x, q._qdata, q._layout_params["scale"], bias, 16, None)
-    real, op, constant = layout_ops.ops, torch.ops.convert_to_quant.int8_linear, torch.zeros(1, 64)
+    real, op, constant = int8_layout.ops, torch.ops.convert_to_quant.int8_linear, torch.zeros(1, 64)
     stub = SimpleNamespace(int8_linear=lambda *a: constant)
     float_module = nn.Linear(64, 64).requires_grad_(False)
     out = {}
     with torch.inference_mode():
-        layout_ops.ops = stub
+        int8_layout.ops = stub
         try:
             base = per_call(lambda: stub.int8_linear(*args))
             out["F.linear over op, us"] = per_call(lambda: F.linear(x, q, bias)) - base
             out["module over op, us"] = per_call(lambda: module(x)) - base
         finally:
-            layout_ops.ops = real
+            int8_layout.ops = real
         out["nn.Linear, float, whole call, us"] = per_call(lambda: float_module(x))
         out["op, whole call, us"] = per_call(lambda: op(*args), n=500)
         out["F.linear, whole call, us"] = per_call(lambda: F.linear(x, q, bias), n=500)
@@ -70,7 +70,7 @@ def _stack(layers: int) -> nn.Module:
 
 
 def write(path: str, mb: int) -> None:
-    """A synthetic INT8 checkpoint of about `mb` MB."""
+    """Write a synthetic INT8 checkpoint of about `mb` MB."""
     with empty_weights():
         model = _stack(mb // 4)
     for layer in model:
@@ -117,7 +117,7 @@ def loading(mb: int) -> dict[str, float]:
 
 
 def compiling(inductor: bool) -> dict[str, float]:
-    """Graph breaks of a block of quantized linears, and compiled against eager."""
+    """Count graph breaks of a block of quantized linears, and compare compiled with eager."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(128, 512), nn.GELU(), nn.Linear(512, 128)).requires_grad_(False)
     quantize_model(model)

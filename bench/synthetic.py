@@ -51,7 +51,7 @@ def shapes(hidden: int, double: int, single: int) -> dict[str, tuple[int, ...]]:
 
 
 def values(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """One tensor, bfloat16."""
+    """Return one tensor, bfloat16."""
     x = torch.randn(shape, generator=generator)
     if len(shape) == 2:
         x *= torch.exp(0.3 * torch.randn(shape[0], 1, generator=generator))
@@ -79,7 +79,7 @@ def write(path: Path, hidden: int, double: int, single: int, seed: int = 0) -> i
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,6 +9,7 @@ Example::
 """
 
 from .namesake import warn as _warn_of_namesake
+from .quant.algorithms import LayerStats, QuantizeOptions
 from .quant.runtime import (
     CheckpointError,
     Int8Linear,
@@ -30,9 +31,11 @@ __all__ = [
     "CheckpointError",
     "Int8Linear",
     "KeyMap",
+    "LayerStats",
     "LoadReport",
     "LoraHandle",
     "LowRank",
+    "QuantizeOptions",
     "QuantizeReport",
     "apply_lora",
     "empty_weights",

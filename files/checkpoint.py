@@ -57,15 +57,15 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Size of all files."""
+        """Return the size of all files, in bytes."""
         return sum(f.stat().st_size for f in self.files)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape, in file order."""
+        """Return {name: shape}, in file order."""
         return {name: info.shape for name, info in self.tensors.items()}
 
     def descriptor(self, file: Path) -> int:
-        """An open, read-only descriptor of one of the files, for copying bytes."""
+        """Return an open, read-only descriptor of one of the files, for copying bytes."""
         if file not in self._descriptors:
             self._descriptors[file] = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         return self._descriptors[file]
@@ -81,7 +81,7 @@ class Checkpoint:
         return self.read_tensor(self.tensors[name], huge_pages)
 
     def read_tensor(self, info: TensorInfo, huge_pages: bool = True) -> torch.Tensor:
-        """`read` for a tensor of any safetensors file; the file stays open until `close`."""
+        """Read a tensor of any safetensors file, as `read` does; the file stays open until `close`."""
         import torch  # a header is read without it
 
         dtype = computable_dtype(info)
@@ -92,7 +92,10 @@ class Checkpoint:
         return raw.view(dtype).view(info.shape)
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
-        """Fill `buffer` with the tensor's bytes from byte `start` on."""
+        """Fill `buffer` with the tensor's bytes from byte `start` on.
+
+        CheckpointError when the file ends before the buffer is full.
+        """
         done, total = 0, len(buffer)
         fd = self.descriptor(info.file)
         while done < total:
@@ -156,7 +159,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _files_of(path: Path) -> tuple[list[Path], list[str]]:
-    """The files of a checkpoint and the names its index promises."""
+    """Return the files of a checkpoint and the names its index promises."""
     if path.is_dir():
         indices = sorted(path.glob("*.safetensors.index.json"))
         if len(indices) > 1:

@@ -30,7 +30,7 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         count = 1
         for n in self.shape:
             count *= n
@@ -47,12 +47,12 @@ class OutputTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes."""
+        """Return the bytes it takes in the file; KeyError for a dtype that the format does not know."""
         return nbytes(self.dtype, self.shape)
 
     @property
     def alignment(self) -> int:
-        """Bytes per element, at least one."""
+        """Return the bytes per element, at least one."""
         return max(1, BITS[self.dtype] // 8)
 
 
@@ -129,7 +129,7 @@ def _entry(file: Path, name: str, spec: dict, base: int) -> TensorInfo:
 
 
 def _check_layout(file: Path, entries: list[TensorInfo], base: int, size: int) -> None:
-    """The data must be covered without gaps or overlaps, and be all there."""
+    """Raise CheckpointError unless the data is covered without gaps or overlaps, and all there."""
     at = base
     for info in entries:
         if info.offset != at:

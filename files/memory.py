@@ -30,9 +30,9 @@ def return_freed_buffers() -> None:
 
 
 def in_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
-    """A fresh tensor, before it is filled, in huge pages where the system gives them on request; returned.
+    """Put a fresh tensor, not yet filled, in huge pages where the system gives them on request; return it.
 
-    Filling fresh memory costs more than most of what is then computed with it: 3.0 ms a million float32
+    Filling fresh memory costs more than most of what is then computed with it: 3.0 ms per million float32
     in pages of 4 KiB, 0.9 ms in huge ones (one EPYC core).
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux

@@ -51,7 +51,7 @@ class OutputFile:
         self._journal = open(self.journal, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def _completed_steps(self) -> dict[str, Any]:
-        """What the journal of an interrupted run of the same job says, if its file is all there.
+        """Return what the journal of an interrupted run of the same job says, if its file is all there.
 
         A machine that was restarted since may have lost written pages: then nothing is trusted.
         """
@@ -131,7 +131,7 @@ class OutputFile:
         return len(data)
 
     def read(self, name: str, start: int, count: int) -> bytes:
-        """Bytes of a tensor as they stand in the file."""
+        """Return `count` bytes of a tensor from byte `start` on, as they stand in the file."""
         offset = self._offsets[name] + start
         if hasattr(os, "pread"):
             return os.pread(self._fd, count, offset)
@@ -145,7 +145,10 @@ class OutputFile:
         self._journal.flush()
 
     def finish(self) -> None:
-        """Sync the file and give it its name, in one step that either happens or does not."""
+        """Sync the file and give it its name, in one step that either happens or does not.
+
+        ConversionError when the disk refuses what was written.
+        """
         try:
             os.fsync(self._fd)
         except OSError as e:
@@ -192,7 +195,7 @@ def _no_room(path: Path, need: int, free: int) -> str:
 
 
 def _lock_exclusively(fd: int, part: Path) -> None:
-    """One process a .part file; where the platform has no file locks, the user minds."""
+    """Let one process write each .part file; where the platform has no file locks, the user minds."""
     try:
         import fcntl
     except ImportError:
@@ -205,7 +208,7 @@ def _lock_exclusively(fd: int, part: Path) -> None:
 
 
 def _boot_id() -> str:
-    """Something that changes when the machine restarts."""
+    """Return something that changes when the machine restarts."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -18,7 +18,7 @@ class Algorithm:
     run: "module:function" in quant/algorithms. aliases: other names that people type. needs_hessian: without
     measured inputs it is rounding to nearest. rotates: whether it is for rotated weights (True), for
     weights that are not (False), or for both (None); where nothing is said of rotation, that decides.
-    optimizes: it takes steps of an optimizer. products: weights x columns a second on two cores before the
+    optimizes: it takes steps of an optimizer. products: weights x columns per second on two cores before the
     first step, 0 where time goes by the format (`Format.speed`). step_share: a step, as a share of that.
     squares: [K, K] float32 matrices held beside the factor's. tiles: tiles of rows at work at once.
     """
@@ -36,7 +36,7 @@ class Algorithm:
 
     @property
     def factors(self) -> bool:
-        """Whether it factors a Hessian, which is what takes memory and a device."""
+        """Return whether it factors a Hessian, which is what takes memory and a device."""
         return self.tiles > 0
 
     def memory(self, shape: tuple[int, int], rows: int | None = None, in_place: bool = False) -> int:
@@ -54,9 +54,9 @@ class Algorithm:
         return _FLOAT * k * k * squares + _TOKENS + n * k * (_FLOAT + 1) + tiles
 
     def seconds(self, shape: tuple[int, ...], speed: float, steps: int) -> float | None:
-        """Estimate the time of a weight [N, K] on two cores; None where nothing is known.
+        """Estimate the seconds that a weight [N, K] takes on two cores; None where nothing is known.
 
-        speed: weights rounded a second in the layer's format, 0 if not known. steps: of an optimizer.
+        speed: weights rounded per second in the layer's format, 0 if not known. steps: of an optimizer.
         """
         n, k = shape
         if self.products:
@@ -90,7 +90,7 @@ ROUNDING = "rtn"
 
 
 def canonical(name: str) -> str:
-    """Return the name of an algorithm or alias; KeyError for one that does not exist."""
+    """Return the name of the algorithm that `name` or its alias stands for; KeyError where there is none."""
     if name in ALGORITHMS:
         return name
     found = [a.name for a in ALGORITHMS.values() if name in a.aliases]

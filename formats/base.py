@@ -15,12 +15,20 @@ Shape = tuple[int, int]
 """[N, K] of a linear weight: out_features, in_features."""
 
 Report = Callable[..., None]
-"""Takes a fault: ``report(kind, text, fix="", fatal=True)``; see `stored.judge.Problem`."""
+"""Takes a fault: ``report(kind, text, fix="", fatal=True)``.
+
+kind: a few words that faults of one sort share. text: a sentence on what is wrong with the layer. fix: what
+was done about it, "" for nothing. fatal: whether the layer cannot be used as it is.
+"""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a stored layer: the end of its name, its safetensors dtype, its shape."""
+    """One tensor of a stored layer.
+
+    suffix: what follows the layer's name and a dot. dtype: its safetensors name ("F32"). shape: as stored,
+    which for a packed weight is not [N, K].
+    """
 
     suffix: str
     dtype: str
@@ -28,7 +36,7 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         count = 1
         for n in self.shape:
             count *= n
@@ -43,7 +51,8 @@ Tensors = Mapping[str, StoredTensor]
 class Asked:
     """What a person asks for one layer, whatever its format; a format takes the fields that it has.
 
-    granularity: "" for the format's own. rotation: ConvRot group, 0 for none. block_size: edge of a block.
+    granularity: a word of ``--scaling_mode``, "" for the format's own. rotation: ConvRot group, in columns,
+    0 for none. block_size: edge of a block, in weights. full_precision_matrix_mult: as in `Format`.
     """
 
     granularity: str = ""
@@ -92,7 +101,7 @@ class Format:
             FORMATS[cls.name] = cls
 
     def __post_init__(self) -> None:
-        """ValueError for a rotation or an extra tensor that the format does not have."""
+        """Raise ValueError for a rotation or an extra tensor that the format does not have."""
         if self.rotation and not self.rotates:
             raise ValueError(f"{self.name} has no rotation")
         if unknown := set(self.extra) - set(self.extras):
@@ -100,7 +109,7 @@ class Format:
 
     @classmethod
     def make(cls, asked: Asked) -> "Format":
-        """Return the format of a layer for which `asked` is asked."""
+        """Return the format of a layer for which `asked` is asked; ValueError for what it cannot be."""
         own = {f.name for f in fields(cls)}
         given = {f.name: getattr(asked, f.name) for f in fields(asked) if f.name in own}
         if not given.get("granularity", True):
@@ -108,7 +117,11 @@ class Format:
         return cls(**given)
 
     def tensors(self, shape: Shape) -> tuple[StoredTensor, ...]:
-        """Return the stored tensors of a weight [N, K], the weight first, ``comfy_quant`` aside."""
+        """Return the stored tensors of a weight [N, K]: the weight first, then its `suffixes`.
+
+        ``comfy_quant`` and extra tensors are not among them. Shapes are the stored ones: a weight whose rows
+        are packed has fewer columns than K.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define tensors(shape)")
 
     def stored(self, shape: Shape) -> tuple[StoredTensor, ...]:
@@ -129,6 +142,7 @@ class Format:
     def read(cls, config: Mapping[str, Any], tensors: Tensors, where: str) -> "Format":
         """Read how a layer is stored from its ``comfy_quant`` and the shapes of its tensors.
 
+        config: the JSON object. tensors: by suffix, the weight among them. where: how errors name the layer.
         Keys may stand in "params", sizes may be texts. CheckpointError, naming `where`, for what this format
         cannot be: a tensor that is missing or misshapen, a size that does not fit.
         """
@@ -147,17 +161,20 @@ class Format:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> "Format":
-        """Make the format from flattened ``comfy_quant`` keys; the weight and `suffixes` are there."""
+        """Make the format from flattened ``comfy_quant`` keys; the weight and `suffixes` are there.
+
+        CheckpointError, naming `where`, for a key that no layer of these shapes can have.
+        """
         return cls(**cls.common(settings, tensors))
 
     @classmethod
     def common(cls, settings: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
-        """Return the fields that every format reads alike."""
+        """Return the fields that every format reads alike: the flag for full precision, the extra tensors."""
         extra = tuple(s for s in cls.extras if s in tensors)
         return {"full_precision_matrix_mult": flag(settings, "full_precision_matrix_mult"), "extra": extra}
 
     def check(self, tensors: Tensors, where: str) -> None:
-        """CheckpointError for a tensor whose shape is not one that this format reads.
+        """Raise CheckpointError for a tensor whose shape is not one that this format reads.
 
         The default asks for the shapes of `stored`; one element may have any number of axes.
         """
@@ -171,17 +188,17 @@ class Format:
                 )
 
     def shape(self, stored: tuple[int, ...]) -> Shape:
-        """Return [N, K] of a weight stored with shape `stored`."""
+        """Return [N, K] of a weight stored with shape `stored`; a format with packed rows overrides this."""
         n, k = stored
         return n, k
 
     @property
     def row_step(self) -> int:
-        """Rows that cannot be taken apart: parts of a layer start at its multiples."""
+        """Return how many rows cannot be taken apart: parts of a layer start at its multiples."""
         return 1
 
     def rows(self, first: int, count: int, tensors: Tensors) -> dict[str, tuple[int, int] | None]:
-        """Say which part of each stored tensor belongs to `count` weight rows from `first` on.
+        """Return which part of each stored tensor belongs to `count` weight rows from `first` on.
 
         A part is (start, stop) along the first axis; None is the whole tensor. `first` is a multiple of
         `row_step`, and so is `count` unless the rows are the last. The default: what has as many rows as
@@ -193,7 +210,7 @@ class Format:
         return {s: (first, first + count) if s in own or s == WEIGHT else None for s in tensors}
 
     def why_not(self, shape: Shape) -> str:
-        """Say why a weight [N, K] cannot have this format; "" if it can."""
+        """Return why a weight [N, K] cannot have this format; "" if it can."""
         return ""
 
     def describe(self) -> str:
@@ -205,7 +222,7 @@ class Format:
         return {}
 
     def speed(self) -> float:
-        """Return the weights that are rounded and checked a second on two cores; 0 where none was measured.
+        """Return the weights rounded and checked per second on two cores; 0 where that was not measured.
 
         Measured with ``bench/estimate.py``.
         """
@@ -243,19 +260,28 @@ class Format:
 
     @classmethod
     def config_faults(cls, config: Mapping[str, Any], before: Mapping[str, Any], columns: int) -> list[str]:
-        """Say why an edited config would no longer fit the tensors of a layer whose config was `before`."""
+        """Return why an edited config would no longer fit the tensors of a layer whose config was `before`.
+
+        columns: K of the weight. Empty where it fits.
+        """
         return []
 
 
 def format_class(name: str, where: str) -> type[Format]:
-    """Return the format of that name in ``comfy_quant``; CheckpointError names the known ones."""
+    """Return the format of that name in ``comfy_quant``.
+
+    CheckpointError, naming the layer `where` and the formats there are, for another name.
+    """
     if name not in FORMATS:
         raise CheckpointError(f"layer {where} has format {name!r}; this runtime reads {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def read_format(config: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
-    """Read how a layer is stored, by the format that its ``comfy_quant`` names; see `Format.read`."""
+    """Read how a layer is stored, by the format that its ``comfy_quant`` names.
+
+    config: as `config.checked_config` returns it. where: the layer's name. Otherwise as `Format.read`.
+    """
     return format_class(config["format"], where).read(config, tensors, f"layer {where}")
 
 

@@ -39,7 +39,10 @@ def granularities() -> list[str]:
 
 
 def granularity_name(text: str) -> str:
-    """Return the granularity a person named, also as other tools call it (axis, tensorwise, ...)."""
+    """Return the granularity that a person named, also as other tools call it (axis, tensorwise, ...).
+
+    ValueError, listing the granularities there are, for another word.
+    """
     name = _ALIASES.get(text, text)
     known = granularities()
     if name not in known:
@@ -50,7 +53,7 @@ def granularity_name(text: str) -> str:
 def chosen(name: str, granularity: str | None) -> type[Format]:
     """Return the format of an option (or name on disk) with a granularity, None or "" for its own.
 
-    ValueError where that format has no such granularity.
+    ValueError for an unknown format, or where that format has no such granularity; it names the one to use.
     """
     if name in FORMATS:
         found = FORMATS[name]

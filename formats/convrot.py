@@ -1,4 +1,4 @@
-"""ConvRot's rotation: the group sizes there are, and which one a layer gets.
+"""ConvRot's rotation: the group sizes there are, and which of them each layer gets.
 
 The kernels rotate by these groups, and the formats name them in ``comfy_quant``.
 """

@@ -34,7 +34,7 @@ class Float8(Format):
         return cls(scaled=SCALE in tensors, **cls.common(settings, tensors))
 
     def check(self, tensors: Tensors, where: str) -> None:
-        """CheckpointError for a scale that is neither one element nor one per row."""
+        """Raise CheckpointError for a scale that is neither one element nor one per row."""
         scale, n = tensors.get(SCALE), tensors[WEIGHT].shape[0]
         if scale is not None and scale.numel not in (1, n):
             raise CheckpointError(
@@ -53,7 +53,7 @@ class Float8(Format):
     def put_right(
         cls, config: dict[str, Any] | None, tensors: Tensors, report: Report, reported: bool = False
     ) -> tuple[dict[str, Any] | None, Tensors]:
-        """Label a scaled weight by its dtype. A weight without a scale needs no ``comfy_quant``."""
+        """Label a scaled weight by its dtype; one without a scale needs no ``comfy_quant``."""
         if config is not None and config.get("format") != cls.name:
             report(
                 "wrong format",

@@ -26,7 +26,7 @@ class Int8(Format):
     def put_right(
         cls, config: dict[str, Any] | None, tensors: Tensors, report: Report, reported: bool = False
     ) -> tuple[dict[str, Any] | None, Tensors]:
-        """Relabel by the scale's shape, and bring the scale to the dtype and shape that load everywhere."""
+        """Label the layer by its scale's shape; give the scale the dtype and shape that load everywhere."""
         shape = tensors[WEIGHT].shape
         if len(shape) != 2:
             scale = tensors.get(SCALE)
@@ -46,7 +46,7 @@ class Int8(Format):
 
     @classmethod
     def config_faults(cls, config: Mapping[str, Any], before: Mapping[str, Any], columns: int) -> list[str]:
-        """Refuse another block edge, and a rotation that a layer cannot have."""
+        """Return faults: another block edge, or a rotation that the layer cannot have."""
         edge = before.get("group_size")
         if config.get("group_size") != edge and config["format"] == _name("block"):
             return [f"its scale has blocks of {edge}: group_size stays"]

@@ -39,7 +39,10 @@ class Int8Blockwise(Int8):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
-        """Read the edge from ``group_size``, or ``block_size`` as some tools write; 128 where neither is."""
+        """Read the edge from ``group_size``, or ``block_size`` as some tools write; 128 where neither is.
+
+        CheckpointError for an edge that is no power of two.
+        """
         given = settings.get("group_size") or settings.get("block_size") or DEFAULT_BLOCK
         edge = whole_number(given)
         if edge < 1 or edge & (edge - 1):
@@ -47,7 +50,7 @@ class Int8Blockwise(Int8):
         return cls(block_size=edge, **cls.common(settings, tensors))
 
     def check(self, tensors: Tensors, where: str) -> None:
-        """CheckpointError for scales that are not those of blocks of this edge."""
+        """Raise CheckpointError for scales that are not those of blocks of this edge."""
         want, found = blocks(self.shape(tensors[WEIGHT].shape), self.block_size), tensors[SCALE].shape
         if found != want:
             raise CheckpointError(

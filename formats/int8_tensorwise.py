@@ -42,7 +42,10 @@ class Int8Tensorwise(Int8):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
-        """Tell rows from the whole tensor by the number of scales; (N,) and (1, N) are read as rows."""
+        """Tell rows from the whole tensor by the number of scales; (N,) and (1, N) are read as rows.
+
+        CheckpointError for another number of scales, or a rotation that does not exist or divide K.
+        """
         scale, (n, k) = tensors[SCALE], tensors[WEIGHT].shape
         if scale.numel != 1 and not (scale.numel == n and max(scale.shape) == n):
             raise CheckpointError(

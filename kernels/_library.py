@@ -65,7 +65,7 @@ def define(schema: str, *, eager: Callable, fake: Callable, device: str | None =
 
 
 def on_device(name: str, eager: Callable, target: str | None) -> Callable:
-    """What the dispatcher calls for op `name` on an accelerator: `target`, or else the eager twin."""
+    """Return what the dispatcher calls for op `name` on an accelerator: `target`, or else the eager twin."""
 
     @wraps(eager)
     def run(*args, **kwargs):

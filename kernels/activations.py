@@ -34,12 +34,15 @@ def check_input(name: str | None) -> None:
 
 
 def halves(name: str | None) -> int:
-    """Columns of the input for each column that the function gives: 2 for a gated one, else 1."""
+    """Return the columns of input per column of output: 2 for a gated function, else 1."""
     return 2 if name in GATED else 1
 
 
 def apply(name: str | None, x: torch.Tensor) -> torch.Tensor:
-    """The named function of x in float32, or x itself for None. ValueError for other names."""
+    """Return the named function of x in float32, or x itself for None; ValueError for other names.
+
+    x: [.., K]; a gated function returns [.., K / 2].
+    """
     check_input(name)
     if name in GATED:
         gate, up = x.float().chunk(2, -1)

@@ -1,4 +1,4 @@
-"""Block-wise INT8 quantization: one scale a block of block_m rows and block_k columns."""
+"""Block-wise INT8 quantization: one scale per block of block_m rows and block_k columns."""
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ _op = define(
 
 
 def quantize_blockwise(x: torch.Tensor, block_m: int, block_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize x to int8 with one scale a block; returns ``(q, scale float32)``.
+    """Quantize x to int8 with one scale per block; returns ``(q, scale float32)``.
 
     Weights [M, K] use (128, 128) and scale [ceil(M / bm), ceil(K / bk)]; activations [.., K]
     use (1, 128) and scale [.., ceil(K / bk)]. Block edges are powers of two; ragged edges make

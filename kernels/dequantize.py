@@ -51,7 +51,7 @@ def _scale_columns(y: torch.Tensor, scales: torch.Tensor, edge: int) -> None:
 
 
 def _matrix_of_scales(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`scale` as float32 [1, 1], [rows, 1] or [row blocks, column blocks].
+    """Return `scale` as float32 [1, 1], [rows, 1] or [row blocks, column blocks].
 
     A scale with fewer axes than q is refused: [N] for q [N, N] would scale columns instead of rows.
     """
@@ -60,7 +60,7 @@ def _matrix_of_scales(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     if scale.dim() != q.dim() or (q.dim() != 2 and scale.shape[:-1] != q.shape[:-1]):
         raise ValueError(
             f"scale of shape {tuple(scale.shape)} does not fit integers {list(q.shape)}: expected one "
-            f"element or {list(q.shape[:-1])} and one entry a row or block of columns"
+            f"element or {list(q.shape[:-1])} and one entry per row or block of columns"
         )
     return scale.float().reshape(-1, scale.shape[-1])
 
@@ -80,9 +80,9 @@ _op = define(
 def dequantize(
     q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32, rotation: int = 0
 ) -> torch.Tensor:
-    """q * scale as `dtype`, [.., K] -> [.., K].
+    """Return q * scale as `dtype`, for integers q [.., K].
 
-    scale: float32, one element (tensor-wise), [.., 1] (row-wise) or one entry a block with
+    scale: float32, one element (tensor-wise), [.., 1] (row-wise) or one entry per block with
         power-of-two edges ([ceil(M / bm), ceil(K / bk)]; see `scales.granularity`).
     rotation: the group the integers were rotated with; the result is then un-rotated.
     TypeError for q not int8 or dtype not a float; ValueError for shapes that do not fit.

@@ -53,7 +53,7 @@ _op = define(
 
 
 def accumulate_hessian_(h: torch.Tensor, x: torch.Tensor, rotation: int = 0) -> torch.Tensor:
-    """h += X^T X in place and returned, for tokens x [.., K]; h is float32 [K, K], exactly symmetric.
+    """Add X^T X to h in place, for tokens x [.., K]; return h, float32 [K, K] and exactly symmetric.
 
     rotation: rotate the tokens first, for a weight that is quantized in the rotated space.
     Accumulates in float32 whatever x's dtype. TypeError for a non-float x, ValueError for shapes.

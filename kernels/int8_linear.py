@@ -81,7 +81,7 @@ def int8_linear(
     input_activation: str | None = None,
     output_activation: str | None = None,
 ) -> torch.Tensor:
-    """y = out_act(quantize(rotate(in_act(x))) W^T * scales + bias): [.., K] -> [.., N].
+    """Return out_act(quantize(rotate(in_act(x))) W^T * scales + bias): [.., K] -> [.., N].
 
     x: float32, float16 or bfloat16; [.., 2 K] for a gated input activation. qweight: int8 [N, K],
         already rotated when `rotation` is.

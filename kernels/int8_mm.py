@@ -16,12 +16,12 @@ _CHUNK_ROWS = 512
 
 @lru_cache(maxsize=1)
 def _cpu_has_int8_dot() -> bool:
-    """Whether this CPU multiplies int8 in hardware (VNNI or AMX), as ``torch._int_mm`` needs to be fast."""
+    """Return whether this CPU multiplies int8 in hardware (VNNI, AMX), as a fast ``torch._int_mm`` needs."""
     return torch.cpu._is_vnni_supported()
 
 
 def int32_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a int8 [M, K] times b int8 [N, K] transposed, exactly, as int32 [M, N].
+    """Multiply a int8 [M, K] by b int8 [N, K] transposed, exactly; return int32 [M, N].
 
     Without int8 instructions ``torch._int_mm`` took 24 times as long as float32 on a CPU, so
     there the sum is taken in float32 over pieces of K short enough to be exact.
@@ -49,7 +49,7 @@ def _check(a, b, a_scale, b_scale, bias) -> None:
         if a_scale.shape != (*a.shape[:-1], want):
             raise ValueError(
                 f"a block-wise b (scale {tuple(b_scale.shape)}) needs a_scale {(*a.shape[:-1], want)}: one "
-                f"entry a row and block of {edges[1]} columns, not {tuple(a_scale.shape)}"
+                f"entry per row and block of {edges[1]} columns, not {tuple(a_scale.shape)}"
             )
     elif a_scale.numel() != 1 and (blocks != 1 or a_scale.shape != (*a.shape[:-1], 1)):
         raise ValueError(
@@ -58,7 +58,7 @@ def _check(a, b, a_scale, b_scale, bias) -> None:
 
 
 def is_blockwise(weight: torch.Tensor, scale: torch.Tensor) -> bool:
-    """Whether `scale` holds one entry a block of `weight` [N, K], not one in all or one a row."""
+    """Return whether `scale` holds one entry per block of `weight` [N, K], not one in all or one per row."""
     return scale.numel() != 1 and tuple(scale.shape) != (weight.shape[0], 1)
 
 
@@ -78,7 +78,7 @@ def _int8_mm(a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output
 
 
 def _blockwise_product(a, b, a_scale, b_scale) -> torch.Tensor:
-    """sum over K blocks of int32 products x activation block scale x weight block scale, float32 [M, N]."""
+    """Return float32 [M, N]: the int32 products of each K block times both its scales, summed over blocks."""
     n, k = b.shape
     edge_n, edge_k = granularity(n, k, b_scale)
     of_column = torch.arange(n, device=b.device) // edge_n
@@ -111,10 +111,10 @@ def int8_mm(
     out_dtype: torch.dtype = torch.bfloat16,
     output_activation: str | None = None,
 ) -> torch.Tensor:
-    """act((a b^T) * a_scale * b_scale + bias) for quantized operands: int8 [.., K], int8 [N, K] -> [.., N].
+    """Return act((a b^T) * a_scale * b_scale + bias) of quantized operands a [.., K] and b [N, K]: [.., N].
 
-    a_scale: float32 [] or [.., 1]; [.., K / block] when b is block-wise.
-    b_scale: float32 [] , [N, 1], or one entry a block [ceil(N / b), ceil(K / b)].
+    a, b: int8. a_scale: float32 [] or [.., 1]; [.., K / block] when b is block-wise.
+    b_scale: float32 [], [N, 1], or one entry per block [ceil(N / b), ceil(K / b)].
     bias: [N] or None. output_activation: None or a name of `activations.ACTIVATIONS`.
     Integers are summed exactly, the rest is float32, rounded once to `out_dtype`.
     TypeError for dtypes, ValueError for shapes that do not fit.

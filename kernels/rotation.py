@@ -18,16 +18,16 @@ from ._library import define
 
 CHUNK = 1 << 19
 """Elements handled at once on the CPU. 2 MiB of float32 measured best on two Zen 3 cores (1 << 17
-takes 2.4 times as long for want of work a thread, 1 << 21 takes 1.4 times as long for want of cache)."""
+takes 2.4 times as long for want of work per thread, 1 << 21 takes 1.4 times as long for want of cache)."""
 
-# H_g = H_a (x) H_b: two small products cost 2 (a + b) operations an element instead of 2 g.
+# H_g = H_a (x) H_b: two small products cost 2 (a + b) operations per element instead of 2 g.
 # For groups up to 64 one product is as fast, because its inner length fills a register tile.
 _FACTORS = {4: (1, 4), 16: (1, 16), 64: (1, 64), 256: (16, 16), 1024: (16, 64)}
 
 
 @lru_cache(maxsize=64)
 def hadamard(group: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
-    """The orthonormal regular Hadamard matrix [group, group].
+    """Return the orthonormal regular Hadamard matrix [group, group].
 
     group: 1 or one of GROUPS; ValueError otherwise. The result is cached: do not write to it.
     """

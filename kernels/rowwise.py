@@ -51,7 +51,7 @@ _op = define(
 def quantize_rowwise(
     x: torch.Tensor, rotation: int = 0, scale: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize x [.., K] to int8 with one scale a row; returns ``(q int8 [.., K], scale [.., 1])``.
+    """Quantize x [.., K] to int8 with one scale per row; returns ``(q int8 [.., K], scale [.., 1])``.
 
     rotation: 0, or a group size (GROUPS) whose regular Hadamard is applied to each row first.
     scale: None takes absmax / 127 of what is quantized; a given scale (one element or

@@ -23,8 +23,8 @@ def scale_from_absmax(absmax: torch.Tensor, levels: int = QMAX) -> torch.Tensor:
 def quantize_with(work: torch.Tensor, scale: torch.Tensor, saturate: bool) -> torch.Tensor:
     """Scale and round `work` (float32, overwritten) half to even; the result holds integers.
 
-    The quotient is taken as x * (1 / scale), which is what the GPU kernels do: a division
-    a row instead of one an element. `saturate` clips to [-127, 127]: only a given scale needs
+    The quotient is taken as x * (1 / scale), which is what the GPU kernels do: one
+    division per row instead of one per element. `saturate` clips to [-127, 127]: only a given scale needs
     it, a scale from the absmax cannot overflow.
     """
     work.mul_(scale.reciprocal()).round_()
@@ -32,7 +32,7 @@ def quantize_with(work: torch.Tensor, scale: torch.Tensor, saturate: bool) -> to
 
 
 def absmax_rows(work: torch.Tensor) -> torch.Tensor:
-    """max |x| of the last axis, kept as an axis of one; NaN if the row has one.
+    """Return max |x| over the last axis, kept as an axis of one; NaN for a row that has one.
 
     Two reductions without a temporary are faster on a CPU than ``abs().amax()`` or the
     infinity norm (35, 52 and 316 microseconds for 64 x 3072).
@@ -42,9 +42,9 @@ def absmax_rows(work: torch.Tensor) -> torch.Tensor:
 
 
 def granularity(rows: int, cols: int, scale: torch.Tensor) -> tuple[int, int]:
-    """The (rows, columns) one scale entry covers for integers [rows, cols].
+    """Return the (rows, columns) that one scale entry covers in integers [rows, cols].
 
-    [] or one element: the whole tensor; [rows, 1]: a row; [a, b]: blocks whose edges are
+    [] or one element: the whole tensor; [rows, 1]: one row; [a, b]: blocks whose edges are
     the powers of two with ceil(rows / edge) = a and ceil(cols / edge) = b. ValueError when the
     shapes do not fit.
     """
@@ -58,12 +58,12 @@ def granularity(rows: int, cols: int, scale: torch.Tensor) -> tuple[int, int]:
             return edges[0], edges[1]
     raise ValueError(
         f"scale of shape {tuple(scale.shape)} does not fit integers [{rows}, {cols}]: expected one "
-        f"element, [{rows}, 1] or one entry a block with power-of-two edges"
+        f"element, [{rows}, 1] or one entry per block with power-of-two edges"
     )
 
 
 def _edge(n: int, parts: int) -> int:
-    """The power of two b with ceil(n / b) == parts (n itself when parts is 1), or 0."""
+    """Return the power of two b with ceil(n / b) == parts (n itself when parts is 1), or 0."""
     if parts == 1:
         return n
     if parts < 1 or parts > n:

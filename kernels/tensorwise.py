@@ -23,7 +23,7 @@ def _quantize_tensorwise(x: torch.Tensor, scale: torch.Tensor | None = None, rot
     q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     if scale is None:
         # Two passes: the second rotates again, because keeping rotated floats would cost
-        # four bytes an element and the arithmetic is cheaper than that memory traffic.
+        # four bytes per element and the arithmetic is cheaper than that memory traffic.
         peaks = [absmax_rows(work).amax() for _, work in float_chunks(rows, rotation)]
         absmax = torch.stack(peaks).amax() if peaks else x.new_zeros((), dtype=torch.float32)
         out_scale = scale_from_absmax(absmax)

@@ -48,7 +48,7 @@ def int8_weight_only_linear(
     bias: torch.Tensor | None = None,
     rotation: int = 0,
 ) -> torch.Tensor:
-    """y = rotate(x) (q * scale)^T + bias with x unquantized: [.., K] -> [.., N] in x's dtype.
+    """Return rotate(x) (q * scale)^T + bias with x unquantized: [.., K] -> [.., N] in x's dtype.
 
     Arguments and errors as in `int8_linear`. Every int8 weight is read once, so for a few rows
     it costs the memory traffic of half a bf16 linear and adds no activation noise.

@@ -7,7 +7,7 @@ from .rows import Row, under
 
 
 def norms(ours: str, query: str, key: str) -> tuple[Row, ...]:
-    """RMSNorm tensors end in .scale in the released files and in .weight where ComfyUI saved them again."""
+    """Return the rows of RMSNorms: .scale in the released files, .weight where ComfyUI saved them again."""
     return (
         Row(f"{ours}.query_norm.scale", f"{query}.weight"),
         Row(f"{ours}.key_norm.scale", f"{key}.weight"),
@@ -17,7 +17,7 @@ def norms(ours: str, query: str, key: str) -> tuple[Row, ...]:
 
 
 def embedders(time: str, *extra: tuple[str, str]) -> tuple[Row, ...]:
-    """Each a pair of linears; below `time` in diffusers."""
+    """Return the rows of embedders: each a pair of linears; below `time` in diffusers."""
     return tuple(
         Row(f"{ours}.{a}", f"{time}.{theirs}.{b}")
         for ours, theirs in (("time_in", "timestep_embedder"), *extra)
@@ -26,7 +26,7 @@ def embedders(time: str, *extra: tuple[str, str]) -> tuple[Row, ...]:
 
 
 def double_blocks(up: str, down: str, ff_up: str, ff_down: str) -> tuple[Row, ...]:
-    """Attention and MLP of both streams; the arguments name the MLP's two linears, here and there."""
+    """Return attention and MLP of both streams; the arguments name the MLP's two linears, here and there."""
     return under(
         "double_blocks.{i}",
         "transformer_blocks.{i}",
@@ -46,7 +46,7 @@ def double_blocks(up: str, down: str, ff_up: str, ff_down: str) -> tuple[Row, ..
 
 
 def modulations(leaf: str) -> tuple[Row, ...]:
-    """The modulation of each block; `leaf` is its linear's name."""
+    """Return the modulation of each block; `leaf` is its linear's name."""
     return (
         Row(f"double_blocks.{{i}}.img_mod.{leaf}", "transformer_blocks.{i}.norm1.linear"),
         Row(f"double_blocks.{{i}}.txt_mod.{leaf}", "transformer_blocks.{i}.norm1_context.linear"),

@@ -38,7 +38,7 @@ class KeyMap:
         self._rules = [(row.ours, _compile(row.ours), row.targets, row.how == "swap") for row in rows]
 
     def __call__(self, name: str) -> Mapped:
-        """Return the targets of checkpoint tensor `name`."""
+        """Return where checkpoint tensor `name` goes."""
         layer, _, leaf = name.rpartition(".")
         for _, pattern, targets, swap in self._rules:
             for text, suffix in ((name, ""), (layer, "." + leaf)):
@@ -49,7 +49,7 @@ class KeyMap:
         return Mapped((name,))
 
     def inverse(self, names: Iterable[str]) -> dict[str, Mapped]:
-        """Return checkpoint names for the model's: {checkpoint name: Mapped(model names in row order)}."""
+        """Return {checkpoint name: Mapped(model names in row order)} for the model's `names`."""
         found: dict[str, dict[int, str]] = {}
         swapped: dict[str, bool] = {}
         for name in names:

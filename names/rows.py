@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """diffusers' names in order of the rows."""
+        """Return diffusers' names in order of the rows."""
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
 

@@ -18,7 +18,7 @@ ops = torch.ops.convert_to_quant
 
 @register_layout_op(ops.ldlq_, WeightLayout)
 def _ldlq_(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
-    """``ldlq_(q, w, hessian, scale)``: re-quantize q [N, K] from the float weight w [N, K], in place.
+    """Run ``ldlq_(q, w, hessian, scale)``: re-quantize q [N, K] from the float weight w [N, K], in place.
 
     hessian: [K, K] float32 of the inputs, in the space of q's integers (`accumulate_hessian_` with q's
     rotation); it is damped by 0.01 of its mean diagonal. scale: float32, shaped like q's own, which it
@@ -54,7 +54,7 @@ def _ldlq_(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
 
 @register_layout_op(ops.accumulate_hessian_, WeightLayout)
 def _accumulate_hessian_(func: Any, args: tuple, kwargs: dict) -> None:
-    """``accumulate_hessian_(h, x, rotation)`` for quantized tokens x.
+    """Run ``accumulate_hessian_(h, x, rotation)`` for quantized tokens x.
 
     Integers that are already rotated by the group asked for are not un-rotated first.
     """

@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 def allocate(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """The float32 working rows of a chunk: the allocation that decides whether a chunk fits."""
+    """Return float32 working memory [rows, columns]: the allocation that decides whether a chunk fits."""
     return torch.empty(rows, columns, dtype=torch.float32, device=device)
 
 

@@ -22,7 +22,7 @@ _REPORTED: set[tuple[str, str]] = set()
 
 
 def register_layout_op(op: Any, layout: str | type[QuantizedLayout]) -> Callable[[Handler], Handler]:
-    """Decorator: run ``handler(func, args, kwargs)`` for `op` on tensors of `layout`.
+    """Return a decorator: its ``handler(func, args, kwargs)`` runs for `op` on tensors of `layout`.
 
     op: an ``OpOverload`` (``torch.ops.aten.linear.default``) or a packet (all its overloads).
     layout: a QuantizedLayout subclass or its name; it need not be defined yet. A later registration
@@ -32,7 +32,7 @@ def register_layout_op(op: Any, layout: str | type[QuantizedLayout]) -> Callable
 
 
 def register_generic_util(op: Any) -> Callable[[Handler], Handler]:
-    """Decorator: run ``handler(func, args, kwargs)`` for `op` on tensors of every layout without its own."""
+    """Return a decorator: its handler runs for `op` on tensors of every layout that has none of its own."""
     return _registrar(op, _GENERIC_OPS.__setitem__)
 
 
@@ -77,7 +77,7 @@ def dispatch(func: Any, args: tuple, kwargs: dict, quantized: Any) -> Any:
 
 
 def first_quantized(args: tuple, kwargs: dict, quantized: Any) -> Any:
-    """The first QuantizedTensor among the arguments: its layout decides."""
+    """Return the first QuantizedTensor among the arguments: its layout decides."""
     for a in args:
         if isinstance(a, quantized):
             return a
@@ -86,7 +86,7 @@ def first_quantized(args: tuple, kwargs: dict, quantized: Any) -> Any:
 
 
 def dequantize_args(tree: Any, quantized: Any) -> Any:
-    """`tree` with every QuantizedTensor replaced by its float tensor."""
+    """Return `tree` with every QuantizedTensor replaced by its float tensor."""
     return tree_map(lambda a: a.dequantize() if isinstance(a, quantized) else a, tree)
 
 
@@ -119,13 +119,13 @@ def fall_back(func: Any, args: tuple, kwargs: dict, quantized: Any, layout: str)
 
 
 def _mode_of_views(func: Any, q: Any) -> Any:
-    """Autograd wants a view to be an inference tensor exactly where its base is one."""
+    """Return a mode for `func`: autograd wants views to be inference tensors exactly where the base is."""
     is_view = not func._schema.is_mutable and any(r.alias_info is not None for r in func._schema.returns)
     return torch.inference_mode(q.is_inference()) if is_view else contextlib.nullcontext()
 
 
 def _mutated(func: Any, args: tuple, kwargs: dict, quantized: Any) -> list:
-    """The QuantizedTensors that `func`'s schema says it writes."""
+    """Return the QuantizedTensors that `func`'s schema says it writes."""
     found = []
     for i, arg in enumerate(func._schema.arguments):
         value = args[i] if i < len(args) else kwargs.get(arg.name)

@@ -23,7 +23,7 @@ def _clone(func: Any, args: tuple, kwargs: dict) -> QuantizedTensor:
 
 @register_generic_util(aten._to_copy.default)
 def _to_copy(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Another device moves the storage; another float dtype is only what `dequantize` then returns."""
+    """Move the storage for another device; note another float dtype, which `dequantize` then returns."""
     q = args[0]
     dtype = kwargs.get("dtype") or q.dtype
     if not dtype.is_floating_point:
@@ -66,7 +66,7 @@ def _tensors(q: QuantizedTensor) -> dict[str, torch.Tensor]:
 
 
 def _same_kind(a: QuantizedTensor, b: QuantizedTensor) -> bool:
-    """Same layout, same storage shapes (one element is one element) and plain parameters (dtype aside)."""
+    """Return whether layouts, storage shapes (one element is one element) and plain parameters agree."""
 
     def describe(q: QuantizedTensor) -> dict:
         shapes = {k: () if v.numel() == 1 else tuple(v.shape) for k, v in _tensors(q).items()}

@@ -12,9 +12,10 @@ from ..kernels.scales import QMAX, absmax_rows, scale_from_absmax
 class Grid:
     """The integers -levels to levels times a scale; a scale serves `rows` x `columns` weights (0: all).
 
-    Codes are integers, as int8 or float32. Scales are float32 [ceil(N / rows), ceil(K / columns)]; methods
-    that work on a few rows take the scale of those rows from `view`. rotation: ConvRot group of the space
-    that the codes live in, 0 for none. A grid of another kind overrides what it does otherwise.
+    levels: the largest code. rotation: ConvRot group of the space that the codes live in, 0 for none.
+    Codes are integers, as int8 or float32. The scales of a weight [N, K] are float32 in `scale_shape`;
+    methods that work on float32 rows [n, K] take the scale of those rows as `view` returns it, where they
+    do not say otherwise, and return float32. A grid of another kind overrides what it does otherwise.
     """
 
     levels: int = QMAX
@@ -23,29 +24,32 @@ class Grid:
     rotation: int = 0
 
     def scale_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Return the shape of the scales of a weight [N, K]."""
+        """Return the shape of the scales of a weight [N, K]: [ceil(N / rows), ceil(K / columns)]."""
         n, k = shape
         return -(-n // (self.rows or n)), -(-k // (self.columns or k))
 
     def peaks(self, work: torch.Tensor) -> torch.Tensor:
-        """Return max |w| of what shares a scale, of float32 rows [n, K] from a multiple of `rows` on."""
+        """Return max |w| of what shares a scale, in rows `work` [n, K] that begin at a multiple of `rows`.
+
+        Shaped as the scales of a weight [n, K]; NaN where there is one.
+        """
         if self.columns or self.rows > 1:
             return self._blocks(work.abs()).amax((1, 3))
         peak = absmax_rows(work)
         return peak if self.rows else peak.amax().reshape(1, 1)
 
     def scale_from(self, peaks: torch.Tensor) -> torch.Tensor:
-        """Return the scales that spread the levels over `peaks`; NaN and Inf pass through."""
+        """Return scales, shaped like `peaks`, that spread the levels over them; NaN and Inf pass through."""
         return self.settle(scale_from_absmax(peaks, self.levels))
 
     def settle(self, scale: torch.Tensor) -> torch.Tensor:
-        """Return the nearest scales that can be stored: the default stores any float32."""
+        """Return the nearest scales that can be stored; by default any float32 can."""
         return scale
 
     def errors(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the squared rounding error summed over what shares a scale, for rows as in `peaks`.
 
-        scale: as `view` returns it.
+        Shaped as `peaks`.
         """
         error = torch.addcmul(work, self.round(work, scale), scale.expand_as(work), value=-1).square_()
         if self.columns or self.rows > 1:
@@ -53,7 +57,7 @@ class Grid:
         return error.sum(1, keepdim=True) if self.rows else error.sum().reshape(1, 1)
 
     def view(self, scale: torch.Tensor, part: slice, columns: int) -> torch.Tensor:
-        """Return the scale of rows `part`, broadcastable to [n, K]."""
+        """Return the scale of rows `part` of all, broadcastable to [n, K]; columns: K."""
         own = self.row_scale(scale, part)
         return own.repeat_interleave(self.columns, 1)[:, :columns] if self.columns else own
 
@@ -71,19 +75,22 @@ class Grid:
         return own[:, column // self.columns].unsqueeze(1) if self.columns else own
 
     def round(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return the codes (as float32) nearest to `work`, saturated."""
+        """Return the codes [n, K] nearest to `work`, half to even, saturated."""
         return self.clamp_((work * scale.reciprocal()).round_())
 
     def clamp_(self, codes: torch.Tensor) -> torch.Tensor:
-        """Saturate codes in place."""
+        """Saturate codes at the levels, in place; return them."""
         return codes.clamp_(-self.levels, self.levels)
 
     def values(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return the floats that codes stand for."""
+        """Return the floats that codes (float32, of any shape that fits the scale) stand for."""
         return codes * scale
 
     def residual_(self, work: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Subtract what the codes stand for from `work`, in place."""
+        """Subtract what the codes [n, B] stand for from `work` [n, B], in place; return it.
+
+        scale: broadcastable to [n, B].
+        """
         return work.addcmul_(codes, scale.expand(work.shape[0], work.shape[1]), value=-1)
 
     def ldlq_(
@@ -91,22 +98,26 @@ class Grid:
     ) -> None:
         """Quantize the columns of `work` [n, B] into int8 `codes` with error feedback; see `kernels.ldlq_`.
 
+        feedback: float32 [B, B], the block of U on its diagonal; B is at most 128.
         scale: as `column_view` returns it; all B columns share it.
         """
         ldlq_(codes, work, feedback, scale, self.levels)
 
     def change(self, codes: torch.Tensor, moves: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return how much values change when their codes move by `moves`."""
+        """Return how much values change when their codes move by `moves`; all shapes fit each other."""
         return moves * scale
 
     def unit(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared step of each row, [n, 1]."""
+        """Return the mean squared step between codes in each row of `work` [n, K], [n, 1]."""
         return (scale * scale).expand_as(work).mean(1, keepdim=True)
 
     def shifted(
         self, codes: torch.Tensor, gradient: torch.Tensor, curvature: torch.Tensor, scale: torch.Tensor
     ) -> torch.Tensor:
-        """Return the codes nearest to the codes' values plus gradient / curvature: a Newton step."""
+        """Return the codes nearest to the codes' values plus gradient / curvature: a Newton step.
+
+        For one column each: codes, gradient and scale [n]; curvature: the diagonal of H there.
+        """
         return self.clamp_((codes + gradient / (scale * curvature)).round_())
 
     def _blocks(self, work: torch.Tensor) -> torch.Tensor:

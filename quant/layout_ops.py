@@ -71,7 +71,7 @@ def _t(func: Any, args: tuple, kwargs: dict) -> Any:
 @_handles(aten.transpose.int)
 @_handles(aten.permute.default)
 def _swap(func: Any, args: tuple, kwargs: dict) -> Any:
-    """``.T`` and ``.mT`` of a matrix are ``t()``; a permutation that moves nothing is an alias."""
+    """Run ``.T`` and ``.mT`` of a matrix as ``t()``; a permutation that moves nothing is an alias."""
     q = args[0]
     axes = args[1] if func is aten.permute.default else _swapped(q.dim(), *args[1:3])
     axes = [a % q.dim() for a in axes] if q.dim() else []

@@ -39,13 +39,13 @@ class Placement:
     bytes: int
 
     def options(self, options: QuantizeOptions, device: torch.device | str) -> QuantizeOptions:
-        """`options` placed: computing on `device`, or on the CPU where that was decided."""
+        """Return `options` placed: computing on `device`, or on the CPU where that was decided."""
         where = "cpu" if self.kind == "cpu" else device
         return replace(options, device=where, row_chunk=self.row_chunk, in_place=self.in_place)
 
 
 def device_budget(mode: str, free: int) -> int | None:
-    """Bytes of the device's `free` memory that a layer may use; None, without limit, for mode "off".
+    """Return the bytes of the device's `free` memory that one layer may use; None, no limit, for mode "off".
 
     ValueError for a mode that is neither "off" nor one of SHARES.
     """

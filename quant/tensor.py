@@ -65,12 +65,12 @@ class QuantizedTensor(torch.Tensor):
         return cls(qdata, layout, params)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The float tensor in this tensor's shape, as `dtype` (None: this tensor's own)."""
+        """Return the float tensor in this tensor's shape, as `dtype` (None: this tensor's own)."""
         params = self._layout_params if dtype is None else {**self._layout_params, "orig_dtype": dtype}
         return layout_class(self._layout_type).dequantize(self._qdata, **params)
 
     def requantize(self, tensor: torch.Tensor) -> "QuantizedTensor":
-        """`tensor` quantized the way this one is: same layout, granularity, rotation and logical dtype."""
+        """Quantize `tensor` the way this one is: same layout, granularity, rotation and logical dtype."""
         layout = layout_class(self._layout_type)
         if tensor.dtype not in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
@@ -78,7 +78,10 @@ class QuantizedTensor(torch.Tensor):
         return made if made.dtype == self.dtype else made.map_inner(lambda a: a, orig_dtype=self.dtype)
 
     def map_inner(self, fn: Any, **changes: Any) -> "QuantizedTensor":
-        """A tensor of the same layout with `fn` applied to the integers and every tensor parameter."""
+        """Return a tensor of this layout with `fn` applied to the integers and every tensor parameter.
+
+        changes: parameters to set besides, such as orig_dtype.
+        """
         params = {k: fn(v) if isinstance(v, torch.Tensor) else v for k, v in self._layout_params.items()}
         return QuantizedTensor(fn(self._qdata), self._layout_type, {**params, **changes})
 
@@ -90,7 +93,7 @@ class QuantizedTensor(torch.Tensor):
         return cls(made[0], layout, made[1])
 
     def alias(self, fn: Any = None, **changes: Any) -> "QuantizedTensor":
-        """As `map_inner`, for views: same storage, and an inference tensor only if this one is.
+        """Return `map_inner` as a view: same storage, and an inference tensor only if this one is.
 
         Autograd lets a view share its base's version counter, which inference tensors do not have.
         """
@@ -104,7 +107,7 @@ class QuantizedTensor(torch.Tensor):
         return self
 
     def is_shared(self) -> bool:
-        """Whether the integers and every tensor parameter are in shared memory."""
+        """Return whether the integers and every tensor parameter are in shared memory."""
         return all(a.is_shared() for a in self.inner_tensors().values())
 
     def inner_tensors(self) -> dict[str, torch.Tensor]:
@@ -118,7 +121,7 @@ class QuantizedTensor(torch.Tensor):
         return ["_qdata", *(f"_param_{k}" for k in tensors)], (self._layout_type, plain)
 
     def _stable_hash_for_caching(self) -> str:
-        """What compiled code depends on, for PyTorch's compilation caches."""
+        """Return what compiled code depends on, for PyTorch's compilation caches."""
         names, (layout, plain) = self.__tensor_flatten__()
         inner = [(n, getattr(self, n).dtype, tuple(getattr(self, n).shape)) for n in names]
         return repr((layout, plain, inner))

@@ -72,6 +72,20 @@ def test_documented_names_of_quant_ops(names):
     assert all(name in namespace for name in names.split(", "))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "empty_weights, load_quantized, quantize_model, save_quantized",
+        "LayerStats, QuantizeOptions",
+        "Int8Linear, KeyMap, apply_lora",
+    ],
+)
+def test_documented_names_of_runtime(names):
+    namespace: dict = {}
+    exec(f"from convert_to_quant.runtime import {names}", namespace)
+    assert all(name in namespace for name in names.split(", "))
+
+
 def test_documented_name_of_quantization():
     from convert_to_quant.quantization import convert_to_int8
 

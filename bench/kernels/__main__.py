@@ -41,21 +41,24 @@ class Bench:
         self.notes = [f"copy bandwidth measured here: {self.bandwidth:.0f} GB/s (read and write)"]
 
     def note(self, text: str) -> None:
+        """Keep a remark for the record and print it, once."""
         if text not in self.notes:
             self.notes.append(text)
             print(text, file=sys.stderr)
 
     def random(self, *shape: int) -> torch.Tensor:
+        """Return normal bfloat16 numbers on the device."""
         return torch.randn(*shape, device=self.device, dtype=torch.bfloat16)
 
     def memory_bound(self, section: str, name: str, shape: str, moved: int, call) -> None:
+        """Time a call that must move so many bytes, and keep its row."""
         time = self.timer(call)
         floor = moved / self.bandwidth / 1e3
         self.rows.append(Row(section, name, shape, time, gbs=moved / time.median / 1e3, floor=floor))
 
 
 def quantizers(bench: Bench, m: int, k: int, groups: tuple[int, ...]) -> None:
-    """Every memory-bound op at [m, k]: bytes are one read and one write of what the op must touch."""
+    """Time every memory-bound op at [m, k]: bytes are one read and one write of what the op must touch."""
     x = bench.random(m, k)
     n, shape = x.numel(), f"{m}x{k}"
     for g in groups:
@@ -78,7 +81,7 @@ def quantizers(bench: Bench, m: int, k: int, groups: tuple[int, ...]) -> None:
 
 
 def linears(bench: Bench, n: int, k: int, rotation: int, rows: tuple[int, ...]) -> None:
-    """The fused linear at one weight and every M, next to its rivals; the weight-only one up to M = 16."""
+    """Time the fused linear at one weight and every M, beside its rivals; weight-only up to M = 16."""
     weight, bias = bench.random(n, k) * 0.02, bench.random(n)
     q, scale = kernels.quantize_rowwise(weight, rotation)
     built = {}
@@ -126,7 +129,7 @@ def _linear_row(bench: Bench, name: str, shape: tuple[int, int, int], rivals: di
 
 
 def whole_ldlq(bench: Bench, n: int, k: int) -> None:
-    """LDLQ of a weight with its Hessian given, factorisation included; and one block of columns alone."""
+    """Time LDLQ of a weight, its Hessian given, factorisation included; and one block of columns alone."""
     x, w = torch.randn(2 * k, k, device=bench.device), torch.randn(n, k, device=bench.device)
     h = kernels.accumulate_hessian_(torch.zeros(k, k, device=bench.device), x) / x.shape[0]
     scale = w.abs().amax(1, keepdim=True) / 127
@@ -153,9 +156,10 @@ def whole_ldlq(bench: Bench, n: int, k: int) -> None:
 
 
 def main() -> int:
+    """Run the command line; the exit code is 1 when an op's answer was wrong."""
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--device", default="cuda")
-    arguments.add_argument("--rounds", type=int, default=25, help="timed calls a measurement")
+    arguments.add_argument("--rounds", type=int, default=25, help="timed calls per measurement")
     arguments.add_argument("--short", action="store_true", help="five weight shapes")
     arguments.add_argument("--tiny", action="store_true", help="toy shapes: exercises the code only")
     arguments.add_argument("--out", type=Path, default=RESULTS)

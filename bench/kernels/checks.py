@@ -10,7 +10,7 @@ class Red(Exception):
 
 
 def quantizer(rotation: int, x: torch.Tensor) -> None:
-    """Integers within one of the twin's at ties, scales within the rotation's rounding; no NaN."""
+    """Refuse integers more than one from the twin's, scales beyond the rotation's rounding, and NaN."""
     got = kernels.quantize_rowwise(x, rotation)
     with kernels.force_eager():
         want = kernels.quantize_rowwise(x, rotation)
@@ -24,7 +24,7 @@ def quantizer(rotation: int, x: torch.Tensor) -> None:
 
 
 def linear(q, scale, bias, rotation: int, x: torch.Tensor, slack: float = 1.05) -> None:
-    """Error against the float64 product no more than 5 % above the twin's: both have int8's own noise.
+    """Refuse an error against float64 more than 5 % above the twin's: both have int8's own noise.
 
     All of x is multiplied, so that the tile of this M is what is judged; 64 of its rows are compared.
     """
@@ -41,7 +41,7 @@ def linear(q, scale, bias, rotation: int, x: torch.Tensor, slack: float = 1.05) 
 
 
 def weight_only(q, scale, bias, rotation: int, x: torch.Tensor) -> None:
-    """Error against the float64 product at most twice the twin's."""
+    """Refuse an error against the float64 product of more than twice the twin's."""
     x = x[:16]
     weight = kernels.dequantize(q, scale, torch.float32, rotation).double()
     exact = x.double() @ weight.t() + bias.double()
@@ -54,7 +54,7 @@ def weight_only(q, scale, bias, rotation: int, x: torch.Tensor) -> None:
 
 
 def ldlq(q, w, feedback, scale) -> None:
-    """Integers that differ from the twin's in at most 2 % (ties), none of them missing."""
+    """Refuse integers that differ from the twin's in more than 2 % (ties), or are missing."""
     mine, twin = torch.full_like(q, -128), torch.full_like(q, -128)
     kernels.ldlq_(mine, w, feedback, scale)
     with kernels.force_eager():

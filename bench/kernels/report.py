@@ -1,4 +1,4 @@
-"""The record of a run: machine and versions, one JSON, one Markdown table a section."""
+"""The record of a run: machine and versions, one JSON, one Markdown table per section."""
 
 import importlib.metadata
 import json
@@ -31,7 +31,7 @@ class Row:
 
 
 def environment(device: str) -> dict:
-    """Device, driver and versions."""
+    """Return device, driver and versions."""
     found = {"torch": torch.__version__, "python": platform.python_version(), "device": device}
     if device != "cpu":
         properties = torch.get_device_module(device).get_device_properties(0)
@@ -55,7 +55,7 @@ def _driver() -> str:
 
 
 def markdown(machine: dict, rows: list[Row], notes: list[str]) -> str:
-    """The same as tables for people."""
+    """Return the same as Markdown tables, for people."""
     lines = ["# Kernels", "", ", ".join(f"{k} {v}" for k, v in machine.items()), ""]
     for section in dict.fromkeys(row.section for row in rows):
         part = [row for row in rows if row.section == section]

@@ -27,12 +27,12 @@ def _import(name: str):
 
 
 def bf16_linear(weight, bias, rotation) -> Call:
-    """cuBLAS in bfloat16: what the layer costs without quantization."""
+    """Return cuBLAS in bfloat16: what the layer costs without quantization."""
     return lambda x: F.linear(x, weight, bias)
 
 
 def int_mm(weight, bias, rotation) -> Call:
-    """``torch._int_mm`` with the quantization and the epilogue as plain PyTorch around it."""
+    """Return ``torch._int_mm`` with the quantization and the epilogue as plain PyTorch around it."""
     n, k = weight.shape
     if k % 8 or n % 8:
         raise Missing("torch._int_mm needs N and K divisible by 8")
@@ -53,7 +53,7 @@ def int_mm(weight, bias, rotation) -> Call:
 
 
 def torchao_dynamic(weight, bias, rotation) -> Call:
-    """torchao's int8 dynamic activations, int8 weights; it has no rotation."""
+    """Return torchao's int8 dynamic activations, int8 weights; it has no rotation."""
     ao = _import("torchao.quantization")
     layer = _layer(weight, bias)
     ao.quantize_(layer, ao.Int8DynamicActivationInt8WeightConfig())
@@ -81,7 +81,7 @@ def _kitchen(backend: str):
 
 
 def gemlite_dynamic(weight, bias, rotation) -> Call:
-    """gemlite's A8W8 int8 dynamic linear; it has no rotation."""
+    """Return gemlite's A8W8 int8 dynamic linear; it has no rotation."""
     helper = _import("gemlite.helper")
     build = getattr(helper, "A8W8_int8_dynamic", None) or getattr(helper, "A8W8_INT8_dynamic", None)
     if build is None:

@@ -52,7 +52,7 @@ class Timer:
         return Time(median(times), tenths[0], tenths[-1], host)
 
     def _once(self, call: Callable[[], object]) -> tuple[float, float]:
-        """Microseconds of the device and of the host."""
+        """Return microseconds of the device and of the host."""
         if self.device.type == "cpu":
             begun = time.perf_counter()
             call()
@@ -72,12 +72,12 @@ class Timer:
 
 
 def copy_bandwidth(timer: Timer, size: int) -> float:
-    """GB/s of a plain copy of `size` bytes: read once, written once."""
+    """Return GB/s of a plain copy of `size` bytes: read once, written once."""
     source = torch.empty(size, dtype=torch.int8, device=timer.device)
     target = torch.empty_like(source)
     return 2 * size / timer(lambda: target.copy_(source)).median / 1e3
 
 
 def int8_tops(name: str) -> float | None:
-    """The datasheet's dense int8 rate of a GPU, if its name is known."""
+    """Return the datasheet's dense int8 TOP/s of a GPU, if its name is known."""
     return next((rate for part, rate in INT8_TOPS.items() if part in name), None)

@@ -53,11 +53,11 @@ class Bench:
         )
 
     def held_out(self, name: str) -> torch.Tensor:
-        """Tokens [n, K] of a layer that no method has seen."""
+        """Return tokens [n, K] of a layer that no method has seen."""
         return self.eval.stats(name).samples.float()
 
     def quantize(self, method: dict, tokens: int = TOKENS) -> dict:
-        """name -> LayerResult of every layer."""
+        """Return {name: LayerResult} of every layer."""
         results = {}
         for name, weight in self.layers.items():
             zero = torch.zeros(weight.shape[0])
@@ -66,7 +66,7 @@ class Bench:
         return results
 
     def score(self, results: dict, model_too: bool = True) -> measure.Scores:
-        """Every layer and, when asked, the embedding."""
+        """Score every layer and, when asked, the embedding."""
         pairs = {n: measure.layer_scores(self.held_out(n), self.layers[n], r) for n, r in results.items()}
         scores = [{n: p[i] for n, p in pairs.items()} for i in (0, 1)]
         if not model_too:
@@ -78,7 +78,7 @@ class Bench:
 
 
 def table(bench: Bench, methods: dict) -> dict[str, measure.Scores]:
-    """Print a row a method; returns their scores."""
+    """Print one row per method; return their scores."""
     print(f"\n| method | W8A16 | worst | W8A8 | worst | drift W8A16 | drift W8A8 | CPU s |\n|{' --- |' * 8}")
     found = {}
     for name, method in methods.items():
@@ -158,7 +158,7 @@ def by_kind(found: dict[str, measure.Scores]) -> None:
 
 
 def plot(points: list, found: dict, path: Path) -> None:
-    """The calibration curve beside the methods."""
+    """Plot the calibration curve beside the methods."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -168,7 +168,7 @@ def plot(points: list, found: dict, path: Path) -> None:
     for index, label in ((1, "W8A16"), (2, "W8A8")):
         left.plot([p[0] for p in points], [p[index] for p in points], "o-", label=f"QuIP {label}")
         left.axhline(found[BASE].row()[2 * index - 2], ls=":", color=f"C{index - 1}")
-    left.set(xscale="log", xlabel="calibration tokens a layer (dotted: round to nearest + ConvRot)")
+    left.set(xscale="log", xlabel="calibration tokens per layer (dotted: round to nearest + ConvRot)")
     left.set(ylabel="output SQNR on held-out text, dB")
     left.legend()
     names = list(found)[::-1]
@@ -184,7 +184,7 @@ def plot(points: list, found: dict, path: Path) -> None:
 
 
 def main() -> int:
-    """The command line; the exit code says whether QuIP holds what it promises."""
+    """Run the command line; the exit code says whether QuIP holds what it promises."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

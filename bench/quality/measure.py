@@ -4,12 +4,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from minilm import MiniLM
 from torch import nn
 
-from convert_to_quant import kernels
 from convert_to_quant.quant.algorithms import LayerResult
-from convert_to_quant.quant.layout_ops import weight_scale
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Scores:
     drift8: float = math.nan
 
     def row(self) -> list[float]:
-        """mean and worst W8A16, mean and worst W8A8, drift W8A16, drift W8A8."""
+        """Return mean and worst W8A16, mean and worst W8A8, drift W8A16, drift W8A8."""
         return [
             mean(self.w8a16),
             min(self.w8a16.values()),
@@ -34,32 +33,30 @@ class Scores:
 
 
 def mean(scores: dict[str, float]) -> float:
-    """Of all layers."""
+    """Return the mean of all layers."""
     return sum(scores.values()) / len(scores)
 
 
 def sqnr(exact: torch.Tensor, got: torch.Tensor) -> float:
-    """10 log10(|exact|^2 / |exact - got|^2), in dB."""
+    """Return 10 log10(|exact|^2 / |exact - got|^2), in dB."""
     noise = (exact.double() - got.double()).square().sum()
     return (10 * torch.log10(exact.double().square().sum() / noise)).item()
 
 
 def integer_output(x: torch.Tensor, result: LayerResult) -> torch.Tensor:
-    """x through the INT8 linear as it runs: dynamic int8 activations, rotated where the weight is."""
-    q = result.weight
-    rotation = q._layout_params.get("rotation", 0)
-    return kernels.int8_linear(smoothed(x, result), q._qdata, weight_scale(q), result.bias, rotation)
+    """Run x through the INT8 linear as models do: dynamic int8 activations, rotated where the weight is."""
+    return F.linear(smoothed(x, result), result.weight, result.bias)
 
 
 def smoothed(x: torch.Tensor, result: LayerResult) -> torch.Tensor:
-    """x as the layer receives it."""
+    """Return x as the layer receives it: times its pre_quant_scale, where it has one."""
     return x if result.pre_quant_scale is None else x * result.pre_quant_scale
 
 
 def layer_scores(x: torch.Tensor, weight: torch.Tensor, result: LayerResult) -> tuple[float, float]:
-    """(W8A16, W8A8) output SQNR of tokens x [n, K]; a corrected bias counts as a correction of zero."""
+    """Return (W8A16, W8A8) output SQNR of tokens x [n, K]; a corrected bias counts as one of zero."""
     exact = x @ weight.T
-    dense = torch.nn.functional.linear(smoothed(x, result), result.weight.dequantize().float(), result.bias)
+    dense = F.linear(smoothed(x, result), result.weight.dequantize().float(), result.bias)
     return sqnr(exact, dense), sqnr(exact, integer_output(x, result))
 
 
@@ -74,12 +71,12 @@ class _Replaced(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.integer:
             return integer_output(x, self.result) + self.bias
-        y = torch.nn.functional.linear(smoothed(x, self.result), self.dense, self.result.bias)
+        y = F.linear(smoothed(x, self.result), self.dense, self.result.bias)
         return y + self.bias
 
 
 def embeddings(model: MiniLM, batches: list) -> torch.Tensor:
-    """[sequences, 384]"""
+    """Return the embeddings of all sequences, [sequences, 384]."""
     with torch.no_grad():
         return torch.cat([model(*batch) for batch in batches])
 
@@ -87,7 +84,7 @@ def embeddings(model: MiniLM, batches: list) -> torch.Tensor:
 def drift(
     model: MiniLM, results: dict[str, LayerResult], batches: list, exact: torch.Tensor, integer: bool
 ) -> float:
-    """Mean 1 - cosine between the embeddings of the quantized model and the exact ones."""
+    """Return the mean of 1 - cosine between the embeddings of the quantized model and the exact ones."""
     originals = {name: model.get_submodule(name) for name in results}
     try:
         for name, result in results.items():

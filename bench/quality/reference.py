@@ -9,12 +9,12 @@ from convert_to_quant.kernels import hadamard
 
 
 def rotate(x: torch.Tensor, group: int) -> torch.Tensor:
-    """Each group of columns times the regular Hadamard matrix, in float64."""
+    """Multiply each group of columns by the regular Hadamard matrix, in float64."""
     return (x.view(*x.shape[:-1], -1, group) @ hadamard(group, torch.float64)).reshape(x.shape)
 
 
 def quip(weight: torch.Tensor, samples: torch.Tensor, group: int, damping: float = 0.01) -> torch.Tensor:
-    """The weight [N, K] as LDLQ in the rotated space leaves it, rotated back, float64."""
+    """Return the weight [N, K] as LDLQ in the rotated space leaves it, rotated back, float64."""
     w = rotate(weight.double(), group)
     x = rotate(samples.double(), group)
     h = x.T @ x / len(x)

@@ -14,7 +14,7 @@ SOURCES = {
 
 
 def paragraphs(split: str) -> list[str]:
-    """Paragraphs of prose of "train" or "eval", in a fixed order, each once."""
+    """Return paragraphs of prose of "train" or "eval", in a fixed order, each once."""
     texts = _reference() if split == "train" else _docstrings()
     found = (re.sub(r"\s+", " ", p).strip() for text in texts for p in re.split(r"\n\s*\n", text))
     return list(dict.fromkeys(p for p in found if _is_prose(p)))

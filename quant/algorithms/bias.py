@@ -11,7 +11,7 @@ from .types import LayerStats, QuantizeOptions
 
 
 def input_mean(stats: LayerStats | None) -> torch.Tensor | None:
-    """E[x] [K] of real inputs: the measured mean, else the samples', else None."""
+    """Return E[x] [K] of real inputs: the measured mean, else the samples', else None."""
     if stats is None or stats.synthetic:
         return None
     if stats.channel_mean is not None:
@@ -22,7 +22,7 @@ def input_mean(stats: LayerStats | None) -> torch.Tensor | None:
 def corrected_bias(
     weight: torch.Tensor, quantized: QuantizedTensor, bias: torch.Tensor, mean: torch.Tensor
 ) -> torch.Tensor:
-    """b + (W - Wq) E[x], in b's dtype: the output's mean is then what it was with W.
+    """Return b + (W - Wq) E[x], in b's dtype: the output's mean is then what it was with W.
 
     Nagel et al., "Data-Free Quantization" (2019), eq. 17. weight [N, K], bias [N], mean [K].
     """
@@ -36,7 +36,7 @@ def corrected_bias(
 def static_scale(
     stats: LayerStats | None, options: QuantizeOptions
 ) -> tuple[torch.Tensor | None, str | None]:
-    """``(input_scale float32 [] or None, note)``: absmax over the levels of INT8 activations.
+    """Return ``(input_scale float32 [] or None, note)``: absmax over the levels of INT8 activations.
 
     A rotated layer quantizes rotated inputs, whose absmax only samples can tell.
     """

@@ -47,14 +47,14 @@ class NoCalibration(ValueError):
 
 
 def use_bf16(options: QuantizeOptions, device: torch.device) -> bool:
-    """Whether the GEMMs take bf16 operands: when asked, or on a GPU that multiplies them natively."""
+    """Return whether the GEMMs take bf16 operands: when asked, or on a GPU that multiplies them natively."""
     if options.bf16_compute == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return options.bf16_compute == "on"
 
 
 def tokens(stats: LayerStats | None, options: QuantizeOptions) -> torch.Tensor | None:
-    """The samples that may steer a rounding (never synthetic ones), at most `max_tokens` of them."""
+    """Return the samples that may steer a rounding (never synthetic ones), at most `max_tokens` of them."""
     if stats is None or stats.synthetic or stats.samples is None or not stats.samples.shape[0]:
         return None
     n = stats.samples.shape[0]
@@ -65,7 +65,7 @@ def tokens(stats: LayerStats | None, options: QuantizeOptions) -> torch.Tensor |
 
 
 def has_hessian(stats: LayerStats | None, options: QuantizeOptions) -> bool:
-    """Whether `layer_hessian` would find anything to tell directions apart with."""
+    """Return whether `layer_hessian` would find anything to tell directions apart with."""
     return tokens(stats, options) is not None or (stats is not None and stats.extra_directions is not None)
 
 
@@ -75,7 +75,7 @@ def layer_hessian(
     device: torch.device,
     order: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """H [K, K] float32 of the layer's samples, rotated as the weight is, its columns in `order`.
+    """Return H [K, K] float32 of the layer's samples, rotated as the weight is, its columns in `order`.
 
     Extra directions D join as H + c D^T D with trace(c D^T D) = lora_weight x trace(H); without samples
     the background is the identity. NoCalibration when there is neither; ValueError for non-finite tokens.
@@ -126,7 +126,7 @@ def _mean_diagonal(h: torch.Tensor) -> float:
 def column_order(
     stats: LayerStats | None, options: QuantizeOptions, device: torch.device
 ) -> torch.Tensor | None:
-    """Columns by descending diag(H) [K], or None unless `actorder` asks for it.
+    """Return the columns by descending diag(H) [K], or None unless `actorder` asks for it.
 
     Columns that share a scale stay together: their blocks descend by their sum, columns within.
     """
@@ -172,7 +172,10 @@ def factorize(
     h = make()
     mean = _mean_diagonal(h)
     if not (mean > 0 and torch.isfinite(h.diagonal()).all()):
-        raise ValueError(f"{name or 'layer'}: the calibration samples are all zero or not finite")
+        raise ValueError(
+            f"{name or 'layer'}: the calibration samples are all zero or not finite; record them again, with "
+            "inputs that reach this layer"
+        )
     damping = options.damping
     for attempt in range(DAMPING_STEPS + 1):
         if options.in_place:
@@ -192,7 +195,7 @@ def factorize(
 
 
 def _reversed_cholesky(h: torch.Tensor, shift: float) -> torch.Tensor | None:
-    """R upper triangular with R R^T = h + shift I, or None; h is kept."""
+    """Return R, upper triangular with R R^T = h + shift I, or None where there is none; h is kept."""
     damped = h.clone()
     damped.diagonal().add_(shift)
     lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1).mT, upper=True)
@@ -200,7 +203,7 @@ def _reversed_cholesky(h: torch.Tensor, shift: float) -> torch.Tensor | None:
 
 
 def _reversed_cholesky_(h: torch.Tensor, shift: float) -> torch.Tensor | None:
-    """The same in h's memory."""
+    """Return the same in h's memory."""
     h.diagonal().add_(shift)
     _reverse_(h)
     info = torch.empty((), dtype=torch.int32, device=h.device)
@@ -223,7 +226,7 @@ def _reverse_(h: torch.Tensor, step: int = 64) -> torch.Tensor:
 
 
 def _prepare_(upper: torch.Tensor, blocks: tuple[tuple[int, int], ...]) -> None:
-    """R -> the matrix of a Factor, in place: U_CC on the diagonal, R[<C, C] U_CC above."""
+    """Turn R into the matrix of a Factor, in place: U_CC on the diagonal, R[<C, C] U_CC above."""
     for c0, c1 in blocks:
         eye = torch.eye(c1 - c0, device=upper.device)
         inverse = torch.linalg.solve_triangular(upper[c0:c1, c0:c1], eye, upper=True)

@@ -180,7 +180,7 @@ def _relax(q: torch.Tensor, problem: Problem, plan: Plan) -> torch.Tensor:
 
 
 def _regulariser_grad(moved: torch.Tensor, beta: float) -> torch.Tensor:
-    """d/dh of 1 - |2h - 1|^beta, which pushes h away from one half."""
+    """Return d/dh of 1 - |2h - 1|^beta, which pushes h away from one half."""
     away = 2 * moved - 1
     return -2 * beta * _REGULAR * away.sign() * away.abs().pow(beta - 1)
 
@@ -231,7 +231,10 @@ def _descend_block(
 
 
 def _singular_directions(weight: torch.Tensor, options: QuantizeOptions, rounds: int = 4) -> torch.Tensor:
-    """The weight's top right singular vectors times their singular values, [r, K], by subspace iteration."""
+    """Return the weight's top right singular vectors times their singular values, [r, K].
+
+    By subspace iteration, `rounds` times.
+    """
     k = weight.shape[1]
     rank = min(RANK, *weight.shape)
     basis = torch.randn(k, rank, generator=torch.Generator().manual_seed(options.seed)).to(weight.device)

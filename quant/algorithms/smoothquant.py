@@ -17,7 +17,7 @@ _LEAST = 1e-5
 def pre_quant_scale(
     weight: torch.Tensor, stats: LayerStats, alpha: float, rotated: bool = False
 ) -> torch.Tensor | None:
-    """What the input is multiplied by: 1 / s, float32 [K], on the weight's device; 1 for dead channels.
+    """Return the input's factors 1 / s, float32 [K], on the weight's device; 1 for dead channels.
 
     weight: [N, K]. stats: of real inputs; None is returned when they tell no channel's size.
     rotated: s_j = rms(X_j)^alpha / rms(W_j)^(1 - alpha), scaled to a geometric mean of one, where there are
@@ -44,7 +44,7 @@ def pre_quant_scale(
 
 
 def smooth(weight: torch.Tensor, stats: LayerStats, factors: torch.Tensor) -> tuple[torch.Tensor, LayerStats]:
-    """The weight [N, K] in float32 and the statistics, for inputs multiplied by `factors` [K]."""
+    """Return the weight [N, K] in float32 and the statistics, for inputs multiplied by `factors` [K]."""
     if stats.samples is not None:
         stats = replace(stats, samples=stats.samples.float() * factors.to(stats.samples.device))
     for field in ("channel_max", "channel_mean", "extra_directions"):

@@ -20,7 +20,7 @@ SHRINKS = tuple(1 - i / 50 for i in range(31))
 
 
 def grid_of(options: QuantizeOptions) -> Grid:
-    """Return what the options' format rounds to."""
+    """Return the grid that the options' format rounds to."""
     return weight_layout(options.format.layout).grid(options.format)
 
 
@@ -28,7 +28,7 @@ def tile_rows(columns: int, device: torch.device, grid: Grid) -> int:
     """Return the rows in a tile: a power of two, a multiple of the grid's rows, set by K and the device type.
 
     On two CPU cores 1024 rows of 3072 columns took 0.35 s of per-column overhead for a square layer
-    where 256 took 1.2 s. A GPU wants more rows a launch. From K = 8192 on the tile shrinks as 1 / K^2:
+    where 256 took 1.2 s. A GPU wants more rows per launch. From K = 8192 on the tile shrinks as 1 / K^2:
     it shall stay small beside the Hessian, which is what those layers are short of memory for.
     """
     most, area = (1024, 1 << 35) if device.type == "cpu" else (4096, 1 << 37)
@@ -37,7 +37,7 @@ def tile_rows(columns: int, device: torch.device, grid: Grid) -> int:
 
 
 def float_tile(weight: torch.Tensor, rotation: int, device: torch.device) -> torch.Tensor:
-    """Return rows of the weight as fresh float32 on `device`, rotated by groups of `rotation`."""
+    """Return rows of the weight [n, K] as fresh float32 on `device`, rotated by groups of `rotation`."""
     work = weight.to(device=device, dtype=torch.float32)
     if rotation:
         return rotate(work, rotation)
@@ -106,7 +106,7 @@ def refuse_non_finite(scale: torch.Tensor, name: str) -> None:
 def absmax_scale(
     weight: torch.Tensor, options: QuantizeOptions, ready: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the scales that spread the grid's levels over the largest (rotated) weights."""
+    """Return the scales, in `Grid.scale_shape`, that spread the levels over the largest (rotated) weights."""
     grid = grid_of(options)
     peaks = torch.cat([grid.peaks(work) for _, work in row_tiles(weight, options, ready=ready)])
     return grid.scale_from(peaks if grid.rows else peaks.amax(0, keepdim=True))
@@ -117,7 +117,7 @@ def search_scale(
 ) -> torch.Tensor:
     """Return the scales of least squared rounding error among SHRINKS times `absmax_scale`.
 
-    The larger scale wins a tie.
+    Shaped likewise; the larger scale wins a tie. NaN and Inf pass through.
     """
     grid, start = grid_of(options), absmax_scale(weight, options, ready)
     if not torch.isfinite(start).all():
@@ -133,6 +133,9 @@ def search_scale(
 def wrap(
     q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, options: QuantizeOptions
 ) -> QuantizedTensor:
-    """Return codes and scales as a QuantizedTensor of the layout that the options' format names."""
+    """Return codes and scales as a QuantizedTensor of the layout that the options' format names.
+
+    q: int8 [N, K]. scale: float32 in `Grid.scale_shape`, on q's device. dtype: of the float weight.
+    """
     layout = weight_layout(options.format.layout)
     return QuantizedTensor.of(layout.pack(q, scale, options.format, dtype), layout)

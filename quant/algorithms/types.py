@@ -15,7 +15,7 @@ from ..tensor import QuantizedTensor
 class LayerStats:
     """Calibration of one layer, in the space its weight is stored in (not rotated, not smoothed).
 
-    samples: tokens [n, K], any float dtype. channel_max: max |x| a channel [K]. channel_mean: E[x] [K].
+    samples: tokens [n, K], any float dtype. channel_max: max |x| per channel [K]. channel_mean: E[x] [K].
     input_scale: absmax of the inputs / 127, as a static activation scale for an unrotated layer.
     extra_directions: weighted rows [r, K] that join the Hessian (`converter.lora.directions`).
     synthetic: the numbers come from made-up inputs: they may set a scale, never steer a rounding.
@@ -70,7 +70,7 @@ class QuantizeOptions:
     device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for values no layer could be quantized with."""
+        """Raise ValueError for values that no layer could be quantized with."""
         try:
             canonical(self.algorithm)
         except KeyError:

@@ -50,11 +50,11 @@ class CalibrationData:
         return _open_json(path) if path.suffix == ".json" else _open_safetensors(path)
 
     def names(self) -> list[str]:
-        """Every layer that has a record, its own or a shared one."""
+        """Return every layer that has a record, its own or a shared one."""
         return [*self.records, *self.shared]
 
     def match(self, layer_names: Iterable[str]) -> tuple[dict[str, str], MatchReport]:
-        """``({layer: record}, report)`` for a checkpoint's layers, across the usual prefixes.
+        """Return ``({layer: record}, report)`` for a checkpoint's layers, across the usual prefixes.
 
         NothingMatched (a ValueError) when no layer has a record.
         """
@@ -62,7 +62,7 @@ class CalibrationData:
         return {layer: self.shared.get(name, name) for layer, name in found.items()}, report
 
     def stats(self, layer: str) -> LayerStats:
-        """The statistics of a record or a layer; KeyError when it has none. Reads from the file."""
+        """Read the statistics of a record or a layer from the file; KeyError when it has none."""
         record = self.shared.get(layer, layer)
         if record not in self.records:
             try:

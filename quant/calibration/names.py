@@ -19,7 +19,7 @@ class MatchReport:
     unused: tuple[str, ...]
 
     def summary(self) -> str:
-        """One line for a log."""
+        """Return one line for a log: how many layers and records found each other."""
         line = f"calibration: {len(self.matched)} layers matched"
         if self.unmatched:
             line += f", {len(self.unmatched)} without a record ({_some(self.unmatched)})"
@@ -33,12 +33,12 @@ def _some(names: tuple[str, ...], most: int = 3) -> str:
 
 
 def bare(name: str) -> str:
-    """`name` without ".weight", wrappers and the prefixes of running models."""
+    """Return `name` without ".weight", wrappers and the prefixes of running models."""
     return strip(name.removesuffix(".weight").replace("._orig_mod.", "."), RUNNING)
 
 
 def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str], MatchReport]:
-    """Which record belongs to which layer: by the same name, else by the same `bare` name.
+    """Find which record belongs to which layer: by the same name, else by the same `bare` name.
 
     A bare name that two records share is ambiguous and matches neither. NothingMatched when no layer
     found a record, with names of both sides.

@@ -2,7 +2,7 @@
 
 A recorder hooks every linear layer and keeps, of each distinct input, a uniform random sample of its
 tokens over all calls, the largest magnitude and the mean of each channel. Layers fed by one tensor
-share one record. Memory is bounded by tokens x in_features x 2 bytes a record, however long it runs.
+share one record. Memory is bounded by tokens x in_features x 2 bytes per record, however long it runs.
 """
 
 import logging
@@ -24,7 +24,7 @@ _PROBES = 64
 """Values compared where a tensor has no version."""
 
 TOKENS = 4096
-"""Default sample size a layer: held-out quality still rises a little beyond (docs/quality.md)."""
+"""Default sample size per layer: held-out quality still rises a little beyond (docs/quality.md)."""
 
 
 class Reservoir:
@@ -70,7 +70,7 @@ class Reservoir:
         self.filled = kept.shape[0]
 
     def stats(self) -> LayerStats:
-        """What was measured."""
+        """Return what was measured: samples bf16 [n, K], channel_max and channel_mean [K], input_scale."""
         mean = (self.total / max(self.seen, 1)).float()
         scale = max(self.peak.amax().item(), 1e-30) / 127
         return LayerStats(self.rows[: self.filled].clone(), self.peak.clone(), mean, scale)
@@ -83,7 +83,7 @@ class Recorder:
             pipeline("a cat")
         recorder.save("calibration.safetensors")
 
-    tokens: sample size a layer. max_bytes: lowers it so that all samples together stay below.
+    tokens: sample size per layer. max_bytes: lowers it so that all samples together stay below.
     layers: which module names to record (None: every linear layer). Same seed, same inputs: same file.
     """
 
@@ -97,7 +97,7 @@ class Recorder:
     ) -> None:
         self.modules = {n: m for n, m in model.named_modules() if _is_linear(m) and (not layers or layers(n))}
         if not self.modules:
-            raise ValueError("the model has no linear layer to record")
+            raise ValueError("the model has no linear layer to record, or `layers` chose none")
         self.tokens = tokens if max_bytes is None else min(tokens, self._affordable(max_bytes))
         self.seed = seed
         self.records: dict[str, Reservoir] = {}
@@ -150,24 +150,24 @@ class Recorder:
         self._recent[id(x)] = (weakref.ref(x), _state(x), name)
 
     def _same_tensor(self, x: torch.Tensor) -> str | None:
-        """The record that has just taken in this very tensor, unchanged since."""
+        """Return the record that has just taken in this very tensor, unchanged since, or None."""
         self._recent = {key: entry for key, entry in self._recent.items() if entry[0]() is not None}
         ref, state, name = self._recent.get(id(x), (None, (), None))
         return name if ref is not None and ref() is x and state == _state(x) else None
 
     def stats(self) -> dict[str, LayerStats]:
-        """name -> statistics, one entry a record."""
+        """Return {name: statistics}, one entry per record."""
         return {name: reservoir.stats() for name, reservoir in self.records.items() if reservoir.seen}
 
     def shared(self) -> dict[str, str]:
-        """layer -> the record it shares."""
+        """Return {layer: the record that it shares}."""
         return {name: owner for name, owner in self.owner.items() if name != owner}
 
     def save(self, path: str | os.PathLike) -> CalibrationData:
         """Write the calibration file and open it. ValueError when nothing was recorded."""
         stats = self.stats()
         if not stats:
-            raise ValueError("nothing was recorded: no linear layer has run")
+            raise ValueError("nothing was recorded: no linear layer has run; call the model inside the block")
         return CalibrationData.load(save(path, stats, self.shared()))
 
 

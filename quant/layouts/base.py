@@ -37,7 +37,7 @@ class QuantizedLayout:
     def quantize(
         cls, tensor: torch.Tensor, *args: Any, **options: Any
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Quantize `tensor`; returns ``(qdata, params)``."""
+        """Quantize `tensor`; return ``(qdata, params)``."""
         raise TypeError(f"{cls.__name__} must define the classmethod quantize(tensor, **options)")
 
     @staticmethod

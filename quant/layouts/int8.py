@@ -19,7 +19,7 @@ class Int8Layout(WeightLayout):
 
     @classmethod
     def scale(cls, params: Params) -> torch.Tensor:
-        """Return the scale as the kernels take it."""
+        """Return the scale as the kernels take it: float32 [], [N, 1] or [ceil(N / b), ceil(K / b)]."""
         found: torch.Tensor = params["scale"]
         return found
 
@@ -27,7 +27,7 @@ class Int8Layout(WeightLayout):
     def floats(
         qdata: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0
     ) -> torch.Tensor:
-        """Dequantize; through float32 for a dtype that the op does not give (float64)."""
+        """Return q * scale, un-rotated, as `dtype`; through float32 where the op has it not (float64)."""
         direct = dtype in (torch.float32, torch.float16, torch.bfloat16)
         return dequantize_int8(qdata, scale, dtype if direct else torch.float32, rotation).to(dtype)
 

@@ -25,7 +25,7 @@ class BlockWiseINT8Layout(Int8Layout):
     ) -> tuple[torch.Tensor, Params]:
         """Round `tensor` [N, K], its columns divided by pre_quant_scale, to nearest.
 
-        block_size is a power of two.
+        block_size: edge of a block, a power of two; ValueError for others.
         """
         q, params = cls.round(smoothed(tensor, pre_quant_scale), Int8Blockwise(block_size=block_size))
         return q, {**params, "orig_dtype": tensor.dtype, **given(pre_quant_scale=pre_quant_scale)}

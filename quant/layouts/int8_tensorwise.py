@@ -34,6 +34,7 @@ class TensorWiseINT8Layout(Int8Layout):
         scaling: one scale per row (the default: better on every weight) or one in all.
         rotation: ConvRot group, which must divide K; 0 for none. scale: a static scale, saturating.
         pre_quant_scale [K]: the columns are divided by it first. input_scale: only carried along.
+        ValueError for another scaling, or a rotation that does not divide K.
         """
         if scaling not in Int8Tensorwise.granularities:
             known = " or ".join(map(repr, Int8Tensorwise.granularities))
@@ -134,7 +135,7 @@ class TensorWiseINT8Layout(Int8Layout):
 
     @classmethod
     def join_rows(cls, parts: Sequence[tuple[torch.Tensor, Params]]) -> tuple[torch.Tensor, Params]:
-        """Join; one scale per part becomes one per row."""
+        """Join parts; one scale per part becomes one per row."""
         spread = [
             (q, {**params, "scale": params["scale"].reshape(-1, 1).expand(q.shape[0], 1)})
             for q, params in parts

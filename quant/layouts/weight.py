@@ -38,12 +38,16 @@ class WeightLayout(QuantizedLayout):
     def load(
         cls, form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> tuple[torch.Tensor, Params]:
-        """Return (qdata, params) of a layer stored as `form`, in its tensors' memory where it can be."""
+        """Return (qdata, params) of a layer stored as `form`, in its tensors' memory where it can be.
+
+        tensors: by suffix, as `Format.stored` shapes them or as the format reads them besides, on one device.
+        dtype: what the weight answers with when it is made float.
+        """
         raise TypeError(f"{cls.__name__} must define load(form, tensors, dtype)")
 
     @classmethod
     def store(cls, qdata: torch.Tensor, params: Params) -> tuple[Format, Stored]:
-        """Return the format and the tensors by suffix, exactly as a checkpoint holds them."""
+        """Return the format and the tensors by suffix, in the dtypes and shapes of `Format.stored`."""
         raise TypeError(f"{cls.__name__} must define store(qdata, params)")
 
     @classmethod
@@ -60,14 +64,20 @@ class WeightLayout(QuantizedLayout):
     def pack(
         cls, codes: torch.Tensor, scale: torch.Tensor, form: Format, dtype: torch.dtype
     ) -> tuple[torch.Tensor, Params]:
-        """Return (qdata, params) of int8 codes [N, K] and scales as the grid has them."""
+        """Return (qdata, params) of int8 codes [N, K] and scales in the grid's `scale_shape`.
+
+        dtype: as in `load`.
+        """
         raise TypeError(f"{cls.__name__} must define pack(codes, scale, form, dtype)")
 
     @classmethod
     def round(
         cls, tensor: torch.Tensor, form: Format, scale: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Params]:
-        """Round [N, K] to nearest; scale: as the grid has it, None for the grid's own from the peaks."""
+        """Round [N, K] to nearest, rotated first where `form` is; return (qdata, params).
+
+        scale: in the grid's `scale_shape`, None for the grid's own from the peaks.
+        """
         grid = cls.grid(form)
         work = rotate(tensor.float(), form.rotation) if form.rotation else tensor.float()
         scale = grid.scale_from(grid.peaks(work)) if scale is None else scale
@@ -82,7 +92,10 @@ class WeightLayout(QuantizedLayout):
         pre_quant_scale: torch.Tensor | None = None,
         input_scale: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Params]:  # type: ignore[override]
-        """Round [N, K] to nearest as `form`. pre_quant_scale: the columns are divided by it first."""
+        """Round [N, K] to nearest as `form`; return (qdata, params). ValueError without a format.
+
+        pre_quant_scale: float32 [K]; the columns are divided by it first. input_scale: only carried along.
+        """
         if form is None:
             raise ValueError(f"{cls.__name__}: give the format to quantize to as form=...")
         q, params = cls.round(smoothed(tensor, pre_quant_scale), form)
@@ -116,9 +129,10 @@ class WeightLayout(QuantizedLayout):
     def linear(
         cls, x: torch.Tensor, qdata: torch.Tensor, params: Params, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return x W^T + bias in x's dtype; x is multiplied by pre_quant_scale already.
+        """Return x W^T + bias in x's dtype, [.., K] -> [.., N]; bias [N] or None.
 
-        The default multiplies floats; a layout with a kernel of its own overrides this.
+        x is multiplied by pre_quant_scale already. The default multiplies floats; a layout with a kernel of
+        its own overrides this.
         """
         return cls.exact_linear(x, qdata, params, bias)
 
@@ -140,14 +154,14 @@ class WeightLayout(QuantizedLayout):
     def embedding(
         cls, index: torch.Tensor, qdata: torch.Tensor, params: Params, dtype: torch.dtype
     ) -> torch.Tensor | None:
-        """Return rows `index` as `dtype` without making all of them floats; None where that cannot be."""
+        """Return rows `index` [..] as `dtype` [.., K], making only those floats; None where it cannot be."""
         return None
 
     @classmethod
     def view(
         cls, qdata: torch.Tensor, params: Params, shape: tuple[int, ...]
     ) -> tuple[torch.Tensor, Params] | None:
-        """Return the storage seen under another shape; None where only the floats can be."""
+        """Return (qdata, params) seen under another shape; None where only the floats can be."""
         return None
 
     @classmethod
@@ -172,7 +186,10 @@ class WeightLayout(QuantizedLayout):
 
     @classmethod
     def join_rows(cls, parts: Sequence[tuple[torch.Tensor, Params]]) -> tuple[torch.Tensor, Params]:
-        """Return the parts below each other; ValueError where they are not stored alike."""
+        """Return the parts below each other; ValueError where they are not stored alike.
+
+        Every part but the last must end on a whole `Format.row_step`.
+        """
         stored = [cls.store(*part) for part in parts]
         form, first = stored[0]
         if any(f != form for f, _ in stored):
@@ -189,7 +206,7 @@ class WeightLayout(QuantizedLayout):
 
 
 def described(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Return dtypes and shapes, as a format wants them."""
+    """Return the tensors' dtypes (by their safetensors names) and shapes, as formats take them."""
     return {
         s: StoredTensor(s, dtype_name(t.dtype) or str(t.dtype), tuple(t.shape)) for s, t in tensors.items()
     }
@@ -199,7 +216,10 @@ def weight_layout(name: str) -> type[WeightLayout]:
     """Return the layout of that name; CheckpointError where it holds no checkpoint format."""
     found = LAYOUTS.get(name)
     if found is None or not issubclass(found, WeightLayout):
-        raise CheckpointError(f"layout {name} has no checkpoint format")
+        raise CheckpointError(
+            f"layout {name} has no checkpoint format; one that is to be saved, split or run derives from "
+            "WeightLayout"
+        )
     return found
 
 
@@ -219,12 +239,12 @@ def with_extras(form: Format, params: Params) -> Format:
 
 
 def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor | None) -> torch.Tensor:
-    """Return the weight with its columns divided by pre_quant_scale [K]."""
+    """Return the weight [N, K] with its columns divided by pre_quant_scale [K], float32; itself for None."""
     if pre_quant_scale is None:
         return weight
     return weight.float() / pre_quant_scale.to(device=weight.device, dtype=torch.float32)
 
 
 def unsmoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor | None) -> torch.Tensor:
-    """Multiply the columns of the weight by pre_quant_scale [K], in place."""
+    """Multiply the columns of the weight [N, K] by pre_quant_scale [K], in place; return it."""
     return weight if pre_quant_scale is None else weight.mul_(pre_quant_scale.to(weight.dtype))

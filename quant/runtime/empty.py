@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def empty_weights() -> Iterator[None]:
-    """Modules built inside have their parameters on the meta device and their buffers where they belong::
+    """Put the parameters of modules built inside on the meta device, and their buffers where they belong::
 
         with empty_weights():
             model = FluxTransformer2DModel(**config)

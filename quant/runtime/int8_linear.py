@@ -30,7 +30,7 @@ class Int8Linear(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
-        """An empty layer to be filled by ``load_state_dict``; see `from_float` and `from_linear`."""
+        """Make an empty layer for ``load_state_dict`` to fill; see `from_quantized` and `from_linear`."""
         super().__init__()
         self.in_features, self.out_features, self.rotation = in_features, out_features, 0
         self.register_buffer(
@@ -46,7 +46,10 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def from_quantized(cls, weight: QuantizedTensor, bias: torch.Tensor | None = None) -> "Int8Linear":
-        """Around an existing quantized weight [N, K], sharing its storage."""
+        """Return a layer around an existing quantized weight [N, K], sharing its storage.
+
+        CheckpointError for a weight that is not INT8.
+        """
         self = cls(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
         self._take(weight)
         self.bias = None if bias is None else bias.detach()
@@ -63,7 +66,7 @@ class Int8Linear(nn.Module):
     def _take(self, weight: QuantizedTensor) -> None:
         layout, params = LAYOUTS[weight._layout_type], weight._layout_params
         if not issubclass(layout, Int8Layout):
-            raise CheckpointError(f"{weight} is no INT8 weight")
+            raise CheckpointError(f"{weight} is no INT8 weight; Int8Linear runs no other")
         self.weight, self.weight_scale = weight._qdata, layout.scale(params)
         self.rotation = params.get("rotation", 0)
         self.layout = layout.form(params).layout
@@ -81,7 +84,7 @@ class Int8Linear(nn.Module):
         return QuantizedTensor(self.weight, self.layout, params)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [.., K] -> [.., N] in x's dtype."""
+        """Return the layer's output [.., N] for x [.., K], in x's dtype."""
         if self.pre_quant_scale is not None:
             x = x * self.pre_quant_scale.to(x.dtype)
         return kernels.int8_linear(
@@ -89,13 +92,13 @@ class Int8Linear(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Sizes and rotation."""
+        """Return sizes and rotation, for ``print(model)``."""
         return (
             f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, rotation={self.rotation}"
         )
 
     def _apply(self, fn, recurse=True):
-        """Scales stay float32 whatever dtype the model is cast to."""
+        """Keep the scales float32 whatever dtype the model is cast to."""
         kept = {n: getattr(self, n) for n in ("weight_scale", "input_scale", "pre_quant_scale")}
         super()._apply(fn, recurse)
         for name, value in kept.items():

@@ -46,7 +46,7 @@ class LoadReport:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """One line."""
+        """Return one line: counts, bytes and rate."""
         rate = self.bytes_read / 1e9 / max(self.seconds, 1e-9)
         extra = f", {len(self.dequantized)} float8 layers dequantized" if self.dequantized else ""
         return (
@@ -115,13 +115,13 @@ def load_quantized(
 
 
 def _targets(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Everything a checkpoint may hold, by name: parameters under all their names, and buffers."""
+    """Return everything a checkpoint may hold, by name: parameters under all their names, and buffers."""
     named = dict(model.named_parameters(remove_duplicate=False))
     return {**named, **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def _persistent_buffers(model: nn.Module) -> set[str]:
-    """Buffers that belong to the state dict, and so must come from a checkpoint."""
+    """Return the buffers that belong to the state dict, and so must come from a checkpoint."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules(remove_duplicate=False)
@@ -141,7 +141,7 @@ def _header_configs(file: Checkpoint) -> dict[str, Any]:
 
 
 def _choose(file, model, targets, prefix, key_map) -> tuple[str, Callable[[str], Mapped]]:
-    """The prefix and the map under which most of the file's names are the model's."""
+    """Return the prefix and the map under which most of the file's names are the model's."""
     maps = [key_map] if key_map is not None else [IDENTITY, map_for(model)]
     prefixes = (
         [prefix]
@@ -175,7 +175,7 @@ def _sources(file, prefix, mapper, configs) -> tuple[list[_Source], int]:
 
 
 def _config(file, layer, prefix, extras, configs) -> Format | None:
-    """As in ComfyUI the header wins over the layer's own tensor where both are there."""
+    """Return a layer's format; the header wins over the layer's own tensor, as in ComfyUI."""
     names = {WEIGHT: tensor_name(layer, WEIGHT), **{s: n for s, n in extras.items() if s != CONFIG}}
     infos = {s: StoredTensor(s, file.tensors[n].dtype, file.tensors[n].shape) for s, n in names.items()}
     stored = layer_format(file.read(extras[CONFIG]), infos, layer) if CONFIG in extras else None
@@ -276,7 +276,7 @@ def _read(file, source, logical, dtype, configs, report) -> torch.Tensor:
 
 
 def _aliases(targets: dict[str, torch.Tensor]) -> dict[str, list[str]]:
-    """Every name of each parameter: tied weights have several."""
+    """Return every name of each parameter: tied weights have several."""
     groups: dict[int, list[str]] = {}
     for name, tensor in targets.items():
         groups.setdefault(id(tensor), []).append(name)

@@ -30,7 +30,7 @@ class LowRank:
     scale: float = 1.0
 
     def delta(self, device: torch.device) -> torch.Tensor:
-        """The float32 matrix [N, K]."""
+        """Return the float32 matrix [N, K] on `device`."""
         up, down = (t.to(device=device, dtype=torch.float32).flatten(1) for t in (self.up, self.down))
         return self.scale * (up @ down)
 
@@ -130,7 +130,7 @@ def _restore(weight: torch.Tensor, bits: Mapping[str, torch.Tensor]) -> None:
 
 
 def dequantize_float32(weight: torch.Tensor) -> torch.Tensor:
-    """A float32 copy of a weight, quantized or not."""
+    """Return a float32 copy of a weight, quantized or not."""
     if isinstance(weight, QuantizedTensor):
         return weight.map_inner(lambda a: a, orig_dtype=torch.float32).dequantize()
     return weight.detach().float().clone()
@@ -155,7 +155,7 @@ def _check(model: nn.Module, deltas: Mapping[str, LowRank | torch.Tensor]) -> No
 
 
 def read_lora(path: str | os.PathLike[str], model: nn.Module) -> dict[str, LowRank]:
-    """The low-rank deltas of a LoRA file by the module names of `model`.
+    """Read the low-rank deltas of a LoRA file, by the module names of `model`.
 
     scale = alpha / rank where the file has an alpha, else 1. CheckpointError for keys of unknown form or
     layers that the model does not have.
@@ -170,13 +170,16 @@ def read_lora(path: str | os.PathLike[str], model: nn.Module) -> dict[str, LowRa
             elif key.endswith(".alpha"):
                 parts.setdefault(key.removesuffix(".alpha"), {})["alpha"] = file.read(key)
             else:
-                raise CheckpointError(f"{path}: key {key!r} is of no LoRA form known here")
+                raise CheckpointError(
+                    f"{path}: key {key!r} is of no LoRA form known here; X.lora_A and X.lora_B are, or "
+                    "X.lora_down and X.lora_up with X.alpha"
+                )
     modules = {n: n for n, _ in model.named_modules()}
     underscored = {n.replace(".", "_"): n for n in modules}
     found = {}
     for name, tensors in parts.items():
         if not {"down", "up"} <= tensors.keys():
-            raise CheckpointError(f"{path}: {name} has only {', '.join(tensors)}")
+            raise CheckpointError(f"{path}: {name} has only {', '.join(tensors)}; a LoRA needs down and up")
         alpha, rank = tensors.get("alpha"), tensors["down"].shape[0]
         scale = 1.0 if alpha is None else float(alpha) / rank
         found[_module_name(name, modules, underscored)] = LowRank(tensors["down"], tensors["up"], scale)

@@ -55,7 +55,7 @@ class _Quantized(nn.Module):
         return form, made
 
     def _cast_floats(self) -> None:
-        """Plain weights are kept in the compute dtype, as ComfyUI does."""
+        """Keep plain weights in the compute dtype, as ComfyUI does."""
         for name, p in self._parameters.items():
             if p is not None and not isinstance(p, QuantizedTensor) and p.dtype != self.ops.compute_dtype:
                 self._parameters[name] = nn.Parameter(
@@ -87,10 +87,10 @@ class _Linear(_Cast, _Quantized, nn.Linear):
     full_precision = False
 
     def reset_parameters(self) -> None:
-        """A checkpoint fills the weight: no random numbers."""
+        """Do nothing: a checkpoint fills the weight, so random numbers would be time lost."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [.., K] -> [.., N] in x's dtype."""
+        """Return the layer's output [.., N] for x [.., K], in x's dtype."""
         weight: Any = self._get("weight", x)
         if isinstance(weight, QuantizedTensor) and (self.ops.full_precision_mm or self.full_precision):
             weight = weight.dequantize()
@@ -102,45 +102,45 @@ class _Embedding(_Quantized, nn.Embedding):
     full_precision = False
 
     def reset_parameters(self) -> None:
-        """A checkpoint fills the weight: no random numbers."""
+        """Do nothing: a checkpoint fills the weight, so random numbers would be time lost."""
 
     def forward(self, index: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Rows of the table; a quantized one dequantizes only the rows it reads."""
+        """Return rows of the table; a quantized one dequantizes only the rows it reads."""
         out = super().forward(index)
         return out if out_dtype is None else out.to(out_dtype)
 
 
 class _Conv(_Cast):
     def reset_parameters(self) -> None:
-        """A checkpoint fills the weight: no random numbers."""
+        """Do nothing: a checkpoint fills the weight, so random numbers would be time lost."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the torch module, in x's dtype."""
+        """Return what the torch module would, in x's dtype."""
         return self._conv_forward(x, self._get("weight", x), self._get("bias", x))  # type: ignore[attr-defined]
 
 
 class _LayerNorm(_Cast, nn.LayerNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the torch module, in x's dtype."""
+        """Return what the torch module would, in x's dtype."""
         return F.layer_norm(x, self.normalized_shape, self._get("weight", x), self._get("bias", x), self.eps)
 
 
 class _GroupNorm(_Cast, nn.GroupNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the torch module, in x's dtype."""
+        """Return what the torch module would, in x's dtype."""
         return F.group_norm(x, self.num_groups, self._get("weight", x), self._get("bias", x), self.eps)
 
 
 class _RMSNorm(_Cast, nn.RMSNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the torch module, in x's dtype."""
+        """Return what the torch module would, in x's dtype."""
         return F.rms_norm(x, self.normalized_shape, self._get("weight", x), self.eps)
 
 
 def _transposed(base: type, function: Any) -> type:
     class Transposed(_Conv, base):  # type: ignore[misc, valid-type]
         def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-            """As the torch module, in x's dtype."""
+            """Return what the torch module would, in x's dtype."""
             spatial = len(self.kernel_size)
             padding = self._output_padding(
                 x, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
@@ -168,7 +168,7 @@ def mixed_precision_ops(
     compute_dtype: torch.dtype = torch.bfloat16,
     full_precision_mm: bool = False,
 ) -> Any:
-    """Module classes that read quantized checkpoints, for models written against such a factory::
+    """Return module classes that read quantized checkpoints, for models written against such a factory::
 
         ops = mixed_precision_ops({}, torch.bfloat16)
         layer = ops.Linear(3072, 3072, device="meta")
@@ -200,7 +200,7 @@ def mixed_precision_ops(
         setattr(ops, name, type(name, base, {"ops": ops, "__module__": __name__}))
 
     def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
-        """Conv1d, Conv2d or Conv3d by number of dimensions."""
+        """Make a Conv1d, Conv2d or Conv3d, by the number of dimensions."""
         return getattr(ops, f"Conv{dims}d")(*args, **kwargs)
 
     ops.conv_nd = staticmethod(conv_nd)

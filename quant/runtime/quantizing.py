@@ -41,7 +41,7 @@ class QuantizeReport:
     notes: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """One line."""
+        """Return one line: how many layers were quantized, and how many not."""
         return f"{len(self.quantized)} linear layers quantized, {len(self.skipped)} left as they are"
 
 
@@ -161,7 +161,9 @@ def _statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str]
         return None
     if isinstance(calibration, Mapping):
         if not any(n in calibration for n in names):
-            raise ValueError("the calibration holds no record of any layer to quantize")
+            raise ValueError(
+                "the calibration holds no record of any layer to quantize; its keys are names of modules"
+            )
         return calibration.get
     if isinstance(calibration, (str, os.PathLike)):
         from ..calibration import CalibrationData

@@ -35,7 +35,9 @@ def join_rows(parts: list[torch.Tensor], what: str = "tensor") -> torch.Tensor:
     if not quantized:
         return torch.cat(parts)
     if len(quantized) < len(parts):
-        raise CheckpointError(f"{what}: some of its parts are quantized and some are not")
+        raise CheckpointError(
+            f"{what}: some of its parts are quantized and some are not; quantize all of them or none"
+        )
     kinds = {(p._layout_type, p.shape[1]) for p in quantized}
     listed = ", ".join(map(repr, parts))
     if len(kinds) > 1:

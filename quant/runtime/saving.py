@@ -30,7 +30,7 @@ def save_quantized(
 ) -> Path:
     """Write `model`'s state dict as safetensors; returns the path.
 
-    A QuantizedTensor ``X.weight`` becomes X.weight (int8), X.weight_scale ([N, 1], [1, 1] or one a block),
+    A QuantizedTensor ``X.weight`` becomes X.weight (int8), X.weight_scale ([N, 1], [1, 1] or one per block),
     X.comfy_quant and, where it has them, X.input_scale and X.pre_quant_scale; everything else is
     written as it is, tied parameters once.
     metadata: header strings; None keeps those of the checkpoint that `load_quantized` read.
@@ -86,7 +86,10 @@ def write_tensors(
         parts = _stored(name, tensor, layers)
         clash = plain.keys() & parts.keys()
         if clash:
-            raise CheckpointError(f"two tensors are named {sorted(clash)[0]!r}")
+            raise CheckpointError(
+                f"two tensors would be named {sorted(clash)[0]!r}; rename the one that is no part of a "
+                "quantized layer"
+            )
         plain.update(parts)
     return save_tensors(path, plain, _metadata(metadata or {}, layers, quant_metadata))
 
@@ -96,14 +99,16 @@ def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Te
         return {name: tensor.detach()}
     layer, _, leaf = name.rpartition(".")
     if leaf != "weight":
-        raise CheckpointError(f"{name} is quantized, but only tensors named .weight have a checkpoint form")
+        raise CheckpointError(
+            f"{name} is quantized, but only tensors named .weight have a checkpoint form; dequantize it first"
+        )
     form, tensors = stored_layer(tensor)
     layers[layer] = form.config()
     return {tensor_name(layer, k): v for k, v in tensors.items()}
 
 
 def _metadata(given: dict[str, str], layers: dict, listed: bool) -> dict[str, str]:
-    """The given strings; a list of layers only if it is true of these layers, for it overrides them."""
+    """Return the given strings; a list of layers only if it is true of these, for it overrides them."""
     out = {k: str(v) for k, v in given.items() if k != _LAYERS}
     if listed or _LAYERS in given:
         out[_LAYERS] = json.dumps({"format_version": "1.0", "layers": layers})

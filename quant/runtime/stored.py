@@ -33,9 +33,10 @@ def layer_format(raw: torch.Tensor | Mapping[str, Any], tensors: Tensors, layer:
 
 
 def build_weight(form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """Return a layer's weight from its stored tensors by suffix (``weight`` among them).
+    """Return a layer's weight [N, K] from its stored tensors by suffix (``weight`` among them).
 
-    dtype: the logical dtype. A layout that models do not keep gives a plain tensor instead.
+    form: as `layer_format` read it from these tensors. dtype: the logical dtype. A layout
+    that models do not keep gives a plain tensor instead.
     """
     layout = weight_layout(form.layout)
     made = QuantizedTensor.of(layout.load(form, tensors, dtype), layout)
@@ -45,7 +46,10 @@ def build_weight(form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch
 def read_weight(
     raw: Any, tensors: Mapping[str, torch.Tensor], layer: str, dtype: torch.dtype
 ) -> tuple[Format, torch.Tensor]:
-    """Return the format of `layer` and its weight, from ``comfy_quant`` and the tensors by suffix."""
+    """Return the format of `layer` and its weight, from ``comfy_quant`` and the tensors by suffix.
+
+    As `layer_format` and `build_weight`, with their errors.
+    """
     form = layer_format(raw, described(tensors), layer)
     return form, build_weight(form, tensors, dtype)
 
@@ -69,7 +73,7 @@ def stored_layer(weight: QuantizedTensor) -> tuple[Format, dict[str, torch.Tenso
     """
     layout = weight_layout(weight._layout_type)
     if weight._layout_params.get("transposed") or weight.dim() != 2:
-        raise CheckpointError(f"{weight} is a view; only plain [N, K] weights can be saved")
+        raise CheckpointError(f"{weight} is a view; only plain [N, K] weights can be saved: dequantize it")
     form, tensors = layout.store(weight._qdata, weight._layout_params)
     config = torch.frombuffer(bytearray(encode_config(form.config())), dtype=torch.uint8)
     ordered = [s for s in tensors if s not in form.extra]
