@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from .config import flag, flattened
+from .config import checked_config, flag, flattened, shown
 from .errors import CheckpointError
 from .names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
 
 FORMATS: dict[str, type["Format"]] = {}
 """Every format by its name in ``comfy_quant``; defining a subclass of Format with a `name` adds it."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Safetensors dtypes of plain floats."""
 
 Shape = tuple[int, int]
 """[N, K] of a linear weight: out_features, in_features."""
@@ -41,6 +44,10 @@ class StoredTensor:
         for n in self.shape:
             count *= n
         return count
+
+    def per_row(self, rows: int) -> bool:
+        """Return whether it has one element per row of the weight: [N, 1], [N] or [1, N]."""
+        return self.numel == rows and rows in self.shape
 
 
 Tensors = Mapping[str, StoredTensor]
@@ -101,11 +108,12 @@ class Format:
             FORMATS[cls.name] = cls
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a rotation or an extra tensor that the format does not have."""
+        """Put the extras in order; ValueError for one, or a rotation, that the format does not have."""
         if self.rotation and not self.rotates:
             raise ValueError(f"{self.name} has no rotation")
         if unknown := set(self.extra) - set(self.extras):
             raise ValueError(f"{self.name} has no {sorted(unknown)[0]}")
+        object.__setattr__(self, "extra", tuple(s for s in self.extras if s in self.extra))
 
     @classmethod
     def make(cls, asked: Asked) -> "Format":
@@ -144,19 +152,21 @@ class Format:
 
         config: the JSON object. tensors: by suffix, the weight among them. where: how errors name the layer.
         Keys may stand in "params", sizes may be texts. CheckpointError, naming `where`, for what this format
-        cannot be: a tensor that is missing or misshapen, a size that does not fit.
+        cannot be: a tensor that is missing, misshapen, of another dtype, a weight without elements, a size
+        that does not fit.
         """
         settings = flattened(config)
-        if tensors[WEIGHT].dtype != cls.weight_dtype or len(tensors[WEIGHT].shape) != 2:
-            w = tensors[WEIGHT]
+        for suffix in (WEIGHT, *cls.suffixes):
+            if suffix not in tensors:
+                raise CheckpointError(f"{where} ({cls.name}) has no {suffix}")
+        w = tensors[WEIGHT]
+        if w.dtype != cls.weight_dtype or len(w.shape) != 2 or not w.numel:
             raise CheckpointError(
                 f"{where}: {cls.name} needs a weight {cls.weight_dtype} [N, K], not {w.dtype} {list(w.shape)}"
             )
-        for suffix in cls.suffixes:
-            if suffix not in tensors:
-                raise CheckpointError(f"{where} ({cls.name}) has no {suffix}")
         made = cls.from_settings(settings, tensors, where)
         made.check(tensors, where)
+        made.check_dtypes(tensors, where)
         return made
 
     @classmethod
@@ -187,6 +197,16 @@ class Format:
                     f"needs {list(wanted.shape)}"
                 )
 
+    def check_dtypes(self, tensors: Tensors, where: str) -> None:
+        """CheckpointError for a tensor of another dtype than `stored` says; one float dtype is as good as
+        another, for loading brings them to what is needed."""
+        for wanted in self.stored(self.shape(tensors[WEIGHT].shape)):
+            found = tensors[wanted.suffix].dtype
+            if found != wanted.dtype and not {found, wanted.dtype} <= set(FLOATS):
+                raise CheckpointError(
+                    f"{where}: {wanted.suffix} is {found}, {self.name} needs {wanted.dtype}"
+                )
+
     def shape(self, stored: tuple[int, ...]) -> Shape:
         """Return [N, K] of a weight stored with shape `stored`; a format with packed rows overrides this."""
         n, k = stored
@@ -200,14 +220,14 @@ class Format:
     def rows(self, first: int, count: int, tensors: Tensors) -> dict[str, tuple[int, int] | None]:
         """Return which part of each stored tensor belongs to `count` weight rows from `first` on.
 
-        A part is (start, stop) along the first axis; None is the whole tensor. `first` is a multiple of
-        `row_step`, and so is `count` unless the rows are the last. The default: what has as many rows as
-        the weight goes with its rows, everything else is shared.
+        A part is (start, stop) along the first axis; None is the whole tensor. tensors: in the shapes that
+        `put_right` gives. `first` is a multiple of `row_step`, and so is `count` unless the rows are the
+        last. The default: what has a row for each of the weight's goes with them, the rest is shared.
         """
-        n = tensors[WEIGHT].shape[0]
-        own = {s for s, t in tensors.items() if t.shape[:1] == (n,) and t.numel > 1}
-        own -= {PRE_QUANT_SCALE, INPUT_SCALE}
-        return {s: (first, first + count) if s in own or s == WEIGHT else None for s in tensors}
+        n, k = self.shape(tensors[WEIGHT].shape)
+        now, more = ({t.suffix: t.shape[:1] for t in self.tensors((m, k))} for m in (n, n + 1))
+        own = {s for s in now if now[s] == (n,) and more[s] == (n + 1,)}
+        return {s: (first, first + count) if s in own else None for s in tensors}
 
     def why_not(self, shape: Shape) -> str:
         """Return why a weight [N, K] cannot have this format; "" if it can."""
@@ -273,16 +293,15 @@ def format_class(name: str, where: str) -> type[Format]:
     CheckpointError, naming the layer `where` and the formats there are, for another name.
     """
     if name not in FORMATS:
-        raise CheckpointError(f"layer {where} has format {name!r}; this runtime reads {', '.join(FORMATS)}")
+        known = ", ".join(FORMATS)
+        raise CheckpointError(f"layer {where} has format {shown(name)}; this runtime reads {known}")
     return FORMATS[name]
 
 
 def read_format(config: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
-    """Read how a layer is stored, by the format that its ``comfy_quant`` names.
-
-    config: as `config.checked_config` returns it. where: the layer's name. Otherwise as `Format.read`.
-    """
-    return format_class(config["format"], where).read(config, tensors, f"layer {where}")
+    """Read how a layer is stored, by the format that its ``comfy_quant`` names; see `Format.read`."""
+    name = checked_config(config, f"layer {where}")["format"]
+    return format_class(name, where).read(config, tensors, f"layer {where}")
 
 
 def companion_suffixes() -> dict[str, None]:

@@ -1,6 +1,7 @@
 """The JSON object in a ``comfy_quant`` tensor: writing it, and reading it as leniently as is safe."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,17 @@ def decode_config(raw: bytes, where: str) -> dict[str, Any]:
 def checked_config(config: Any, where: str) -> dict[str, Any]:
     """Return `config` if it is an object that names a format; CheckpointError otherwise."""
     if not isinstance(config, dict) or not isinstance(config.get("format"), str):
-        raise CheckpointError(f"{where}: names no format: a JSON object with one is expected, not {config!r}")
+        raise CheckpointError(
+            f"{where}: names no format: a JSON object with one is expected, not {shown(config)}"
+        )
     return config
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message can quote it: shortened, however long or deep it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 60
+    return short.repr(value)
 
 
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The kernels rotate by these groups, and the formats name them in ``comfy_quant``
 from collections.abc import Mapping
 from typing import Any
 
-from .config import flag, whole_number
+from .config import flag, shown, whole_number
 from .errors import CheckpointError
 
 GROUPS = (4, 16, 64, 256, 1024)
@@ -34,7 +34,7 @@ def rotation_of(config: Mapping[str, Any], columns: int, where: str) -> int:
     group = whole_number(config.get("convrot_groupsize", DEFAULT_GROUP))
     if group not in GROUPS:
         given = config.get("convrot_groupsize")
-        raise CheckpointError(f"{where}: convrot_groupsize {given!r} is not one of {GROUPS}")
+        raise CheckpointError(f"{where}: convrot_groupsize {shown(given)} is not one of {GROUPS}")
     if columns % group:
         raise CheckpointError(f"{where}: convrot_groupsize {group} does not divide its {columns} columns")
     return group

@@ -5,7 +5,7 @@ and mark themselves with a tensor ``scaled_fp8``; of two elements, it asks for p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .base import Format, Report, Shape, StoredTensor, Tensors
@@ -34,9 +34,9 @@ class Float8(Format):
         return cls(scaled=SCALE in tensors, **cls.common(settings, tensors))
 
     def check(self, tensors: Tensors, where: str) -> None:
-        """Raise CheckpointError for a scale that is neither one element nor one per row."""
+        """CheckpointError for a scale that is neither one element nor one per row: [N, 1], [N] or [1, N]."""
         scale, n = tensors.get(SCALE), tensors[WEIGHT].shape[0]
-        if scale is not None and scale.numel not in (1, n):
+        if scale is not None and scale.numel != 1 and not scale.per_row(n):
             raise CheckpointError(
                 f"{where}: weight_scale must have one element, or one per row, not {list(scale.shape)}"
             )
@@ -53,7 +53,10 @@ class Float8(Format):
     def put_right(
         cls, config: dict[str, Any] | None, tensors: Tensors, report: Report, reported: bool = False
     ) -> tuple[dict[str, Any] | None, Tensors]:
-        """Label a scaled weight by its dtype; one without a scale needs no ``comfy_quant``."""
+        """Label a scaled weight by its dtype, and read scales per row as [N, 1].
+
+        A weight without a scale needs no ``comfy_quant``.
+        """
         if config is not None and config.get("format") != cls.name:
             report(
                 "wrong format",
@@ -61,6 +64,11 @@ class Float8(Format):
                 f"labelled {cls.name}",
             )
             config = {**config, "format": cls.name}
+        scale, n = tensors.get(SCALE), tensors[WEIGHT].shape[0] if tensors[WEIGHT].shape else 0
+        if scale is not None and scale.numel > 1 and scale.per_row(n) and scale.shape != (n, 1):
+            text = f"its row scale has shape {list(scale.shape)}, not [{n}, 1]"
+            report("scale shape", text, f"reshaped to [{n}, 1]", fatal=False)
+            tensors = {**tensors, SCALE: replace(scale, shape=(n, 1))}
         return config, tensors
 
 

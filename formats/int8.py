@@ -5,15 +5,20 @@ The scale's shape tells more than the label: files in the wild carry the wrong o
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from .base import FORMATS, Format, Report, Tensors
-from .config import flag
+from .base import FLOATS, FORMATS, Format, Report, Tensors
+from .config import flag, whole_number
 from .convrot import DEFAULT_GROUP, GROUPS
 from .names import SCALE, WEIGHT
 
+DEFAULT_BLOCK = 128
+"""Edge of a block where ``comfy_quant`` gives none; the scale's shape must agree."""
+
+LARGEST_BLOCK = 1 << 15
+"""No weight has blocks this large; a larger edge in a file would ask the kernels for absurd padding."""
+
 _EDGES = tuple(1 << e for e in range(4, 11))
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +58,24 @@ class Int8(Format):
         return list(rotation_faults(config, columns))
 
 
+def given_edge(config: Mapping[str, Any]) -> Any:
+    """Return what a flattened config gives as the edge of a block, whatever it is; else the default."""
+    sizes = (config.get(k) for k in ("group_size", "block_size"))
+    return next((s for s in sizes if s is not None), DEFAULT_BLOCK)
+
+
+def edge_of(config: Mapping[str, Any]) -> int:
+    """Read the edge of a block: a power of two; 0 where what is given is none."""
+    edge = whole_number(given_edge(config))
+    return edge if 0 < edge <= LARGEST_BLOCK and not edge & (edge - 1) else 0
+
+
 def rotation_faults(config: Mapping[str, Any], columns: int) -> Iterator[str]:
     """Yield what is wrong with a config's rotation for a layer of so many columns."""
     if not flag(config, "convrot"):
         return
     group = config.get("convrot_groupsize", DEFAULT_GROUP)
-    if isinstance(group, bool) or group not in GROUPS:
+    if type(group) is not int or group not in GROUPS:
         yield f"convrot_groupsize {group!r} is not one of {', '.join(map(str, GROUPS))}"
     elif columns % group:
         yield f"convrot_groupsize {group} does not divide its {columns} columns: the first forward fails"
@@ -75,18 +92,19 @@ def _told_by_scale(config: Mapping[str, Any], tensors: Tensors, report: Report) 
     if scale is None:
         report("scale missing", f"it has no {SCALE}: ComfyUI refuses it")
         return "", 0
-    size = config.get("group_size")
-    fits = [b for b in _EDGES if scale.shape == (-(-n // b), -(-k // b))]
-    if config.get("format") == _name("block") and size in fits:
-        return "block", int(size or 0)
+    labelled = config.get("format") == _name("block")
+    size = edge_of(config) if labelled or "group_size" in config else 0
+    fits = [b for b in sorted({*_EDGES, size} - {0}) if scale.shape == (-(-n // b), -(-k // b))]
+    if labelled and size in fits:
+        return "block", size
     if scale.numel == 1:
         return "tensor", 0
-    if scale.numel == n and n in scale.shape:
+    if scale.per_row(n):
         return "row", 0
     whole = [b for b in fits if n % b == 0 and k % b == 0]
     chosen = [size] if size in fits else whole if len(whole) == 1 else fits
     if len(chosen) == 1:
-        return "block", int(cast(int, chosen[0]))
+        return "block", chosen[0]
     why = f"blocks of {' or '.join(map(str, fits))} fit" if fits else f"[{n}, 1] is expected"
     report("scale shape", f"a scale of shape {list(scale.shape)} beside a weight [{n}, {k}]: {why}")
     return "", 0
@@ -150,7 +168,7 @@ def _scale_put_right(told: str, tensors: Tensors, report: Report) -> Tensors:
     if scale is None:
         return tensors
     n, shape, dtype = tensors[WEIGHT].shape[0], scale.shape, scale.dtype
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         report("scale dtype", f"its scale is {dtype}, not F32")
     elif dtype != "F32":
         text = f"its scale is {dtype}, not F32: ComfyUI loads it and fails when it runs"

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .base import Format, Shape, StoredTensor, Tensors
-from .config import whole_number
+from .config import shown
 from .errors import CheckpointError
-from .int8 import Int8
+from .int8 import DEFAULT_BLOCK, LARGEST_BLOCK, Int8, edge_of, given_edge
 from .names import PRE_QUANT_SCALE, SCALE, WEIGHT
-
-DEFAULT_BLOCK = 128
-"""Edge of a block where ``comfy_quant`` gives none; the scale's shape must agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +36,17 @@ class Int8Blockwise(Int8):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
-        """Read the edge from ``group_size``, or ``block_size`` as some tools write; 128 where neither is.
+        """Read the edge from ``group_size``, or ``block_size`` as some tools write.
 
-        CheckpointError for an edge that is no power of two.
+        It is 128 where neither is there, or is null; anything but a power of two is refused.
         """
-        given = settings.get("group_size") or settings.get("block_size") or DEFAULT_BLOCK
-        edge = whole_number(given)
-        if edge < 1 or edge & (edge - 1):
-            raise CheckpointError(f"{where}: {cls.name} needs a power-of-two 'group_size', not {given!r}")
+        given = given_edge(settings)
+        edge = edge_of(settings)
+        if not edge:
+            raise CheckpointError(
+                f"{where}: {cls.name} needs a 'group_size' that is a power of two up to {LARGEST_BLOCK}, "
+                f"not {shown(given)}"
+            )
         return cls(block_size=edge, **cls.common(settings, tensors))
 
     def check(self, tensors: Tensors, where: str) -> None:

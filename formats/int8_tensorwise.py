@@ -47,7 +47,7 @@ class Int8Tensorwise(Int8):
         CheckpointError for another number of scales, or a rotation that does not exist or divide K.
         """
         scale, (n, k) = tensors[SCALE], tensors[WEIGHT].shape
-        if scale.numel != 1 and not (scale.numel == n and max(scale.shape) == n):
+        if scale.numel != 1 and not scale.per_row(n):
             raise CheckpointError(
                 f"{where}: weight_scale is {list(scale.shape)}, expected one entry or [{n}, 1]"
             )
@@ -79,7 +79,7 @@ class Int8Tensorwise(Int8):
         return rates[self.granularity][bool(self.rotation)]
 
     def rows(self, first: int, count: int, tensors: Tensors) -> dict[str, tuple[int, int] | None]:
-        """Take the rows of the weight and, per row, of the scale, which may be stored as [1, N]."""
+        """Take the rows of the weight and, where there is one per row, the scales."""
         parts = super().rows(first, count, tensors)
         parts[SCALE] = None if tensors[SCALE].numel == 1 else (first, first + count)
         return parts

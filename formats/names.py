@@ -9,6 +9,9 @@ PRE_QUANT_SCALE = "pre_quant_scale"
 OLD_NAMES = {"scale_weight": SCALE, "scale": SCALE, "scale_input": INPUT_SCALE}
 """Older names of the same tensors. ComfyUI refuses them beside INT8 weights."""
 
+FULL_PRECISION = "full_precision_matrix_mult"
+"""The key by which a layer asks for float products."""
+
 METADATA_KEY = "_quantization_metadata"
 """Header metadata that lists layers and their formats; ComfyUI believes it over the tensors."""
 

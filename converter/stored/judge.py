@@ -127,7 +127,7 @@ def _read(
     """Read the format of a layer put right; None when a fault without a remedy stands in the way."""
     if any(p.fatal and not p.fix for p in found.problems):
         return None
-    name = (config or {}).get("format") or float_formats()[layer.weight.dtype]
+    name = (config or {}).get("format") or float_formats().get(layer.weight.dtype)
     try:
         return read_format({"format": name, **(config or {})}, _described(layer.weight, tensors), layer.name)
     except CheckpointError:

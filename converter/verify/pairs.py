@@ -36,13 +36,20 @@ class Pairs:
 def pair(original: Checkpoint, stored: StoredFile, examined: Mapping[str, Examined]) -> Pairs:
     """Match the tensors of the two by name, across the usual prefixes, and report what has no partner."""
     theirs, ours = prefixes(original.tensors, stored.checkpoint.tensors)
-    owned = {t.name for layer in stored.layers.values() for t in layer.companions()}
+    owned = {t.name: layer.weight for layer in stored.layers.values() for t in layer.companions()}
     layers: dict[str, str] = {}
     kept: dict[str, str] = {}
     problems: list[Problem] = []
+
+    def partner(name: str) -> str:
+        return theirs + name[len(ours) :] if name.startswith(ours) else name
+
     for name, info in stored.checkpoint.tensors.items():
-        source = theirs + name[len(ours) :] if name.startswith(ours) else name
+        source = partner(name)
         before = original.tensors.get(source)
+        weight = owned.get(name)
+        if weight is not None and _quantized_anew(weight, original.tensors.get(partner(weight.name))):
+            continue
         if before is None:
             if name not in owned and name not in stored.orphans:
                 problems.append(Problem("extra tensor", name, "the original has no such tensor", fatal=False))
@@ -57,6 +64,11 @@ def pair(original: Checkpoint, stored: StoredFile, examined: Mapping[str, Examin
     there = {*layers.values(), *kept.values()} | {theirs + n[len(ours) :] for n in stored.checkpoint.tensors}
     problems += _missing(original, there, theirs, removed)
     return Pairs(layers, kept, tuple(sorted(removed - there)), tuple(problems))
+
+
+def _quantized_anew(weight: TensorInfo, before: TensorInfo | None) -> bool:
+    """Return whether a weight is stored otherwise than before: what stands beside it then is new as well."""
+    return before is not None and before.dtype != weight.dtype
 
 
 def _logical_shape(info: TensorInfo, examined: Mapping[str, Examined]) -> tuple[int, ...]:

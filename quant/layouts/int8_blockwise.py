@@ -47,6 +47,7 @@ class BlockWiseINT8Layout(Int8Layout):
         block_size: int = 128,
         transposed: bool = False,
         pre_quant_scale: torch.Tensor | None = None,
+        full_precision_matrix_mult: bool = False,
     ) -> torch.Tensor:
         """Return q * scale, times pre_quant_scale, as `orig_dtype`."""
         out = unsmoothed(BlockWiseINT8Layout.floats(qdata, scale, orig_dtype), pre_quant_scale)

@@ -1,6 +1,7 @@
 """Layouts of ``int8_tensorwise``: INT8 with one scale per row or in all, optionally rotated."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -73,6 +74,7 @@ class TensorWiseINT8Layout(Int8Layout):
         transposed: bool = False,
         pre_quant_scale: torch.Tensor | None = None,
         input_scale: torch.Tensor | None = None,
+        full_precision_matrix_mult: bool = False,
     ) -> torch.Tensor:
         """Return q * scale, un-rotated, times pre_quant_scale, as `orig_dtype`."""
         dense = TensorWiseINT8Layout.floats(qdata, scale, orig_dtype, rotation)
@@ -135,12 +137,14 @@ class TensorWiseINT8Layout(Int8Layout):
 
     @classmethod
     def join_rows(cls, parts: Sequence[tuple[torch.Tensor, Params]]) -> tuple[torch.Tensor, Params]:
-        """Join parts; one scale per part becomes one per row."""
-        spread = [
-            (q, {**params, "scale": params["scale"].reshape(-1, 1).expand(q.shape[0], 1)})
-            for q, params in parts
-        ]
-        return super().join_rows(spread)
+        """Join; one scale per part becomes one per row. A part of one row is both."""
+        forms = {replace(cls.form(params), granularity="row") for _, params in parts}
+        shared = [carried(params) for _, params in parts]
+        same = all(torch.equal(t, other[s]) for other in shared for s, t in shared[0].items() if s in other)
+        if len(forms) > 1 or not same:
+            raise ValueError("quantized in different ways")
+        scales = [params["scale"].reshape(-1, 1).expand(q.shape[0], 1) for q, params in parts]
+        return torch.cat([q for q, _ in parts]), {**parts[0][1], "scale": torch.cat(scales)}
 
 
 class AxisWiseINT8Layout(TensorWiseINT8Layout):

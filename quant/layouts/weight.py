@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ...files.dtypes import dtype_name
 from ...formats import CheckpointError, Format, StoredTensor, Tensors
-from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, WEIGHT
+from ...formats.names import FULL_PRECISION, INPUT_SCALE, PRE_QUANT_SCALE, WEIGHT
 from ...kernels import rotate
 from ..grid import Grid
 from .base import LAYOUTS, QuantizedLayout
@@ -25,7 +25,8 @@ class WeightLayout(QuantizedLayout):
     A new one defines `form`, `load`, `store`, `values`, `grid` and `pack`, and gets everything else from
     here; what it can do faster it overrides. Parameters: what `load` makes, with orig_dtype, orig_shape
     [N, K] where rows are packed, and transposed; where the checkpoint has it, pre_quant_scale [K] (the input
-    of the linear is multiplied by it, so the float weight is the stored one times it) and input_scale [].
+    of the linear is multiplied by it, so the float weight is the stored one times it), input_scale [] and
+    full_precision_matrix_mult, where it asks for float products.
     """
 
     resident: ClassVar[bool] = True
@@ -182,7 +183,7 @@ class WeightLayout(QuantizedLayout):
             raise ValueError(f"rows {start} to {stop} do not lie on blocks of {step}")
         parts = form.rows(start, stop - start, infos)
         mine = {s: t if (p := parts[s]) is None else t[p[0] : p[1]].clone() for s, t in tensors.items()}
-        return weight_layout(form.layout).load(form, mine, params["orig_dtype"])
+        return loaded(form, mine, params["orig_dtype"])
 
     @classmethod
     def join_rows(cls, parts: Sequence[tuple[torch.Tensor, Params]]) -> tuple[torch.Tensor, Params]:
@@ -202,7 +203,7 @@ class WeightLayout(QuantizedLayout):
         if any(not torch.equal(first[s], t[s]) for _, t in stored for s in first if s not in own):
             raise ValueError("quantized in different ways")
         joined = {s: torch.cat([t[s] for _, t in stored]) if s in own else first[s] for s in first}
-        return weight_layout(form.layout).load(form, joined, parts[0][1]["orig_dtype"])
+        return loaded(form, joined, parts[0][1]["orig_dtype"])
 
 
 def described(tensors: Mapping[str, torch.Tensor]) -> Tensors:
@@ -210,6 +211,14 @@ def described(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     return {
         s: StoredTensor(s, dtype_name(t.dtype) or str(t.dtype), tuple(t.shape)) for s, t in tensors.items()
     }
+
+
+def loaded(
+    form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[torch.Tensor, Params]:
+    """Return what the format's layout loads, with what ``comfy_quant`` says beside the tensors."""
+    qdata, params = weight_layout(form.layout).load(form, tensors, dtype)
+    return qdata, {**params, FULL_PRECISION: True} if form.full_precision_matrix_mult else params
 
 
 def weight_layout(name: str) -> type[WeightLayout]:
@@ -234,8 +243,9 @@ def carried(params: Params) -> dict[str, torch.Tensor]:
 
 
 def with_extras(form: Format, params: Params) -> Format:
-    """Return `form` with the extra tensors that the parameters hold."""
-    return replace(form, extra=tuple(s for s in form.extras if params.get(s) is not None))
+    """Return `form` with the extra tensors, and the wish for float products, that the parameters hold."""
+    extra = tuple(s for s in form.extras if params.get(s) is not None)
+    return replace(form, extra=extra, full_precision_matrix_mult=bool(params.get(FULL_PRECISION)))
 
 
 def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor | None) -> torch.Tensor:

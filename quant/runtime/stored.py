@@ -10,7 +10,7 @@ from ...formats import CheckpointError, Format, Tensors, companion_suffixes, rea
 from ...formats.config import checked_config, decode_config, encode_config
 from ...formats.names import CONFIG
 from ..layouts import weight_layout
-from ..layouts.weight import described
+from ..layouts.weight import described, loaded
 from ..tensor import QuantizedTensor
 
 
@@ -26,7 +26,7 @@ def layer_format(raw: torch.Tensor | Mapping[str, Any], tensors: Tensors, layer:
     """
     where = f"{layer}.{CONFIG}"
     if isinstance(raw, torch.Tensor):
-        config = decode_config(bytes(raw.cpu().contiguous().view(torch.uint8).numpy()), where)
+        config = decode_config(bytes(raw.cpu().reshape(-1).view(torch.uint8).numpy()), where)
     else:
         config = checked_config(raw, where)
     return read_format(config, tensors, layer)
@@ -39,7 +39,7 @@ def build_weight(form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch
     that models do not keep gives a plain tensor instead.
     """
     layout = weight_layout(form.layout)
-    made = QuantizedTensor.of(layout.load(form, tensors, dtype), layout)
+    made = QuantizedTensor.of(loaded(form, tensors, dtype), layout)
     return made if layout.resident else made.dequantize()
 
 
