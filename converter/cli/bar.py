@@ -1,5 +1,7 @@
 """The progress bar of the command lines."""
 
+from .text import plain
+
 _LABEL = 40
 
 
@@ -12,7 +14,7 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
-            TextColumn("{task.fields[layer]}", justify="left"),
+            TextColumn("{task.fields[layer]}", justify="left", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TransferSpeedColumn(),
@@ -30,7 +32,7 @@ class Bar:
     def advance(self, name: str, nbytes: int) -> None:
         """Move the bar, and name the layer that was written."""
         if name:
-            self._bar.update(self._task, layer=f"{name[-_LABEL:]:{_LABEL}}")
+            self._bar.update(self._task, layer=f"{plain(name)[-_LABEL:]:{_LABEL}}")
         self._bar.advance(self._task, nbytes)
 
     def stop(self) -> None:

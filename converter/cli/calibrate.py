@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...files.checkpoint import open_checkpoint
+from .text import say
 
 if TYPE_CHECKING:
     from ...quant.algorithms import LayerStats
@@ -39,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 with a message on stderr for what cannot be done."""
     args = parser().parse_args(argv)
     try:
-        print(calibrate_checkpoint(args.input, args.output, args.activations, args.samples, args.seed))
+        say(calibrate_checkpoint(args.input, args.output, args.activations, args.samples, args.seed))
     except (ValueError, OSError) as error:
-        print(f"calibrate_activation_scales: {error}", file=sys.stderr)
+        say(f"calibrate_activation_scales: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..compare.report import DTYPES
 from .show_compare import comparison_text
+from .text import say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,11 +56,11 @@ def main(argv: Sequence[str]) -> int:
         runs=args.runs,
         long=args.long,
     )
-    print(comparison_text(result))
+    say(comparison_text(result))
     if args.json:
         Path(args.json).write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
     worst = result.worst()
     if args.min_sqnr is not None and not worst >= args.min_sqnr:
-        print(f"error: worst output SQNR {worst:.2f} dB is below {args.min_sqnr} dB", file=sys.stderr)
+        say(f"error: worst output SQNR {worst:.2f} dB is below {args.min_sqnr} dB", file=sys.stderr)
         return 1
     return 0

@@ -13,6 +13,7 @@ from ..options.command import CommandOptions
 from ..options.settings import Settings
 from ..plan.dry_run import create_template, plan_conversion
 from .show_batch import show_batch
+from .text import say
 
 
 def run_one(settings: Settings, command: CommandOptions) -> int:
@@ -38,7 +39,7 @@ def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions)
         _show(report, job, command)
         return report
 
-    report = run_batch(batch, one, lambda line: print(line, file=sys.stderr, flush=True))
+    report = run_batch(batch, one, lambda line: say(line, file=sys.stderr, flush=True))
     if settings.json:
         report.save_json(settings.json)
     show_batch(report)
@@ -69,12 +70,10 @@ def _show(report: Any, settings: Settings, command: CommandOptions) -> None:
 def _write_template(settings: Settings) -> None:
     path, text = create_template(settings)
     if path is None:
-        print(text, end="")
+        say(text, end="")
         return
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as e:
         raise ConversionError(f"{path}: cannot be written: {e.strerror}") from e
-    print(
-        f"{path}: a layer configuration of this plan; edit it and give it to --layer-config", file=sys.stderr
-    )
+    say(f"{path}: a layer configuration of this plan; edit it and give it to --layer-config", file=sys.stderr)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...formats.errors import ConversionError
+from .text import say
 
 FOLDER = "convert_to_quant_nodes"
 """Name below ``custom_nodes/``. Not the package's own: the two must not be taken for one another."""
@@ -75,5 +76,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--remove", action="store_true", help="remove an installed node pack")
     args = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
     target = install(args.path, args.copy, args.remove)
-    print(f"removed {target}" if args.remove else f"installed {target}; restart ComfyUI")
+    say(f"removed {target}" if args.remove else f"installed {target}; restart ComfyUI")
     return 0

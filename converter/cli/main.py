@@ -16,6 +16,7 @@ from ..options.settings import Settings
 from ..options.values import nearest
 from .convert import run_many, run_one
 from .parser import ConvertParser
+from .text import say
 
 
 def _lazy(module: str) -> Callable[[Sequence[str]], int]:
@@ -47,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return COMMANDS["edit"][1](argv)
         return _convert(argv)
     except ConversionError as e:
-        print(f"error: {e}", file=sys.stderr)
+        say(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: no output was written; the same command goes on where it was", file=sys.stderr)
+        say("interrupted: no output was written; the same command goes on where it was", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1

@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..convert.report import ConversionReport, LayerReport
+from .text import row, say
 
 _MIB = 2**20
 
 
 def table_console() -> Console:
     """Return a console for tables: as wide as the terminal; in a file or pipe wide enough for layer names."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
 
 
 def show_report(report: ConversionReport, every_layer: bool = False) -> None:
@@ -23,12 +24,12 @@ def show_report(report: ConversionReport, every_layer: bool = False) -> None:
     if ranked:
         title = "Every layer, worst first" if every_layer else "Worst layers"
         console.print(_layers(ranked, title))
-    print(report.summary())
+    say(report.summary())
     sys.stdout.flush()
     for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", file=sys.stderr)
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", file=sys.stderr)
 
 
 def _what(report: ConversionReport) -> Table:
@@ -38,11 +39,11 @@ def _what(report: ConversionReport) -> Table:
     table.add_column("MiB before", justify="right")
     table.add_column("MiB after", justify="right")
     for name, count, before, after in report.formats():
-        table.add_row(f"INT8 {name}", str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
+        row(table, f"INT8 {name}", str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
     for reason, count, before, after in report.kept_reasons():
-        table.add_row(f"kept: {reason}", str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
+        row(table, f"kept: {reason}", str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
     table.add_section()
-    table.add_row("file", "", f"{report.bytes_before / _MIB:,.1f}", f"{report.bytes_after / _MIB:,.1f}")
+    row(table, "file", "", f"{report.bytes_before / _MIB:,.1f}", f"{report.bytes_after / _MIB:,.1f}")
     return table
 
 
@@ -57,5 +58,5 @@ def _layers(rows: list[LayerReport], title: str) -> Table:
         table.add_column("note")
     for r in rows:
         cells = [r.name, f"{r.shape[0]} x {r.shape[1]}", r.format, f"{r.sqnr_db:.1f}"]
-        table.add_row(*cells, *([r.note or ""] if noted else []))
+        row(table, *cells, *([r.note or ""] if noted else []))
     return table

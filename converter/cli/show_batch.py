@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..convert.batch import BatchReport
+from .text import say
 
 
 def show_batch(report: BatchReport) -> None:
     """Print the notes of a batch and its table."""
     for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print("\n".join(_lines(report)))
+        say(f"note: {note}", file=sys.stderr)
+    say("\n".join(_lines(report)))
 
 
 def _lines(report: BatchReport) -> Iterable[str]:

@@ -8,18 +8,19 @@ from rich.table import Table
 from ..edit.run import EditReport
 from ..stored.judge import Problem
 from .show import table_console
+from .text import row, say
 
 
 def show_edit(report: EditReport, limit: int | None = None) -> None:
     """Print the changes, at most `limit` of each kind, the summary, and what could not be put right."""
     if report.changes:
         table_console().print(_changes(report, limit))
-    print(report.summary())
+    say(report.summary())
     sys.stdout.flush()
     for line in problem_lines(report.left):
-        print(f"still wrong: {line}", file=sys.stderr)
+        say(f"still wrong: {line}", file=sys.stderr)
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", file=sys.stderr)
 
 
 def _changes(report: EditReport, limit: int | None) -> Table:
@@ -30,9 +31,9 @@ def _changes(report: EditReport, limit: int | None) -> Table:
     for kind in dict.fromkeys(c.kind for c in report.changes):
         rows = [c for c in report.changes if c.kind == kind]
         for change in rows[:limit]:
-            table.add_row(kind, change.where, change.text)
+            row(table, kind, change.where, change.text)
         if limit is not None and len(rows) > limit:
-            table.add_row(kind, f"and {len(rows) - limit} more", "--all lists them")
+            row(table, kind, f"and {len(rows) - limit} more", "--all lists them")
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..plan.dry_run import PlannedTensor, PlanReport
+from .text import say
 
 _MIB = 2**20
 _HEAD = ("layer", "shape", "stored as", "algorithm", "placement", "MiB in", "MiB out", "why")
@@ -13,7 +14,7 @@ _RIGHT = (1, 5, 6)
 
 def show_plan(report: PlanReport) -> None:
     """Print a plan on stdout."""
-    print("\n".join(plan_lines(report)))
+    say("\n".join(plan_lines(report)))
 
 
 def plan_lines(report: PlanReport) -> list[str]:

@@ -8,6 +8,7 @@ from rich.table import Table
 from ..verify.report import VerifiedLayer, VerifyReport
 from .show import table_console
 from .show_edit import problem_lines
+from .text import row, say
 
 _SHOWN = 20
 
@@ -21,18 +22,18 @@ def show_verification(report: VerifyReport, every_layer: bool = False) -> None:
         shown = rows if every_layer else rows[: max(_SHOWN, len(report.faults))]
         title = "Layers, worst first" + ("" if len(shown) == len(rows) else f" ({len(shown)} of {len(rows)})")
         console.print(_layers(shown, title))
-    print(report.summary())
+    say(report.summary())
     sys.stdout.flush()
     for line in report.notes:
-        print(f"note: {line}", file=sys.stderr)
+        say(f"note: {line}", file=sys.stderr)
     for line in problem_lines([p for p in report.problems if not p.fatal]):
-        print(f"note: {line}", file=sys.stderr)
+        say(f"note: {line}", file=sys.stderr)
     for r in report.faults:
-        print(f"wrong: {r.name}: {r.fault}", file=sys.stderr)
+        say(f"wrong: {r.name}: {r.fault}", file=sys.stderr)
     for line in problem_lines(report.violations):
-        print(f"contract: {line}", file=sys.stderr)
+        say(f"contract: {line}", file=sys.stderr)
     if any(p.fix for p in report.violations):
-        print("note: ctq edit puts right what the file itself tells how to", file=sys.stderr)
+        say("note: ctq edit puts right what the file itself tells how to", file=sys.stderr)
 
 
 def decibel_text(value: float | None) -> str:
@@ -47,7 +48,7 @@ def _families(report: VerifyReport) -> Table:
     table.add_column("worst dB", justify="right")
     table.add_column("median dB", justify="right")
     for f in report.families():
-        table.add_row(f.name, str(len(f.layers)), decibel_text(f.worst), decibel_text(f.median))
+        row(table, f.name, str(len(f.layers)), decibel_text(f.worst), decibel_text(f.median))
     return table
 
 
@@ -62,5 +63,5 @@ def _layers(rows: Sequence[VerifiedLayer], title: str) -> Table:
     for r in rows:
         values = (r.weight_db, *((r.w8a8_db, r.w8a16_db) if outputs else ()))
         shape = " x ".join(map(str, r.shape))
-        table.add_row(r.name, shape, r.format, *map(decibel_text, values))
+        row(table, r.name, shape, r.format, *map(decibel_text, values))
     return table
