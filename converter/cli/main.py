@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: no output was written; the same command goes on where it was", file=sys.stderr)
+        print(
+            "interrupted: no output was written; the same command resumes where it stopped", file=sys.stderr
+        )
         return 130
     except BrokenPipeError:
         return 1
