@@ -25,7 +25,8 @@ def convert_to_int8(input_file: str, output_file: str | None = None, **options: 
 
     Returns a ConversionReport: for each layer its format, SQNR and bytes. Raises ConversionError with a
     message for people when anything is wrong, TypeError for an unknown keyword (naming the nearest),
-    ValueError for a value an option cannot have. Interrupted, the same call goes on where it was.
+    ValueError for a value an option cannot have. After an interruption the same
+    call resumes where it stopped.
 
         report = convert_to_int8("model.safetensors", comfy_quant=True)
         print(report.summary())

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        say("interrupted: no output was written; the same command goes on where it was", file=sys.stderr)
+        say("interrupted: no output was written; the same command resumes where it stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1

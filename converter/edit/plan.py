@@ -49,8 +49,11 @@ class EditPlan:
 
 
 def build_edit_plan(stored: StoredFile, settings: EditSettings) -> EditPlan:
-    """Decide the edit. ConversionError for names and filters that match nothing, and for an edit that would
-    leave a layer that cannot be read."""
+    """Decide what an edit does to every tensor.
+
+    ConversionError for names and filters that match nothing, and for an edit that would leave a layer that
+    cannot be read.
+    """
     examined, problems = examine_file(stored)
     work = _Work(stored, settings, examined)
     work.remove_tensors()
@@ -74,8 +77,11 @@ def build_edit_plan(stored: StoredFile, settings: EditSettings) -> EditPlan:
 
 @dataclass
 class _Work:
-    """An edit while it is decided: configs by layer, tensors that go, layers that become floats (and in
-    what dtype), changes to report."""
+    """An edit while it is decided.
+
+    dropped: tensors that go. floats: layers that become floats, each with its dtype. changes, warnings: to
+    report. settled: layers whose new config is known to be readable.
+    """
 
     stored: StoredFile
     settings: EditSettings

@@ -27,8 +27,10 @@ class LoraFile:
 
 
 def read_lora_file(path: str | Path) -> LoraFile:
-    """Read a LoRA's header. ConversionError for a file that is missing, corrupt or no LoRA, for an adapter
-    that is not whole, and for a kind of adapter that cannot be merged, by name.
+    """Read a LoRA's header.
+
+    ConversionError for a file that is missing, corrupt or no LoRA, for an adapter that is not whole, and for
+    a kind of adapter that cannot be merged, by name.
     """
     with open_checkpoint(path) as lora:
         modules, unknown = _modules(lora)

@@ -96,8 +96,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A stored layer, read in rows. form: how. infos: its tensors as they should stand; beside: the values of
-    all but the weight, in those dtypes and shapes."""
+    """A stored layer, read in rows.
+
+    form: the format it is read in. infos: its tensors as they should stand. beside: the values of all but
+    the weight, in those dtypes and shapes.
+    """
 
     checkpoint: Checkpoint
     info: TensorInfo

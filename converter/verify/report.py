@@ -16,8 +16,12 @@ _NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class VerifiedLayer:
-    """One quantized layer. weight_db: SQNR of its weight over all rows, None when it could not be read;
-    w8a8_db and w8a16_db: of its output on real inputs. fault: why it fails, "" when it does not."""
+    """One quantized layer, compared with its original.
+
+    weight_db: SQNR of its weight over all rows, None when it could not be read. w8a8_db, w8a16_db: SQNR of
+    its output on recorded inputs, with INT8 and with exact activations; None without inputs. fault: why it
+    fails, "" when it does not.
+    """
 
     name: str
     family: str
@@ -56,8 +60,11 @@ class Family:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The result of a verification. unchanged: kept tensors compared byte for byte and found equal;
-    removed: tensors that a preset leaves out; activations: the file of inputs, None without."""
+    """The result of a verification.
+
+    unchanged: number of kept tensors compared byte for byte and found equal. removed: number of tensors that
+    a preset leaves out. activations: the file of inputs, None without.
+    """
 
     original: str
     quantized: str

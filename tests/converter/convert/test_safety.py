@@ -46,7 +46,7 @@ def test_a_stopped_run_leaves_no_output_and_is_gone_on_with(tmp_path, big, how):
     code, errors = stop_in_the_middle(big, output, how)
     assert code == (-signal.SIGKILL if how == signal.SIGKILL else 130), errors
     if how == signal.SIGINT:
-        assert "the same command goes on where it was" in errors
+        assert "the same command resumes where it stopped" in errors
         assert "Traceback" not in errors
     assert not output.exists()
     part = output.with_name(output.name + ".part")
