@@ -146,6 +146,17 @@ def test_rows_are_taken_apart_and_joined_exactly(case, data):
 
 
 @written
+def test_a_part_of_one_row_is_joined(case):
+    """The scale of one row looks like that of a whole tensor."""
+    step, k = case.form.row_step, 2 * case.columns
+    tensors = stored(case, (step + 1, k))
+    layout, qdata, params = load(case.form, tensors)
+    parts = [layout.take_rows(qdata, params, a, b) for a, b in ((0, step), (step, step + 1))]
+    whole, own = layout.join_rows(parts)
+    assert torch.equal(layout.dequantize(whole, **own), dense(case.form, tensors))
+
+
+@written
 @few
 @given(st.data())
 def test_the_grid_agrees_with_the_layout(case, data):
