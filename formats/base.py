@@ -164,6 +164,8 @@ class Format:
             raise CheckpointError(
                 f"{where}: {cls.name} needs a weight {cls.weight_dtype} [N, K], not {w.dtype} {list(w.shape)}"
             )
+        if not cls.rotates and flag(settings, "convrot"):
+            raise CheckpointError(f"{where}: its comfy_quant says convrot, and {cls.name} has no rotation")
         made = cls.from_settings(settings, tensors, where)
         made.check(tensors, where)
         made.check_dtypes(tensors, where)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .base import Format, Report, Shape, StoredTensor, Tensors
+from .config import flag
 from .errors import CheckpointError
 from .names import SCALE, WEIGHT
 
@@ -64,6 +65,8 @@ class Float8(Format):
                 f"labelled {cls.name}",
             )
             config = {**config, "format": cls.name}
+        if config is not None and flag(config, "convrot"):
+            report("rotation", f"it says convrot, and {cls.name} has no rotation")
         scale, n = tensors.get(SCALE), tensors[WEIGHT].shape[0] if tensors[WEIGHT].shape else 0
         if scale is not None and scale.numel > 1 and scale.per_row(n) and scale.shape != (n, 1):
             text = f"its row scale has shape {list(scale.shape)}, not [{n}, 1]"

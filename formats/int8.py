@@ -46,7 +46,10 @@ class Int8(Format):
         if right is None:
             return None, tensors
         if told != "block":
+            right = _group_as_number(right, report)
             _check_rotation(right, shape[1], report)
+        elif flag(right, "convrot"):
+            report("rotation", f"it says convrot, and {right['format']} has no rotation")
         return right, _scale_put_right(told, tensors, report)
 
     @classmethod
@@ -144,12 +147,23 @@ def _labelled(
 
 
 def _check_edge(config: dict[str, Any], edge: int, labelled: bool, report: Report) -> None:
-    if labelled and config.get("group_size") != edge:
-        text = f"group_size {config.get('group_size')!r}, but its scale has blocks of {edge}"
+    given = config.get("group_size")
+    if labelled and (type(given) is not int or given != edge):
+        text = f"group_size {given!r}, but its scale has blocks of {edge}"
         report("group size", text, f"group_size {edge}")
     config["group_size"] = edge
     text = f"{config['format']}: stock ComfyUI refuses this format; it needs a node pack that knows it"
     report("block-wise", text, fatal=False)
+
+
+def _group_as_number(config: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Return the config with a rotation group written as text, as some tools do, made a number."""
+    given = config.get("convrot_groupsize")
+    group = whole_number(given)
+    if not flag(config, "convrot") or not isinstance(given, str) or group not in GROUPS:
+        return config
+    report("rotation", f"convrot_groupsize is the text {given!r}", f"convrot_groupsize {group}")
+    return {**config, "convrot_groupsize": group}
 
 
 def _check_rotation(config: Mapping[str, Any], columns: int, report: Report) -> None:

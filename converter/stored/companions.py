@@ -82,7 +82,7 @@ def _listed(metadata: Mapping[str, str]) -> dict:
     try:
         layers = json.loads(raw)["layers"]
         return layers if isinstance(layers, dict) else {}
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ConversionError(
             f"the header's {METADATA_KEY} is not valid ({e}); ctq edit writes it anew"
         ) from e

@@ -11,7 +11,7 @@ from typing import Any
 from ...files.checkpoint import TensorInfo
 from ...files.header import OutputTensor
 from ...formats import FORMATS, CheckpointError, Format, StoredTensor, Tensors, read_format
-from ...formats.config import flattened
+from ...formats.config import flattened, shown
 from ...formats.convrot import DEFAULT_GROUP
 from ...formats.names import INPUT_SCALE, MARKER, SCALE, WEIGHT, tensor_name
 from ..layers.selection import names_embedding
@@ -87,6 +87,9 @@ def examine(layer: StoredLayer, marker: TensorInfo | None = None) -> Examined:
     if form is None:
         if given is not None and "format" not in given:
             found.add("no format", "its comfy_quant has no 'format': ComfyUI refuses it")
+        elif given is not None and (named := FORMATS.get(str(given["format"]))):
+            text = f"its weight is {layer.weight.dtype}, {named.name} needs {named.weight_dtype}"
+            found.add("weight dtype", text)
         return Examined(layer, given, _as_found(layer), None, tuple(found.problems))
     if names_embedding(layer.name) and layer.weight.dtype == "I8" and len(layer.weight.shape) == 2:
         found.add("INT8 embedding", _EMBEDDING.format(name=layer.name), fatal=False)
@@ -130,7 +133,9 @@ def _read(
     name = (config or {}).get("format") or float_formats().get(layer.weight.dtype)
     try:
         return read_format({"format": name, **(config or {})}, _described(layer.weight, tensors), layer.name)
-    except CheckpointError:
+    except CheckpointError as e:
+        if not any(p.fatal for p in found.problems):
+            found.add("layer", str(e))
         return None
 
 
@@ -232,11 +237,11 @@ def _stored_config(layer: StoredLayer, found: _Findings) -> dict[str, Any] | Non
         found.add("NUL padding", "comfy_quant ends in NUL bytes: ComfyUI refuses it", "NUL bytes removed")
     try:
         config = json.loads(raw.decode("utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         found.add("comfy_quant JSON", f"comfy_quant is not valid JSON ({e})", "written anew")
         return None
     if not isinstance(config, dict):
-        found.add("comfy_quant JSON", f"comfy_quant is not a JSON object: {config!r}", "written anew")
+        found.add("comfy_quant JSON", f"comfy_quant is not a JSON object: {shown(config)}", "written anew")
         return None
     return _flat(config, "comfy_quant", found)
 
@@ -245,4 +250,7 @@ def _flat(config: Mapping[str, Any], where: str, found: _Findings) -> dict[str, 
     if "params" in config:
         text = f"{where} nests keys in 'params', where not every reader looks"
         found.add("nested params", text, "flattened", fatal=False)
-    return flattened(config)
+    flat = flattened(config)
+    if "format" in flat and "format" not in config:
+        found.add("no format", f"{where} has its 'format' in 'params': ComfyUI refuses it", "flattened")
+    return flat

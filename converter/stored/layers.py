@@ -132,7 +132,7 @@ def _header(metadata: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
         return None, ""
     try:
         header = json.loads(raw)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         return None, f"not valid JSON: {e}"
     if not isinstance(header, dict):
         return None, "not a JSON object"

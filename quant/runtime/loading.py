@@ -136,7 +136,7 @@ def _header_configs(file: Checkpoint) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(raw)["layers"])
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise CheckpointError(f"{file.path}: metadata _quantization_metadata is not valid: {e}") from e
 
 

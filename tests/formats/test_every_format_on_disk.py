@@ -1,0 +1,214 @@
+"""Every format through the toolkit's doors: convert, verify, inspect, edit, load, save, LoRA, rows."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from format_cases import READ_ONLY, WRITTEN, decoded, described, json_tensor, layer
+from models import save
+from safetensors.torch import load_file
+from torch import nn
+
+from convert_to_quant.comfy.quant_ops import QuantizedTensor, mixed_precision_ops
+from convert_to_quant.converter.edit.run import edit
+from convert_to_quant.converter.edit.settings import EditSettings
+from convert_to_quant.converter.stored.inspect import inspect_file
+from convert_to_quant.converter.verify.run import verify
+from convert_to_quant.quantization import convert_to_int8
+from convert_to_quant.runtime import LowRank, apply_lora, load_quantized, save_quantized
+
+written = pytest.mark.parametrize("case", WRITTEN, ids=str)
+read_only = pytest.mark.parametrize("case", READ_ONLY, ids=str)
+
+
+class Net(nn.Module):
+    """One linear for every shape of a case."""
+
+    def __init__(self, case):
+        super().__init__()
+        for name, (n, k) in zip(names(case), case.shapes, strict=True):
+            self.add_module(name, nn.Linear(k, n, bias=False))
+
+
+def names(case) -> list[str]:
+    """The layers of a case's model."""
+    return [f"fc{i}" for i in range(len(case.shapes))]
+
+
+def weights(case) -> dict[str, torch.Tensor]:
+    """The float model of a case."""
+    g = torch.Generator().manual_seed(1)
+    floats = {
+        f"{name}.weight": torch.randn(*shape, generator=g) * 0.05
+        for name, shape in zip(names(case), case.shapes, strict=True)
+    }
+    return {**floats, "norm": torch.ones(3)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """(original, converted, report) by case, each made once."""
+    made = {}
+
+    def of(case):
+        if case.id not in made:
+            folder = tmp_path_factory.mktemp("case")
+            original = save(folder / "original.safetensors", weights(case))
+            converted = folder / "converted.safetensors"
+            report = convert_to_int8(original, converted, **case.options)
+            made[case.id] = original, converted, report
+        return made[case.id]
+
+    return of
+
+
+@pytest.fixture
+def net(request, files):
+    """A function that gives the loaded model of a case."""
+
+    def of(case):
+        model = Net(case)
+        load_quantized(model, files(case)[1], strict=False)
+        return model
+
+    return of
+
+
+@written
+def test_a_conversion_writes_what_the_format_says(case, files):
+    _, converted, report = files(case)
+    assert [r.name for r in report.layers] == names(case)
+    for name, shape, row in zip(names(case), case.shapes, report.layers, strict=True):
+        tensors, config = layer(converted, name)
+        found = {s: (t.dtype, t.shape) for s, t in described(tensors).items()}
+        assert found == case.tensors(*shape)
+        assert json.dumps(config) == json.dumps(case.config)
+        want = weights(case)[f"{name}.weight"].double().numpy()
+        error = decoded(case, tensors) - want
+        db = 10 * np.log10((want**2).sum() / (error**2).sum())
+        assert db > 25
+        assert row.sqnr_db == pytest.approx(db, abs=0.01)
+
+
+@written
+def test_verifies_and_inspects(case, files):
+    original, converted, report = files(case)
+    found = verify(original, converted)
+    assert found.ok, found.problems
+    assert [r.weight_db for r in found.layers] == pytest.approx([r.sqnr_db for r in report.layers], abs=1e-3)
+    looked = inspect_file(converted)
+    assert [s.name.split()[0] for s in looked.formats] == [case.form.name]
+    assert case.form.describe() in looked.formats[0].name
+    assert not [p for p in looked.problems if p.fatal]
+
+
+@written
+def test_edit_makes_floats_of_it(case, files, tmp_path):
+    _, converted, _ = files(case)
+    target = tmp_path / "e.safetensors"
+    edit(EditSettings(input_file=str(converted), output_file=str(target), dequantize="fc0"))
+    before, after = load_file(converted), load_file(target)
+    want = decoded(case, layer(converted, "fc0")[0])
+    got = after["fc0.weight"]
+    step = torch.finfo(got.dtype).eps * np.abs(want) + 1e-7
+    assert (np.abs(got.double().numpy() - want) <= step).all()
+    assert {n for n in after if n.startswith("fc0.")} == {"fc0.weight"}
+    rest = [n for n in before if not n.startswith("fc0.")]
+    assert all(torch.equal(after[n], before[n]) for n in rest)
+
+
+@written
+def test_loading_and_saving_changes_no_bit(case, files, net, tmp_path):
+    model = net(case)
+    assert all(isinstance(model.get_submodule(n).weight, QuantizedTensor) for n in names(case))
+    again = load_file(save_quantized(model, tmp_path / "again.safetensors"))
+    before = {n: t for n, t in load_file(files(case)[1]).items() if n != "norm"}
+    assert list(again) == list(before)
+    assert all(again[n].dtype == t.dtype and torch.equal(again[n], t) for n, t in before.items())
+
+
+@pytest.mark.parametrize("case", [*WRITTEN, *READ_ONLY], ids=str)
+def test_float_products_stay_asked_for(case, tmp_path):
+    """ComfyUI reads and writes ``full_precision_matrix_mult``: loading and saving must not lose it."""
+    config = {**case.config, "full_precision_matrix_mult": True}
+    n, k = case.shapes[0]
+    tensors = {**encoded(case, torch.randn(n, k)), "comfy_quant": json_tensor(config)}
+    linear = mixed_precision_ops({}, torch.float32).Linear(k, n, bias=False, device="meta")
+    linear.load_state_dict(tensors)
+    assert linear.full_precision
+    if case in WRITTEN:
+        written_again = linear.state_dict()["comfy_quant"]
+        assert json.loads(bytes(written_again.tolist())) == config
+
+
+@written
+def test_a_lora_goes_on_and_comes_off_to_the_bit(case, files, net):
+    model = net(case)
+    weight, (n, k) = model.fc0.weight, case.shapes[0]
+    before = {name: t.clone() for name, t in weight.inner().items()}
+    want = torch.from_numpy(decoded(case, layer(files(case)[1], "fc0")[0]))
+    delta = LowRank(torch.randn(2, k), torch.randn(n, 2), 0.02)
+    with apply_lora(model, {"fc0": delta}):
+        want += delta.delta(torch.device("cpu"))
+        error = model.fc0.weight.dequantize() - want
+        assert error.square().sum() < 0.001 * want.square().sum()
+    assert all(torch.equal(t, before[name]) for name, t in weight.inner().items())
+
+
+@read_only
+def test_fp8_is_verified_and_becomes_floats(case, tmp_path):
+    original = save(tmp_path / "o.safetensors", weights(case))
+    path = save(tmp_path / "q.safetensors", fp8_file(case))
+    found = verify(original, path)
+    assert found.ok, found.problems
+    assert [r.name for r in found.layers] == names(case)
+    model = Net(case)
+    report = load_quantized(model, path, strict=False, dtype=torch.float32)
+    assert report.dequantized == names(case)
+    for name in names(case):
+        want = decoded(case, layer(path, name)[0])
+        assert np.allclose(
+            model.get_submodule(name).weight.detach().double().numpy(), want, rtol=1e-6, atol=0
+        )
+
+
+@read_only
+def test_fp8_is_a_source_of_a_conversion(case, tmp_path):
+    source = save(tmp_path / "s.safetensors", fp8_file(case))
+    target = tmp_path / "t.safetensors"
+    convert_to_int8(source, target, convrot=False)
+    found = verify(source, target)
+    assert found.ok, (found.problems, found.faults)
+    row = WRITTEN[0]
+    for name in names(case):
+        want = decoded(case, layer(source, name)[0])
+        error = decoded(row, layer(target, name)[0]) - want
+        assert (error**2).sum() < 10**-3.5 * (want**2).sum()
+
+
+def scaled(case) -> bool:
+    """Whether its weights have a scale."""
+    return "weight_scale" in case.tensors(1, 1)
+
+
+def fp8_file(case) -> dict[str, torch.Tensor]:
+    """The model of a case in FP8, as other tools write it."""
+    out = {"norm": torch.ones(3)}
+    for name in names(case):
+        tensors = encoded(case, weights(case)[f"{name}.weight"])
+        out |= {f"{name}.{s}": t for s, t in tensors.items()}
+        out[f"{name}.comfy_quant"] = json_tensor(case.config)
+    return out
+
+
+def encoded(case, w: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A weight in a case's dtype: FP8 as other tools make it, INT8 with scales of one."""
+    wanted = case.tensors(*w.shape)
+    if wanted["weight"][0] == "I8":
+        integers = (w * 20).round().clamp(-127, 127).to(torch.int8)
+        return {"weight": integers, "weight_scale": torch.ones(wanted["weight_scale"][1])}
+    dtype = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[wanted["weight"][0]]
+    scale = w.abs().max() / 400 if scaled(case) else torch.ones(())
+    beside = {"weight_scale": scale} if scaled(case) else {}
+    return {"weight": (w / scale).to(dtype), **beside}
