@@ -146,14 +146,14 @@ def test_float_products_stay_asked_for(case, tmp_path):
 def test_a_lora_goes_on_and_comes_off_to_the_bit(case, files, net):
     model = net(case)
     weight, (n, k) = model.fc0.weight, case.shapes[0]
-    before = {name: t.clone() for name, t in weight.inner().items()}
+    before = {name: t.clone() for name, t in weight.inner_tensors().items()}
     want = torch.from_numpy(decoded(case, layer(files(case)[1], "fc0")[0]))
     delta = LowRank(torch.randn(2, k), torch.randn(n, 2), 0.02)
     with apply_lora(model, {"fc0": delta}):
         want += delta.delta(torch.device("cpu"))
         error = model.fc0.weight.dequantize() - want
         assert error.square().sum() < 0.001 * want.square().sum()
-    assert all(torch.equal(t, before[name]) for name, t in weight.inner().items())
+    assert all(torch.equal(t, before[name]) for name, t in weight.inner_tensors().items())
 
 
 @read_only
