@@ -41,7 +41,8 @@ def shown(value: Any) -> str:
     """Return a value as a message can quote it: shortened, however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
-    return short.repr(value)
+    text = short.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
