@@ -57,7 +57,7 @@ def _check(a, b, a_scale, b_scale, bias) -> None:
         )
 
 
-def is_blockwise(weight: torch.Tensor, scale: torch.Tensor) -> bool:
+def is_blockwise(weight: _checks.Described, scale: _checks.Described) -> bool:
     """Whether `scale` holds one entry a block of `weight` [N, K], not one in all or one a row."""
     return scale.numel() != 1 and tuple(scale.shape) != (weight.shape[0], 1)
 
