@@ -1,23 +1,39 @@
 """Argument checks shared by the ops. Each says which condition failed, and on what."""
 
+from typing import Protocol
+
 import torch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def floating(name: str, x: torch.Tensor) -> None:
+class Described(Protocol):
+    """What a check looks at: a tensor, or a launcher's operand (`triton._operands`), which has no values."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def dim(self) -> int: ...
+
+    def numel(self) -> int: ...
+
+
+def floating(name: str, x: Described) -> None:
     """Refuse anything but float32, float16 and bfloat16."""
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float16 or bfloat16, not {x.dtype}")
 
 
-def int8(name: str, x: torch.Tensor) -> None:
+def int8(name: str, x: Described) -> None:
     """Refuse anything but int8."""
     if x.dtype != torch.int8:
         raise TypeError(f"{name} must be int8, not {x.dtype}")
 
 
-def has_rows(name: str, x: torch.Tensor) -> None:
+def has_rows(name: str, x: Described) -> None:
     """Refuse a tensor without a last axis, or with an empty one."""
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ValueError(
@@ -25,7 +41,7 @@ def has_rows(name: str, x: torch.Tensor) -> None:
         )
 
 
-def matrix(name: str, x: torch.Tensor) -> None:
+def matrix(name: str, x: Described) -> None:
     """Refuse a tensor that is not 2-D."""
     if x.dim() != 2:
         raise ValueError(f"{name} must be 2-D, not of shape {tuple(x.shape)}")
@@ -41,7 +57,7 @@ def power_of_two(name: str, value: int) -> None:
         raise ValueError(f"{name} must be a power of two, not {value}")
 
 
-def linear_weight(x: torch.Tensor, qweight: torch.Tensor, bias: torch.Tensor | None, halves: int = 1) -> None:
+def linear_weight(x: Described, qweight: Described, bias: Described | None, halves: int = 1) -> None:
     """Refuse operands that no linear layer can have: x [.., halves * K], qweight int8 [N, K], bias [N]."""
     int8("qweight", qweight)
     matrix("qweight", qweight)

@@ -9,7 +9,7 @@ from .rotation import float_chunks
 from .scales import quantize_with, scale_from_absmax
 
 
-def _check(x: torch.Tensor, block_m: int, block_k: int) -> None:
+def _check(x: _checks.Described, block_m: int, block_k: int) -> None:
     _checks.floating("x", x)
     _checks.has_rows("x", x)
     _checks.power_of_two("block_m", block_m)
@@ -18,7 +18,7 @@ def _check(x: torch.Tensor, block_m: int, block_k: int) -> None:
         raise ValueError(f"blocks of {block_m} rows need a 2-D x, not shape {tuple(x.shape)}")
 
 
-def _scale_shape(x: torch.Tensor, block_m: int, block_k: int) -> tuple[int, ...]:
+def _scale_shape(x: _checks.Described, block_m: int, block_k: int) -> tuple[int, ...]:
     blocks_k = -(-x.shape[-1] // block_k)
     if block_m == 1:
         return (*x.shape[:-1], blocks_k)

@@ -50,7 +50,7 @@ def _scale_columns(y: torch.Tensor, scales: torch.Tensor, edge: int) -> None:
     y[:, whole * edge :].mul_(scales[:, whole:])
 
 
-def _matrix_of_scales(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _matrix_of_scales(q: _checks.Described, scale):
     """Return `scale` as float32 [1, 1], [rows, 1] or [row blocks, column blocks].
 
     A scale with fewer axes than q is refused: [N] for q [N, N] would scale columns instead of rows.

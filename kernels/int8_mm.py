@@ -57,7 +57,7 @@ def _check(a, b, a_scale, b_scale, bias) -> None:
         )
 
 
-def is_blockwise(weight: torch.Tensor, scale: torch.Tensor) -> bool:
+def is_blockwise(weight: _checks.Described, scale: _checks.Described) -> bool:
     """Return whether `scale` holds one entry per block of `weight` [N, K], not one in all or one per row."""
     return scale.numel() != 1 and tuple(scale.shape) != (weight.shape[0], 1)
 

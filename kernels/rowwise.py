@@ -8,7 +8,7 @@ from .rotation import check_rotation, float_chunks
 from .scales import absmax_rows, quantize_with, scale_from_absmax
 
 
-def _check(x: torch.Tensor, rotation: int, scale: torch.Tensor | None) -> None:
+def _check(x: _checks.Described, rotation: int, scale: _checks.Described | None) -> None:
     _checks.floating("x", x)
     _checks.has_rows("x", x)
     check_rotation(x.shape[-1], rotation)

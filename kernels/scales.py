@@ -2,6 +2,8 @@
 
 import torch
 
+from ._checks import Described
+
 QMAX = 127
 """Largest magnitude used: -128 stays unused so that the grid is symmetric."""
 
@@ -41,7 +43,7 @@ def absmax_rows(work: torch.Tensor) -> torch.Tensor:
     return torch.maximum(high, low.neg_())
 
 
-def granularity(rows: int, cols: int, scale: torch.Tensor) -> tuple[int, int]:
+def granularity(rows: int, cols: int, scale: Described) -> tuple[int, int]:
     """Return the (rows, columns) that one scale entry covers in integers [rows, cols].
 
     [] or one element: the whole tensor; [rows, 1]: one row; [a, b]: blocks whose edges are

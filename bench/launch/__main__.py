@@ -3,12 +3,14 @@
     python bench/launch            no GPU needed: Triton's launcher over a driver that runs nothing
     python bench/launch --rows 16
 
-"found" is a call that checks its arguments, chooses its tile and lets Triton bind them; "replayed"
-is what every later call of the same shapes costs. A GPU waits whenever its own work on a call takes
-less than this. Not counted: the CUDA driver's own launch (2 to 4 microseconds each) and allocator.
+"planned" is a call that checks its arguments, chooses its tile and lets Triton bind them, as every
+call does with CONVERT_TO_QUANT_REPLAY=0; "replayed" is what every later call of the same shapes costs.
+A GPU waits whenever its own work on a call takes less than this. Not counted: the CUDA driver's own
+launch (2 to 4 microseconds each) and allocator.
 """
 
 import argparse
+import os
 import sys
 import time
 from functools import partial
@@ -47,13 +49,15 @@ def main() -> int:
         print(f"bench/launch: {error}", file=sys.stderr)
         return 1
     print(f"torch {torch.__version__}, triton {stub.triton.__version__}, {given.family}, M = {given.rows}")
-    print("| op | found, µs | replayed, µs | times |\n| --- | --- | --- | --- |")
+    print("| op | planned, µs | replayed, µs | times |\n| --- | --- | --- | --- |")
     for title, (op, args) in stub.calls(given.rows, SIDE, SIDE).items():
-        launcher = stub.launcher(op)
-        launcher(*args)  # compiles
-        found = microseconds(partial(launcher.__wrapped__, *args), given.rounds, given.repeats)
-        replayed = microseconds(partial(launcher, *args), given.rounds, given.repeats)
-        print(f"| {title} | {found:.0f} | {replayed:.0f} | {found / replayed:.1f} |")
+        call = partial(stub.launcher(op), *args)
+        call()  # compiles
+        times = []
+        for setting in ("0", "1"):
+            os.environ["CONVERT_TO_QUANT_REPLAY"] = setting
+            times.append(microseconds(call, given.rounds, given.repeats))
+        print(f"| {title} | {times[0]:.0f} | {times[1]:.0f} | {times[0] / times[1]:.1f} |")
     return 0
 
 

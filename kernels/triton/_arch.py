@@ -1,5 +1,7 @@
 """The family of a device: which tables and switches of the kernels are its own."""
 
+import contextlib
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,6 +30,16 @@ _ARCH: ContextVar[Arch | None] = ContextVar("convert_to_quant_arch", default=Non
 def arch_of(device: torch.device) -> Arch:
     """The family of `device`; Unsupported, with the reason, where the kernels do not run."""
     return _ARCH.get() or _arch_of(device)
+
+
+@contextlib.contextmanager
+def assume(arch: Arch) -> Iterator[None]:
+    """Take every device for `arch` inside the block: to plan for a GPU that is not here."""
+    token = _ARCH.set(arch)
+    try:
+        yield
+    finally:
+        _ARCH.reset(token)
 
 
 @lru_cache(maxsize=32)

@@ -1,17 +1,18 @@
-"""What follows a product: scales, bias, activation, output type; alone or after split-K.
+"""Turns the raw sums of a matrix product into its result: scales, bias, activation, output type.
 
-`finish` is the one epilogue of every product here. `_finish_kernel` applies it to partial sums
-that lie in memory: those of split-K (integers, so the order of summation cannot show), and
-the int32 result of ``torch._int_mm``.
+Every product kernel here ends with `finish`, on the sums that it still has in registers. Where
+sums come from memory instead, `_finish_kernel` is launched to do the same. There are two such
+cases: split-K, in which several programs each summed a part of K (integers, so the order in which
+the parts are added cannot show), and ``torch._int_mm``, which knows no scales.
 """
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
 from ._launch import Launch, cdiv
+from ._operands import Operand
 from ._tiles import activate
 
 BLOCK_M = 16
@@ -19,15 +20,20 @@ BLOCK_N = 256
 
 
 class Epilogue(NamedTuple):
-    """Operands of the epilogue. Scales are float32 with one entry or one a row (weight row: column)."""
+    """Operands of the epilogue. out = activation(sum * a_scale * b_scale + bias).
 
-    a_scale: torch.Tensor | None
-    b_scale: torch.Tensor
-    bias: torch.Tensor | None
+    a_scale: float32, one entry for all rows of the result or one per row; None for 1.
+    b_scale: float32, one entry for all columns of the result or one per column (row of the weight).
+    bias: one entry per column, or None. Scales and bias are contiguous.
+    """
+
+    a_scale: Operand | None
+    b_scale: Operand
+    bias: Operand | None
     activation: str | None
 
     def arguments(self) -> dict:
-        """Kernel arguments; a stride of 0 repeats the one scale of a tensor."""
+        """Return them as arguments of a kernel; a stride of 0 repeats the one scale of a tensor."""
         return {
             "a_scale_ptr": self.a_scale,
             "b_scale_ptr": self.b_scale,
@@ -104,8 +110,8 @@ def _finish_kernel(
     )  # fmt: skip
 
 
-def launch_finish(partial: torch.Tensor, out: torch.Tensor, epilogue: Epilogue, scaled=False) -> Launch:
-    """The launch for partial int32 or float32 [splits, M, N] into contiguous out [M, N]."""
+def launch_finish(partial: Operand, out: Operand, epilogue: Epilogue, scaled=False) -> Launch:
+    """Return the launch that sums partial, int32 or float32 [splits, M, N], into contiguous out [M, N]."""
     splits, m, n = partial.shape
     args = {
         "partial_ptr": partial,

@@ -7,17 +7,12 @@ partial sums for `_epilogue`. All share one main loop and one epilogue.
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
 from ._epilogue import Epilogue, finish
-from ._launch import Launch, cdiv
-
-try:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-except ImportError:  # Triton before 3.4
-    TensorDescriptor = None
+from ._launch import Descriptor, Launch, cdiv
+from ._operands import Operand
 
 
 class TileConfig(NamedTuple):
@@ -166,27 +161,24 @@ def _int8_mm_kernel(
         )  # fmt: skip
 
 
-def aligned(x: torch.Tensor) -> bool:
-    """Whether x [rows, K] can be read 16 bytes at a time: K contiguous, rows on 16-byte boundaries."""
-    return x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
-
-
 def launch_product(
-    config: TileConfig, a, b, out, epilogue: Epilogue, edges: tuple[int, int] | None = None
+    config: TileConfig,
+    a: Operand,
+    b: Operand,
+    out: Operand,
+    epilogue: Epilogue,
+    edges: tuple[int, int] | None = None,
 ) -> Launch:
-    """The launch for a int8 [M, K], b int8 [N, K] of any strides.
+    """Return the launch for a int8 [M, K], b int8 [N, K] of any strides.
 
     out: [M, N] contiguous, or int32 [split_k, M, N]. edges: rows and columns of a block of b's
     scale (block-wise: epilogue.a_scale is [M, K blocks], b_scale [N blocks, K blocks]).
     """
     (m, k), n = a.shape, b.shape[0]
-    left, right = a, b
-    if config.descriptors:
-        left = TensorDescriptor.from_tensor(a, [config.block_m, config.block_k])
-        right = TensorDescriptor.from_tensor(b, [config.block_n, config.block_k])
+    boxed = config.descriptors
     args = {
-        "a_ptr": left,
-        "b_ptr": right,
+        "a_ptr": Descriptor(a, [config.block_m, config.block_k]) if boxed else a,
+        "b_ptr": Descriptor(b, [config.block_n, config.block_k]) if boxed else b,
         "out_ptr": out,
         "M": m,
         "N": n,
@@ -200,7 +192,7 @@ def launch_product(
         "BLOCKWISE": edges is not None,
         "EDGE_N": triton.next_power_of_2(edges[0]) if edges else 1,
         "EDGE_K": triton.next_power_of_2(edges[1]) if edges else 1,
-        "DESCRIPTORS": config.descriptors,
+        "DESCRIPTORS": boxed,
         "SPLIT_K": config.split_k,
         "EVEN_K": k % config.block_k == 0,
         "BLOCK_M": config.block_m,

@@ -1,23 +1,33 @@
-"""One kernel launch as a value, and what its arguments need: row views, tile counts.
-
-A launch is built from the same values whether it runs or is only recorded, so that the
-ahead-of-time tests compile exactly what ships.
-"""
+"""One kernel launch as a value: it can be run, kept and run again, or compiled without being run."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ._arch import _ARCH, Arch
-from ._trace import _RECORD, _TRACE, Launched
+from ._operands import Operand, Tensors
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # Triton before 3.4
+    TensorDescriptor = None
+
+
+class Descriptor(NamedTuple):
+    """A kernel argument that reads `base` by tensor descriptor, a box of `block_shape` at a time."""
+
+    base: Operand
+    block_shape: list[int]
 
 
 @dataclass
 class Launch:
-    """One kernel launch. `args` holds every kernel parameter by name, compile-time ones too."""
+    """One kernel launch. `args` holds every kernel parameter by name, compile-time ones too.
+
+    Where a kernel takes a tensor, `args` has an Operand or a Descriptor of one.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -27,7 +37,7 @@ class Launch:
     options: dict[str, Any] = field(default_factory=dict)
 
     def keywords(self) -> dict[str, Any]:
-        """Compiler options. No fused multiply-add: it rounds once where the eager twin rounds twice."""
+        """Return compiler options. No fused multiply-add: it rounds once where the twin rounds twice."""
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
@@ -35,29 +45,32 @@ class Launch:
             **self.options,
         }
 
-    def submit(self, device: torch.device) -> None:
-        """Launch on `device`'s current stream, or only note the launch inside `record`."""
-        recorded = _RECORD.get()
-        if recorded is not None:
-            recorded.append(self)
-            return
+    def operands(self) -> Iterator[Operand]:
+        """Yield the operands that the kernel reads or writes."""
+        for value in self.args.values():
+            if isinstance(value, (Operand, Descriptor)):
+                yield value if isinstance(value, Operand) else value.base
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the operands."""
+        return next(self.operands()).device
+
+    def run(self, tensors: Tensors) -> Any:
+        """Launch on the operands' device, on its current stream. A pointer needs no tensor of its own shape.
+
+        Returns what Triton compiled, which holds for every launch of this value; None under the interpreter.
+        """
+        args = self.args.copy()
+        for name, value in self.args.items():
+            kind = type(value)
+            if kind is Operand:
+                args[name] = tensors.source(value)
+                device = value.device
+            elif kind is Descriptor:
+                args[name] = TensorDescriptor.from_tensor(tensors.tensor(value.base), value.block_shape)
         with on(device):
-            compiled = self.kernel[self.grid](**self.args, **self.keywords())
-        trace = _TRACE.get()
-        if trace is not None:
-            trace.steps.append(Launched(self, compiled))
-
-
-@contextlib.contextmanager
-def record(arch: Arch) -> Iterator[list[Launch]]:
-    """Collect launches for `arch` instead of running them: for meta tensors, without a device."""
-    launches: list[Launch] = []
-    tokens = _RECORD.set(launches), _ARCH.set(arch)
-    try:
-        yield launches
-    finally:
-        _RECORD.reset(tokens[0])
-        _ARCH.reset(tokens[1])
+            return self.kernel[self.grid](**args, **self.keywords())
 
 
 def on(device: torch.device):
@@ -67,15 +80,6 @@ def on(device: torch.device):
     return torch.get_device_module(device).device(device)
 
 
-def rows_of(x: torch.Tensor) -> torch.Tensor:
-    """x [.., K] as [M, K] with contiguous columns: a view where strides allow, else a copy.
-
-    Only activations and one-time inputs come here; weights of a linear are never copied.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
 def cdiv(a: int, b: int) -> int:
-    """a / b rounded up."""
+    """Return a / b rounded up."""
     return -(-a // b)

@@ -1,263 +1,166 @@
-"""What a launcher did once, done again without finding it out again.
+"""A plan run again with other tensors of the same kind: nothing is bound, specialized or looked up.
 
-A launcher checks its arguments, chooses a tile and hands Triton some thirty arguments a kernel
-by name, which Triton binds, specializes and looks up: 180 microseconds of one core a fused
-linear, where the floor of 4096 rows of it is 50 on an H200. All of that depends on shapes, strides, types
-and 16-byte alignment alone. So the first call of each kind is traced, and later ones replay
-its launches with new addresses (`bench/launch`).
+Every tensor that a step names is found as a number and a distance: which argument, result or
+piece of memory it is in, and how many bytes from its start. A launch then takes addresses.
 """
 
-import inspect
-import os
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from triton.runtime.driver import driver
 
-from ._gemm import TensorDescriptor
-from ._launch import cdiv, on
-from ._trace import Called, Launched, Trace, recording, tracing
+from ._launch import Descriptor, Launch, TensorDescriptor, cdiv, on
+from ._operands import Memory, Operand, Tensors, all_of
+from ._plan import Call, Plan
+from ._run import Done
 
 ALIGNMENT = 256
-"""Bytes between pieces of the memory that passes from launch to launch: what CUDA's allocator gives."""
-
-LIMIT = 4096
-"""Plans kept: far more than the layers of a model times its batch shapes. Beyond, all are dropped."""
-
-_plans: dict[tuple, "Plan | None"] = {}
-_UNSEEN = object()
+"""Bytes between pieces of the memory that passes from step to step: what CUDA's allocator gives."""
 
 
-def planned(launcher: Callable) -> Callable:
-    """`launcher`, traced at its first call of each kind and replayed at later ones.
+class Replay:
+    """The steps of a plan that was run once: callable with the arguments of another call of its kind.
 
-    A call whose arguments need a copy first (a strided bias), or overlap, is never replayed.
+    Raises whatever a changed Triton may raise; `_planned` then runs the plan by name.
     """
-    signature = inspect.signature(launcher)
 
-    @wraps(launcher)
-    def call(*args, **kwargs):
-        if recording():
-            return launcher(*args, **kwargs)
-        if kwargs:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            args = bound.args
-        key = _key(launcher, args)
-        plan = _plans.get(key, _UNSEEN)
-        if plan is _UNSEEN:
-            return _first(launcher, args, key)
-        return launcher(*args) if plan is None else plan(args)
+    def __init__(self, plan: Plan, done: list[Done]):
+        places = _Places(plan, done)
+        self._positions, self._scratch, self._scratch_device = places.arguments, places.size, places.device
+        self._results = [(o.shape, o.dtype, o.device) for o in plan.outputs]
+        self._single = not isinstance(plan.results, tuple)
+        self._steps = [_Named(_copying(m), places) for m in places.copies]
+        self._steps += [_again(d, places) for d in done]
+        addressed = [s for s in self._steps if isinstance(s, _Addressed)]
+        self._device = addressed[0].device if addressed else None
 
-    return call
-
-
-def forget() -> None:
-    """Drop all plans: the choices they were made with are void."""
-    _plans.clear()
-
-
-def _key(launcher: Callable, args: tuple) -> tuple:
-    """Everything a launcher's behaviour depends on."""
-    kinds = tuple(
-        (a.shape, a.stride(), a.dtype, a.device, a.data_ptr() % 16 == 0) if isinstance(a, torch.Tensor) else a
-        for a in args
-    )
-    return launcher, os.environ.get("CONVERT_TO_QUANT_AUTOTUNE"), kinds
-
-
-def _first(launcher: Callable, args: tuple, key: tuple):
-    trace = Trace()
-    with tracing(trace):
-        result = launcher(*args)
-    if trace.kept:
-        if len(_plans) >= LIMIT:
-            forget()
-        try:
-            _plans[key] = Plan(trace, args, result)
-        except _Foreign:
-            _plans[key] = None
-    return result
-
-
-class _Foreign(Exception):
-    """A tensor that is not of one argument or one `empty`: a copy that a plan would not make."""
-
-
-class _Result(NamedTuple):
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-
-class _View(NamedTuple):
-    """A tensor within a source: an argument, a result or the scratch memory. offset is in bytes."""
-
-    source: int
-    offset: int
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    def of(self, sources: list[torch.Tensor]) -> torch.Tensor:
-        base = sources[self.source]
-        known = base.shape, base.stride(), base.dtype
-        if self.offset == 0 and known == (self.shape, self.stride, self.dtype):
-            return base
-        if base.dtype != self.dtype:  # scratch memory, in bytes
-            size = base.numel() - (base.numel() - self.offset) % self.dtype.itemsize
-            base = base[self.offset : size].view(self.dtype)
-            return base.as_strided(self.shape, self.stride)
-        start = base.storage_offset() + self.offset // self.dtype.itemsize
-        return base.as_strided(self.shape, self.stride, start)
-
-
-class _Sources:
-    """Where the tensors of a trace come from, as numbers: arguments, then results, then one scratch."""
-
-    def __init__(self, trace: Trace, args: tuple, results: tuple):
-        self.inputs = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
-        self._known = [(args[i], n, 0) for n, i in enumerate(self.inputs)]
-        self.results: list[_Result] = []
-        self.scratch = 0
-        rest = list(trace.made)
-        for result in results:
-            made = next((t for t in rest if _same_memory(t, result)), None)
-            if made is None or not result.is_contiguous() or result.numel() != made.numel():
-                raise _Foreign
-            rest = [t for t in rest if t is not made]
-            self._known.append((made, len(self.inputs) + len(self.results), 0))
-            self.results.append(_Result(result.shape, result.dtype, result.device))
-        for made in rest:
-            self._known.append((made, len(self.inputs) + len(self.results), self.scratch))
-            self.scratch += max(1, cdiv(made.numel() * made.itemsize, ALIGNMENT)) * ALIGNMENT
-
-    def view(self, tensor: torch.Tensor) -> _View:
-        """`tensor` as a view of its source; _Foreign when that is not known for certain."""
-        found = [k for k in self._known if _within(tensor, k[0])]
-        if len(found) != 1 or found[0][0].dtype != tensor.dtype:
-            raise _Foreign
-        base, number, start = found[0]
-        offset = start + tensor.data_ptr() - base.data_ptr()
-        return _View(number, offset, tensor.shape, tensor.stride(), tensor.dtype)
-
-
-def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
-
-
-def _within(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether all of a lies between the first and the last element of b."""
-    if a is b or not _same_memory(a, b):
-        return a is b
-    ends = [t.data_ptr() + _extent(t) for t in (a, b)]
-    return b.data_ptr() <= a.data_ptr() and ends[0] <= ends[1]
-
-
-def _extent(t: torch.Tensor) -> int:
-    """Bytes from the first element of t to the end of its last."""
-    last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-    return (last + 1) * t.itemsize if t.numel() else 0
-
-
-class Plan:
-    """The steps of one call: callable with other arguments of the same kind."""
-
-    def __init__(self, trace: Trace, args: tuple, result):
-        results = result if isinstance(result, tuple) else (result,)
-        sources = _Sources(trace, args, results)
-        self._inputs = sources.inputs
-        self._results = sources.results
-        self._scratch = sources.scratch
-        self._single = not isinstance(result, tuple)
-        self._device = results[0].device
-        self._steps = [_step(s, sources, self._device) for s in trace.steps]
-        self._compiled = any(isinstance(s, _CompiledStep) for s in self._steps)
-
-    def __call__(self, args: tuple):
-        sources = [args[i] for i in self._inputs]
+    def __call__(self, args: tuple) -> Any:
         results = [torch.empty(s, dtype=t, device=d) for s, t, d in self._results]
+        sources = [args[i] for i in self._positions]
         sources += results
         if self._scratch:
-            sources.append(torch.empty((self._scratch,), dtype=torch.uint8, device=self._device))
-        if not self._compiled or self._device.index in (None, driver.active.get_current_device()):
-            self._run(sources)
+            sources.append(torch.empty((self._scratch,), dtype=torch.uint8, device=self._scratch_device))
+        device = self._device
+        if device is None or device.index is None or device.index == driver.active.get_current_device():
+            self._run(sources, device)
         else:
-            with on(self._device):
-                self._run(sources)
+            with on(device):
+                self._run(sources, device)
         return results[0] if self._single else tuple(results)
 
-    def _run(self, sources: list[torch.Tensor]) -> None:
-        addresses = [s.data_ptr() for s in sources]
-        stream = driver.active.get_current_stream(self._device.index) if self._compiled else None
+    def _run(self, sources: list[torch.Tensor], device: torch.device | None) -> None:
+        """Take the steps. `device` is where kernels are launched by address; None where none is."""
+        addresses, stream = [], None
+        if device is not None:
+            addresses = [s.data_ptr() for s in sources]
+            stream = driver.active.get_current_stream(device.index)
         for step in self._steps:
             step(sources, addresses, stream)
 
 
-def _step(step: Launched | Called, sources: _Sources, device: torch.device):
-    if isinstance(step, Called):
-        return _CalledStep(step, sources)
-    if step.compiled is None or device.type == "xpu":  # whose launcher may not take addresses
-        return _LaunchStep(step, sources, device)
-    return _CompiledStep(step, sources)
+class _Places:
+    """Where each argument and memory of a plan is in a call: (number of its tensor, bytes from its start).
+
+    The tensors are the arguments that steps name, the results, and one piece for all other memory.
+    ValueError where that cannot be.
+    """
+
+    def __init__(self, plan: Plan, done: list[Done]):
+        found = list(dict.fromkeys(o.source for d in done for o in d.step.operands()))
+        before = list(dict.fromkeys(source for f in found for source in _made_before(f)))
+        self.copies = [m for m in before if isinstance(m, Memory)]
+        sources = list(dict.fromkeys([*before, *found]))
+        self.arguments = [s for s in sources if isinstance(s, int)]
+        known = [*self.arguments, *(o.source for o in plan.outputs)]
+        self._of: dict[int | Memory, tuple[int, int]] = {s: (n, 0) for n, s in enumerate(known)}
+        if len(self._of) < len(known):
+            raise ValueError("a plan gives one memory as two results")
+        self._last, self.size = len(known), 0
+        rest = [m for m in sources if isinstance(m, Memory) and m not in self._of]
+        self.device = rest[0].device if rest else None
+        for memory in rest:
+            if memory.device != self.device:
+                raise ValueError(
+                    f"a plan takes memory of one device, not of {memory.device} and {self.device}"
+                )
+            self._of[memory] = self._last, self.size
+            self.size += max(1, cdiv(memory.nbytes, ALIGNMENT)) * ALIGNMENT
+
+    def of(self, operand: Operand) -> tuple[int, int]:
+        """Return the place of an operand."""
+        return self._of[operand.source]
+
+    def source(self, operand: Operand, sources: list[torch.Tensor]) -> torch.Tensor:
+        """Return the argument or the memory that an operand views, given the tensors of a call."""
+        memory = operand.source
+        number, start = self._of[memory]
+        base = sources[number]
+        if isinstance(memory, int):
+            return base
+        if number == self._last:
+            base = base[start : start + memory.nbytes].view(memory.dtype)
+        return base.view(memory.shape)
 
 
-class _CalledStep:
-    """A function of PyTorch's operations, on tensors."""
+def _made_before(source: int | Memory) -> list[int | Memory]:
+    """Return a copy after all that it is a copy of; nothing for what is no copy."""
+    if isinstance(source, int) or source.copy_of is None:
+        return []
+    origin = source.copy_of.source
+    return [*(_made_before(origin) or [origin]), source]
 
-    def __init__(self, step: Called, sources: _Sources):
-        self._function = step.function
-        self._args = [sources.view(a) if isinstance(a, torch.Tensor) else a for a in step.args]
+
+def _copying(memory: Memory) -> Call:
+    return Call(torch.Tensor.copy_, all_of(memory), memory.copy_of)
+
+
+def _again(done: Done, places: _Places):
+    # XPU's launcher may not take addresses; the interpreter compiles nothing.
+    if isinstance(done.step, Call) or done.compiled is None or done.step.device.type == "xpu":
+        return _Named(done.step, places)
+    return _Addressed(done.step, done.compiled, places)
+
+
+class _Named:
+    """A step run as at the first call, on tensors."""
+
+    def __init__(self, step: Launch | Call, places: _Places):
+        self._step, self._places = step, places
 
     def __call__(self, sources, addresses, stream):
-        self._function(*(a.of(sources) if isinstance(a, _View) else a for a in self._args))
+        self._step.run(_Placed(self._places, sources))
 
 
-class _LaunchStep:
-    """A launch by name, on tensors: for the interpreter, and where Triton wants tensors."""
+class _Placed(Tensors):
+    """The tensors of operands, from the tensors of a replay."""
 
-    def __init__(self, step: Launched, sources: _Sources, device: torch.device):
-        launch, self._device = step.launch, device
-        self._kernel, self._grid, self._keywords = launch.kernel, launch.grid, launch.keywords()
-        tensors = {k: t for k, v in launch.args.items() if (t := _base(v)) is not None}
-        self._views = {k: sources.view(t) for k, t in tensors.items()}
-        self._boxes = {k: launch.args[k].block_shape for k, t in tensors.items() if launch.args[k] is not t}
-        self._constants = {k: v for k, v in launch.args.items() if k not in tensors}
+    def __init__(self, places: _Places, sources: list[torch.Tensor]):
+        self._places, self._sources = places, sources
 
-    def __call__(self, sources, addresses, stream):
-        tensors = {k: v.of(sources) for k, v in self._views.items()}
-        for k, box in self._boxes.items():
-            tensors[k] = TensorDescriptor.from_tensor(tensors[k], box)
-        with on(self._device):
-            self._kernel[self._grid](**self._constants, **tensors, **self._keywords)
+    def source(self, operand: Operand) -> torch.Tensor:
+        return self._places.source(operand, self._sources)
 
 
-class _CompiledStep:
-    """A launch of the compiled kernel, on addresses: nothing is bound, specialized or looked up."""
+class _Addressed:
+    """A launch of the compiled kernel, on addresses."""
 
-    def __init__(self, step: Launched, sources: _Sources):
-        launch = step.launch
-        self._kernel = step.compiled
-        self._run, self._function = step.compiled.run, step.compiled.function
-        self._metadata = step.compiled.packed_metadata
+    def __init__(self, launch: Launch, compiled: Any, places: _Places):
+        self._kernel, self.device = compiled, launch.device
+        self._run, self._function = compiled.run, compiled.function
+        self._metadata = compiled.packed_metadata
         # Triton before 3.4 keeps the hooks of profilers on the class.
-        self._hooks = triton.knobs.runtime if hasattr(triton, "knobs") else type(step.compiled)
+        self._hooks = triton.knobs.runtime if hasattr(triton, "knobs") else type(compiled)
         self._grid = (*launch.grid, 1, 1)[:3]
         self._values = [launch.args[name] for name in launch.kernel.arg_names]
         self._slots, self._descriptors = [], []
         for position, value in enumerate(self._values):
-            if (base := _base(value)) is None:
-                continue
-            view = sources.view(base)
-            if base is value:
-                self._slots.append((position, view.source, view.offset))
+            if isinstance(value, Operand):
+                self._slots.append((position, *places.of(value)))
                 self._values[position] = 0
-            else:
+            elif isinstance(value, Descriptor):
+                self._descriptors.append((position, *places.of(value.base), _template(value)))
                 self._values[position] = None
-                self._descriptors.append((position, view.source, view.offset, {**vars(value), "base": None}))
 
     def __call__(self, sources, addresses, stream):
         values = self._values.copy()
@@ -276,16 +179,15 @@ class _CompiledStep:
         self._run(*self._grid, stream, self._function, self._metadata, note, enter, leave, *values)
 
 
+def _template(descriptor: Descriptor) -> dict[str, Any]:
+    """Return the fields of the TensorDescriptor, but for its base: they are the same in every call."""
+    base = descriptor.base
+    like = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device="meta")
+    return {**vars(TensorDescriptor.from_tensor(like, descriptor.block_shape)), "base": None}
+
+
 class _Address(int):
     """What a descriptor asks of its base."""
 
     def data_ptr(self) -> int:
         return int(self)
-
-
-def _base(value: Any) -> torch.Tensor | None:
-    """The tensor behind a kernel's argument."""
-    if isinstance(value, torch.Tensor):
-        return value
-    base = getattr(value, "base", None)
-    return base if isinstance(base, torch.Tensor) else None

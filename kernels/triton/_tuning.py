@@ -20,9 +20,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 import triton
 
-from . import _replay
+from . import _kept
 from ._arch import Arch
-from ._trace import recording, tracing, unsettled
 
 ROUNDS = 5
 """Timed runs a candidate, each after the L2 cache was overwritten; the median counts."""
@@ -58,17 +57,14 @@ C = TypeVar("C", bound=Candidate)
 
 def choose(
     arch: Arch, key: str, candidates: Sequence[C], run: Callable[[C], object], device: torch.device
-) -> C:
-    """The candidate to use for `key`: remembered, measured now, or the first.
+) -> C | None:
+    """Return the candidate to use for `key`: remembered, measured now, or the first.
 
-    run: executes one candidate completely, any number of times with the same effect.
+    None where it would have to be measured and may not, inside graph capture: the caller then takes
+    one for this call only. run: executes one candidate completely, any number of times with the same effect.
     Measures only on a real device, outside graph capture, with CONVERT_TO_QUANT_AUTOTUNE
     (read at each call) not 0. A candidate that does not compile or fit is left out.
     """
-    if recording():
-        for candidate in candidates:
-            run(candidate)
-        return candidates[0]
     if len(candidates) == 1 or device.type == "cpu" or os.environ.get("CONVERT_TO_QUANT_AUTOTUNE") == "0":
         return candidates[0]
     # Which candidates there are is part of the key: alignment and the workspace limit change them
@@ -78,8 +74,7 @@ def choose(
         found = _remembered(arch, key, candidates)
         if found is None:
             if _capturing(device):
-                unsettled()
-                return candidates[0]
+                return None
             found = _tune(arch, key, candidates, run, device)
         _chosen[memo] = found
     return _chosen[memo]
@@ -99,7 +94,7 @@ def _remembered(arch: Arch, key: str, candidates: Sequence[C]) -> C | None:
 
 def _tune(arch: Arch, key: str, candidates: Sequence[C], run, device: torch.device) -> C:
     """Measure all candidates and keep the choice; the first where none could run."""
-    with _lock, tracing(None):
+    with _lock:
         measured = [(t, c) for c in candidates if (t := _measure(c, run, device)) is not None]
         if not measured:
             return candidates[0]
@@ -128,7 +123,7 @@ def forget() -> None:
     with _lock:
         _tables.clear()
         _chosen.clear()
-    _replay.forget()
+    _kept.forget()
 
 
 def _table(arch: Arch) -> dict:

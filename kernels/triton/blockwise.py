@@ -10,11 +10,12 @@ from .. import activations
 from .._library import Unsupported
 from ..blockwise import _check, _scale_shape
 from ._arch import arch_of
-from ._launch import Launch, cdiv, rows_of
-from ._replay import planned
+from ._launch import Launch, cdiv
+from ._operands import Operand, empty, rows_of
+from ._plan import Choice, Plan
+from ._planned import planned
 from ._tiles import load_activated, magnitude, scale_from_peak, to_int8
-from ._trace import empty
-from ._tuning import bucket, choose
+from ._tuning import bucket
 
 MAX_BLOCK = 16384
 """Elements of the largest block a program keeps in registers: 64 a thread with 8 warps."""
@@ -53,7 +54,7 @@ def _quantize_blockwise_kernel(
     BLOCKS_M: tl.constexpr,
     BLOCKS_K: tl.constexpr,
 ):
-    """A tile [BLOCKS_M, BLOCK_M, BLOCKS_K, BLOCK_K] a program; ragged edges read as zeros."""
+    """Quantize a tile [BLOCKS_M, BLOCK_M, BLOCKS_K, BLOCK_K] per program; ragged edges read as zeros."""
     block_m = tl.program_id(0) * BLOCKS_M + tl.arange(0, BLOCKS_M)[:, None, None, None]
     block_k = tl.program_id(1) * BLOCKS_K + tl.arange(0, BLOCKS_K)[None, None, :, None]
     row = block_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[None, :, None, None]
@@ -68,8 +69,11 @@ def _quantize_blockwise_kernel(
 
 
 def launch_blocks(config, rows, q, scale, block_m: int, block_k: int, activation=None) -> Launch:
-    """The launch for rows [M, K] ([M, 2 K] for a gated activation): q int8 [M, K] and scale
-    [ceil(M / bm), ceil(K / bk)], contiguous."""
+    """Return the launch that quantizes rows [M, K] by blocks of block_m rows and block_k columns.
+
+    rows is [M, 2 K] for a gated activation. Written are q int8 [M, K] and scale float32
+    [ceil(M / block_m), ceil(K / block_k)], one entry per block; both are contiguous.
+    """
     m, k = rows.shape[0], rows.shape[1] // activations.halves(activation)
     # 256 columns a program read whole sectors; beyond one block only as far as `elements` go.
     blocks = max(1, config.elements // (block_m * block_k))
@@ -94,8 +98,8 @@ def launch_blocks(config, rows, q, scale, block_m: int, block_k: int, activation
     return Launch(_quantize_blockwise_kernel, grid, args, num_warps=warps, num_stages=1)
 
 
-def quantize_blocks(x, block_m: int, block_k: int, activation=None):
-    """(q [.., K], scale) of checked arguments, with `activation` folded into the load."""
+def quantize_blocks(x: Operand, block_m: int, block_k: int, activation=None) -> Plan:
+    """Plan (q [.., K], scale) of checked arguments, with `activation` applied to x as it is loaded."""
     if block_m * block_k > MAX_BLOCK:
         raise Unsupported(f"a block of {block_m} x {block_k} does not fit one program ({MAX_BLOCK} elements)")
     arch = arch_of(x.device)
@@ -103,19 +107,18 @@ def quantize_blocks(x, block_m: int, block_k: int, activation=None):
     q = empty((*x.shape[:-1], k), torch.int8, x.device)
     scale = empty(_scale_shape(q, block_m, block_k), torch.float32, x.device)
     if x.numel() == 0:
-        return q, scale
+        return Plan([], (q, scale))
     rows = rows_of(x)
 
-    def run(config):
-        launch_blocks(config, rows, q, scale, block_m, block_k, activation).submit(x.device)
+    def steps(config):
+        return [launch_blocks(config, rows, q, scale, block_m, block_k, activation)]
 
     key = f"blockwise m{bucket(rows.shape[0])} k{k} {rows.dtype} {block_m}x{block_k} {activation}"
-    run(choose(arch, key, CONFIGS, run, x.device))
-    return q, scale
+    return Plan([Choice(arch, key, CONFIGS, steps, x.device)], (q, scale))
 
 
 @planned
-def quantize_blockwise(x: torch.Tensor, block_m: int, block_k: int):
-    """`kernels.quantize_blockwise` in one launch."""
+def quantize_blockwise(x: Operand, block_m: int, block_k: int) -> Plan:
+    """Plan `kernels.quantize_blockwise`: one launch."""
     _check(x, block_m, block_k)
     return quantize_blocks(x, block_m, block_k)

@@ -9,10 +9,11 @@ from ..dequantize import _matrix_of_scales
 from ..rotation import check_rotation
 from ..scales import granularity
 from ._arch import arch_of
-from ._launch import Launch, cdiv, rows_of
-from ._replay import planned
+from ._launch import Launch, cdiv
+from ._operands import Operand, empty, rows_of
+from ._plan import Plan
+from ._planned import planned
 from ._tiles import rotate_tile, tile_columns
-from ._trace import empty
 from .rotation import PIECES, WARPS
 
 
@@ -50,7 +51,7 @@ def _dequantize_kernel(
 
 
 def launch_dequantize(rows, scales, out, edges: tuple[int, int], rotation: int) -> Launch:
-    """The launch for q int8 [M, K] with scales float32 [A, B], one entry `edges` rows and columns."""
+    """Return the launch for q int8 [M, K] with scales float32 [A, B], one entry `edges` rows and columns."""
     m, k = rows.shape
     outer = 64 if rotation == 1024 else 16
     pieces = PIECES * 16 // outer
@@ -76,8 +77,8 @@ def launch_dequantize(rows, scales, out, edges: tuple[int, int], rotation: int) 
 
 
 @planned
-def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotation: int = 0) -> torch.Tensor:
-    """`kernels.dequantize` in one launch."""
+def dequantize(q: Operand, scale: Operand, dtype: torch.dtype, rotation: int = 0) -> Plan:
+    """Plan `kernels.dequantize`: one launch."""
     _checks.int8("q", q)
     _checks.has_rows("q", q)
     check_rotation(q.shape[-1], rotation)
@@ -85,9 +86,9 @@ def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotatio
         raise TypeError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
     arch_of(q.device)
     out = empty(q.shape, dtype, q.device)
-    if q.numel():
-        rows = rows_of(q)
-        scales = _matrix_of_scales(q, scale)
-        edges = granularity(rows.shape[0], rows.shape[1], scales)
-        launch_dequantize(rows, scales.contiguous(), out, edges, rotation).submit(q.device)
-    return out
+    if not q.numel():
+        return Plan([], out)
+    rows = rows_of(q)
+    scales = _matrix_of_scales(q, scale).contiguous()
+    edges = granularity(rows.shape[0], rows.shape[1], scales)
+    return Plan([launch_dequantize(rows, scales, out, edges, rotation)], out)

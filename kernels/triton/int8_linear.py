@@ -10,11 +10,10 @@ from ..int8_linear import check_weight
 from ..int8_mm import is_blockwise
 from ..scales import granularity
 from ._arch import arch_of
-from ._gemm import aligned
-from ._launch import rows_of
-from ._replay import planned
-from ._trace import empty, library, recording
-from ._tuning import bucket, choose
+from ._operands import aligned, empty, rows_of
+from ._plan import Call, Choice, Plan
+from ._planned import planned
+from ._tuning import bucket
 from .blockwise import quantize_blocks
 from .dequantize import dequantize
 from .int8_mm import Engine, candidates, operands, product
@@ -61,8 +60,8 @@ def int8_linear(
     out_dtype=None,
     input_activation=None,
     output_activation=None,
-) -> torch.Tensor:
-    """`kernels.int8_linear` in two launches; one to three where another engine measured faster."""
+) -> Plan:
+    """Plan `kernels.int8_linear`: two launches; one to three where another engine measured faster."""
     check_weight(x, qweight, weight_scale, bias, rotation, input_activation)
     activations.check(output_activation)
     arch = arch_of(x.device)
@@ -76,40 +75,42 @@ def int8_linear(
             raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
         edges = granularity(n, k, weight_scale)
     out = empty((m, n), out_dtype, x.device)
+    result = out.reshape(*x.shape[:-1], n)
     if not out.numel():
-        return out.view(*x.shape[:-1], n)
+        return Plan([], result)
+    weight_scale = weight_scale.float().contiguous()
+    bias = None if bias is None else bias.contiguous()
+    if input_scale is not None:
+        input_scale = input_scale.to(x.device, torch.float32)
     is_aligned = k % 16 == 0 and aligned(qweight)
     found: list[Engine | FloatLinear | WeightOnly] = []
     found += candidates(arch, (m, n, k), is_aligned, edges, output_activation)
-    if x.dtype == out_dtype != torch.float32 and arch.family != "interpreter" and not recording():
+    if x.dtype == out_dtype != torch.float32 and arch.family != "interpreter":
         found.append(FloatLinear())
         if m <= FEW_ROWS and input_activation is None and input_scale is None:
             found.append(WeightOnly())
 
-    def run(engine):
+    weight = qweight, weight_scale, bias, rotation
+
+    def steps(engine):
         if isinstance(engine, FloatLinear):
-            library(
-                _float_linear, rows, qweight, weight_scale, bias, rotation, out, input_activation,
-                output_activation,
-            )  # fmt: skip
-            return
+            return [Call(_float_linear, rows, *weight, out, input_activation, output_activation)]
         if isinstance(engine, WeightOnly):
-            multiply(rows, qweight, weight_scale, bias, rotation, out, output_activation)
-            return
+            return multiply(rows, *weight, out, output_activation)
         if edges:
-            q, scale = quantize_blocks(rows, 1, 1 << (edges[1] - 1).bit_length(), input_activation)
+            quantized = quantize_blocks(rows, 1, 1 << (edges[1] - 1).bit_length(), input_activation)
         else:
-            q, scale = quantize_rows(rows, rotation, input_scale, input_activation)
+            quantized = quantize_rows(rows, rotation, input_scale, input_activation)
+        q, scale = quantized.outputs
         epilogue = operands(scale, weight_scale, bias, output_activation, m, edges is not None)
-        product(engine, q, qweight, out, epilogue, edges)
+        return [*quantized.steps, *product(engine, q, qweight, out, epilogue, edges)]
 
     kind = "blocks" if edges else f"rotation{rotation}"
     key = (
         f"int8_linear m{bucket(m)} n{n} k{k} {x.dtype} {out_dtype} {kind} "
         f"{input_activation} {output_activation}"
     )
-    run(choose(arch, key, found, run, x.device))
-    return out.view(*x.shape[:-1], n)
+    return Plan([Choice(arch, key, found, steps, x.device)], result)
 
 
 def _float_linear(rows, qweight, weight_scale, bias, rotation, out, input_activation, output_activation):

@@ -18,11 +18,12 @@ from ..int8_mm import _check, is_blockwise
 from ..scales import granularity
 from ._arch import Arch, arch_of
 from ._epilogue import Epilogue, launch_finish
-from ._gemm import TensorDescriptor, TileConfig, aligned, launch_product
-from ._launch import rows_of
-from ._replay import planned
-from ._trace import empty, library
-from ._tuning import bucket, choose
+from ._gemm import TileConfig, launch_product
+from ._launch import TensorDescriptor
+from ._operands import Operand, aligned, empty, rows_of
+from ._plan import Call, Choice, Plan, Step
+from ._planned import planned
+from ._tuning import bucket
 
 # (largest M, candidates): the first is used where nothing was measured. M < 64 has small tiles,
 # and split-K among the candidates, because 3072 columns make only 48 tiles of 64.
@@ -180,18 +181,17 @@ def _say_unaligned(k: int) -> None:
     _log.warning("an int8 product with K = %d reads single bytes: rows are not on 16-byte boundaries", k)
 
 
-def product(engine: Engine, a, b, out, epilogue: Epilogue, edges=None) -> None:
-    """Run one engine: a int8 [M, K], b int8 [N, K] into contiguous out [M, N]."""
+def product(
+    engine: Engine, a: Operand, b: Operand, out: Operand, epilogue: Epilogue, edges=None
+) -> list[Step]:
+    """Return the steps of one engine: a int8 [M, K], b int8 [N, K] into contiguous out [M, N]."""
     if isinstance(engine, IntMM):
         partial = empty((1, *out.shape), torch.int32, a.device)
-        library(_int_mm, a, b, partial)
-        launch_finish(partial, out, epilogue).submit(a.device)
-    elif engine.split_k > 1:
+        return [Call(_int_mm, a, b, partial), launch_finish(partial, out, epilogue)]
+    if engine.split_k > 1:
         partial = empty((engine.split_k, *out.shape), torch.int32, a.device)
-        launch_product(engine, a, b, partial, epilogue).submit(a.device)
-        launch_finish(partial, out, epilogue).submit(a.device)
-    else:
-        launch_product(engine, a, b, out, epilogue, edges).submit(a.device)
+        return [launch_product(engine, a, b, partial, epilogue), launch_finish(partial, out, epilogue)]
+    return [launch_product(engine, a, b, out, epilogue, edges)]
 
 
 def _int_mm(a: torch.Tensor, b: torch.Tensor, partial: torch.Tensor) -> None:
@@ -199,35 +199,34 @@ def _int_mm(a: torch.Tensor, b: torch.Tensor, partial: torch.Tensor) -> None:
 
 
 def operands(a_scale, b_scale, bias, activation, rows: int, blockwise: bool) -> Epilogue:
-    """The epilogue of checked arguments: float32 scales, flat unless block-wise."""
+    """Return the epilogue of checked arguments: float32 scales, flat unless block-wise."""
+    a_scale, b_scale = a_scale.float().contiguous(), b_scale.float().contiguous()
     if blockwise:
-        a_scale = a_scale.float().reshape(rows, -1).contiguous()
-        b_scale = b_scale.float().contiguous()
+        a_scale = a_scale.reshape(rows, -1)
     else:
-        a_scale, b_scale = a_scale.float().reshape(-1), b_scale.float().reshape(-1)
+        a_scale, b_scale = a_scale.reshape(-1), b_scale.reshape(-1)
     bias = None if bias is None else bias.contiguous()
     return Epilogue(a_scale, b_scale, bias, activation)
 
 
 @planned
-def int8_mm(
-    a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output_activation=None
-) -> torch.Tensor:
-    """`kernels.int8_mm`: one launch, two with split-K or ``torch._int_mm``."""
+def int8_mm(a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output_activation=None) -> Plan:
+    """Plan `kernels.int8_mm`: one launch, two with split-K or ``torch._int_mm``."""
     _check(a, b, a_scale, b_scale, bias)
     activations.check(output_activation)
     arch = arch_of(a.device)
     rows = rows_of(a)
     (m, k), n = rows.shape, b.shape[0]
     out = empty((m, n), out_dtype, a.device)
-    if out.numel():
-        edges = granularity(n, k, b_scale) if is_blockwise(b, b_scale) else None
-        epilogue = operands(a_scale, b_scale, bias, output_activation, m, edges is not None)
-        found = candidates(arch, (m, n, k), aligned(rows) and aligned(b), edges, output_activation)
+    result = out.reshape(*a.shape[:-1], n)
+    if not out.numel():
+        return Plan([], result)
+    edges = granularity(n, k, b_scale) if is_blockwise(b, b_scale) else None
+    epilogue = operands(a_scale, b_scale, bias, output_activation, m, edges is not None)
+    found = candidates(arch, (m, n, k), aligned(rows) and aligned(b), edges, output_activation)
 
-        def run(engine):
-            product(engine, rows, b, out, epilogue, edges)
+    def steps(engine):
+        return product(engine, rows, b, out, epilogue, edges)
 
-        key = f"int8_mm m{bucket(m)} n{n} k{k} {out_dtype} {'blocks' if edges else 'rows'}"
-        run(choose(arch, key, found, run, a.device))
-    return out.view(*a.shape[:-1], n)
+    key = f"int8_mm m{bucket(m)} n{n} k{k} {out_dtype} {'blocks' if edges else 'rows'}"
+    return Plan([Choice(arch, key, found, steps, a.device)], result)

@@ -10,9 +10,9 @@ from ..ldlq import _check
 from ..scales import QMAX
 from ._arch import arch_of
 from ._launch import Launch, cdiv
-from ._replay import planned
-from ._trace import empty, library
-from ._tuning import choose
+from ._operands import Operand, empty
+from ._plan import Call, Choice, Plan
+from ._planned import planned
 
 
 class LdlqConfig(NamedTuple):
@@ -109,22 +109,20 @@ def _transpose(out: torch.Tensor, w: torch.Tensor) -> None:
 
 
 @planned
-def ldlq_(
-    q: torch.Tensor, w: torch.Tensor, feedback: torch.Tensor, scale: torch.Tensor, levels: int = QMAX
-) -> torch.Tensor:
-    """`kernels.ldlq_`: a transposed copy of the block, then one launch. No host synchronisation."""
+def ldlq_(q: Operand, w: Operand, feedback: Operand, scale: Operand, levels: int = QMAX) -> Plan:
+    """Plan `kernels.ldlq_`: a transposed copy of the block, then one launch. No host synchronisation."""
     _check(q, w, feedback, scale, levels)
     arch = arch_of(w.device)
     errors = empty(w.shape, torch.float32, w.device)
     n, b = w.shape
-    if n:
-        columns = empty((b, n), torch.float32, w.device)
-        library(_transpose, columns, w)
-        scales = scale.float().reshape(-1)
+    if not n:
+        return Plan([], errors)
+    columns = empty((b, n), torch.float32, w.device)
+    scales = scale.float().contiguous().reshape(-1)
 
-        def run(config):
-            launch_ldlq(config, q, columns, feedback, scales, errors, levels).submit(w.device)
+    def steps(config):
+        return [launch_ldlq(config, q, columns, feedback, scales, errors, levels)]
 
-        found = CONFIGS[:1] if arch.family == "rdna" else CONFIGS
-        run(choose(arch, f"ldlq n{n} b{b}", found, run, w.device))
-    return errors
+    found = CONFIGS[:1] if arch.family == "rdna" else CONFIGS
+    chosen = Choice(arch, f"ldlq n{n} b{b}", found, steps, w.device)
+    return Plan([Call(_transpose, columns, w), chosen], errors)

@@ -7,10 +7,11 @@ import triton.language as tl
 from .. import _checks
 from ..rotation import check_rotation
 from ._arch import arch_of
-from ._launch import Launch, cdiv, rows_of
-from ._replay import planned
+from ._launch import Launch, cdiv
+from ._operands import Operand, empty, rows_of
+from ._plan import Plan
+from ._planned import planned
 from ._tiles import high_part, rotate_tile, tile_columns
-from ._trace import empty
 
 WARPS = 4
 PIECES = 16
@@ -48,8 +49,8 @@ def _rotate_kernel(
         y -= taken
 
 
-def launch_rotate(rows: torch.Tensor, out: torch.Tensor, rotation: int, planes: int = 0) -> Launch:
-    """The launch for rows [M, K] into contiguous out [M, K], or [planes, M, K] bfloat16."""
+def launch_rotate(rows: Operand, out: Operand, rotation: int, planes: int = 0) -> Launch:
+    """Return the launch for rows [M, K] into contiguous out [M, K], or [planes, M, K] bfloat16."""
     m, k = rows.shape
     outer = 64 if rotation == 1024 else 16
     pieces = PIECES * 16 // outer
@@ -73,13 +74,11 @@ def launch_rotate(rows: torch.Tensor, out: torch.Tensor, rotation: int, planes: 
 
 
 @planned
-def rotate(x: torch.Tensor, group: int) -> torch.Tensor:
-    """`kernels.rotate` in one launch."""
+def rotate(x: Operand, group: int) -> Plan:
+    """Plan `kernels.rotate`: one launch."""
     _checks.floating("x", x)
     _checks.has_rows("x", x)
     check_rotation(x.shape[-1], group)
     arch_of(x.device)
     out = empty(x.shape, x.dtype, x.device)
-    if x.numel():
-        launch_rotate(rows_of(x), out, group).submit(x.device)
-    return out
+    return Plan([launch_rotate(rows_of(x), out, group)] if x.numel() else [], out)

@@ -9,8 +9,10 @@ import triton.language as tl
 from .. import activations
 from ..rowwise import _check
 from ._arch import arch_of, check_group
-from ._launch import Launch, cdiv, rows_of
-from ._replay import planned
+from ._launch import Launch, cdiv
+from ._operands import Operand, empty, rows_of
+from ._plan import Choice, Plan
+from ._planned import planned
 from ._tiles import (
     load_activated,
     magnitude,
@@ -20,8 +22,7 @@ from ._tiles import (
     to_int8,
     to_int8_saturated,
 )
-from ._trace import empty
-from ._tuning import bucket, choose
+from ._tuning import bucket
 
 DYNAMIC, GIVEN, PEAK = 0, 1, 2
 """Where the scale comes from: the row's absmax; an argument; PEAK writes the absmax and no integers."""
@@ -31,7 +32,7 @@ MAX_CHUNKS = 8
 
 
 class RowConfig(NamedTuple):
-    """Elements of a row a thread should hold, which decides the warps a row gets."""
+    """How many elements of a row each thread should hold: the fewer, the more warps share a row."""
 
     elements: int
 
@@ -44,7 +45,7 @@ class RowConfig(NamedTuple):
         return 1.0
 
 
-# 48 a thread amortise the two divisions of a row: 18 instructions an element against 24 at 24.
+# 48 per thread amortise the two divisions of a row: 18 instructions an element against 24 at 24.
 CONFIGS = (RowConfig(48), RowConfig(24))
 
 
@@ -66,7 +67,7 @@ def _quantize_rowwise_kernel(
     CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """One row a program. CHUNKS = 0: the row does not fit registers and is read twice."""
+    """Quantize one row per program. CHUNKS = 0: the row does not fit registers and is read twice."""
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * stride_xm
     q_ptr += row * K
@@ -116,9 +117,9 @@ def _quantize_rowwise_kernel(
 
 
 def tile_for(k: int, rotation: int, elements: int) -> tuple[int, int, int, int]:
-    """(warps, G, OUTER, chunks) of a row of k columns: 8 elements a thread and chunk.
+    """Return (warps, G, OUTER, chunks) for a row of k columns: a chunk is a tile of 8 elements per thread.
 
-    chunks is 0 when even 16 warps cannot hold the row.
+    chunks is 0 where even 16 warps cannot hold the row.
     """
     outer = 64 if rotation == 1024 else 16
     warps = outer // 16
@@ -129,8 +130,11 @@ def tile_for(k: int, rotation: int, elements: int) -> tuple[int, int, int, int]:
 
 
 def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0, activation=None) -> Launch:
-    """The launch for rows [M, K] ([M, 2 K] for a gated activation): q int8 [M, K] and scale float32 [M],
-    both contiguous, are written."""
+    """Return the launch that quantizes rows [M, K] ([M, 2 K] for a gated activation).
+
+    Written are q int8 [M, K] and scale float32, one entry per row; both are contiguous. given: a
+    contiguous float32 scale of one entry, or one per row, for mode GIVEN.
+    """
     m, k = rows.shape[0], rows.shape[1] // activations.halves(activation)
     warps, g, outer, chunks = tile_for(k, rotation, config.elements)
     args = {
@@ -153,32 +157,30 @@ def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0,
     return Launch(_quantize_rowwise_kernel, (m,), args, num_warps=warps, num_stages=1)
 
 
-def quantize_rows(x, rotation=0, given=None, activation=None):
-    """(q [.., K], scale [.., 1]) of checked arguments, with `activation` folded into the load."""
+def quantize_rows(x: Operand, rotation=0, given: Operand | None = None, activation=None) -> Plan:
+    """Plan (q [.., K], scale [.., 1]) of checked arguments; `activation` is applied to x as it is loaded."""
     arch = arch_of(x.device)
     check_group(arch, rotation)
     k = x.shape[-1] // activations.halves(activation)
     q = empty((*x.shape[:-1], k), torch.int8, x.device)
     scale = empty((*x.shape[:-1], 1), torch.float32, x.device)
     if x.numel() == 0:
-        return q, scale
+        return Plan([], (q, scale))
     rows = rows_of(x)
     if given is not None:
-        given = given.to(device=x.device, dtype=torch.float32).reshape(-1)
+        given = given.to(device=x.device, dtype=torch.float32).contiguous().reshape(-1)
     mode = DYNAMIC if given is None else GIVEN
 
-    def run(config):
-        launch_rows(
-            config, rows, q, scale, given, mode=mode, rotation=rotation, activation=activation
-        ).submit(x.device)
+    def steps(config):
+        ends = {"mode": mode, "rotation": rotation, "activation": activation}
+        return [launch_rows(config, rows, q, scale, given, **ends)]
 
     key = f"rowwise m{bucket(rows.shape[0])} k{k} {rows.dtype} rotation{rotation} {activation} mode{mode}"
-    run(choose(arch, key, CONFIGS, run, x.device))
-    return q, scale
+    return Plan([Choice(arch, key, CONFIGS, steps, x.device)], (q, scale))
 
 
 @planned
-def quantize_rowwise(x: torch.Tensor, rotation: int = 0, scale: torch.Tensor | None = None):
-    """`kernels.quantize_rowwise` in one launch."""
+def quantize_rowwise(x: Operand, rotation: int = 0, scale: Operand | None = None) -> Plan:
+    """Plan `kernels.quantize_rowwise`: one launch."""
     _check(x, rotation, scale)
     return quantize_rows(x, rotation, scale)

@@ -5,9 +5,9 @@ import torch
 from ..scales import scale_from_absmax
 from ..tensorwise import _check
 from ._arch import arch_of, check_group
-from ._launch import rows_of
-from ._replay import planned
-from ._trace import empty, library
+from ._operands import Operand, empty, rows_of
+from ._plan import Call, Plan, Step
+from ._planned import planned
 from .rowwise import CONFIGS, GIVEN, PEAK, launch_rows
 
 
@@ -21,8 +21,8 @@ def _copy(result: torch.Tensor, given: torch.Tensor) -> None:
 
 
 @planned
-def quantize_tensorwise(x: torch.Tensor, scale: torch.Tensor | None = None, rotation: int = 0):
-    """`kernels.quantize_tensorwise`. The first launch writes each row's absmax (no integers), the
+def quantize_tensorwise(x: Operand, scale: Operand | None = None, rotation: int = 0) -> Plan:
+    """Plan `kernels.quantize_tensorwise`. The first launch writes each row's absmax (no integers), the
     second quantizes with the scale of all; a given scale needs only the second.
     """
     _check(x, scale, rotation)
@@ -31,12 +31,13 @@ def quantize_tensorwise(x: torch.Tensor, scale: torch.Tensor | None = None, rota
     q = empty(x.shape, torch.int8, x.device)
     per_row = empty((rows.shape[0],), torch.float32, x.device)
     result = empty((), torch.float32, x.device)
+    measured = launch_rows(CONFIGS[0], rows, q, per_row, mode=PEAK, rotation=rotation)
+    rounded = launch_rows(CONFIGS[0], rows, q, per_row, result, mode=GIVEN, rotation=rotation)
+    steps: list[Step]
     if scale is not None:
-        library(_copy, result, scale)
+        steps = [Call(_copy, result, scale), rounded]
     else:
-        if rows.shape[0]:
-            launch_rows(CONFIGS[0], rows, q, per_row, mode=PEAK, rotation=rotation).submit(x.device)
-        library(_scale_of_all, result, per_row)
-    if rows.shape[0]:
-        launch_rows(CONFIGS[0], rows, q, per_row, result, mode=GIVEN, rotation=rotation).submit(x.device)
-    return q, result
+        steps = [measured, Call(_scale_of_all, result, per_row), rounded]
+    if not rows.shape[0]:
+        steps = [s for s in steps if isinstance(s, Call)]
+    return Plan(steps, (q, result))

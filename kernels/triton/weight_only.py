@@ -18,11 +18,11 @@ from ..int8_mm import is_blockwise
 from ..scales import granularity
 from ._arch import arch_of
 from ._epilogue import Epilogue, finish, launch_finish
-from ._gemm import aligned
-from ._launch import Launch, cdiv, rows_of
-from ._replay import planned
-from ._trace import empty
-from ._tuning import bucket, choose
+from ._launch import Launch, cdiv
+from ._operands import Operand, aligned, empty, rows_of
+from ._plan import Choice, Plan, Step
+from ._planned import planned
+from ._tuning import bucket
 from .int8_mm import MAX_WORKSPACE
 from .rotation import launch_rotate
 
@@ -143,7 +143,7 @@ def _int8_weight_only_kernel(
 
 
 def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None) -> Launch:
-    """The launch for planes [P, M, K] (16-bit, K contiguous) and w int8 [N, K] of any strides.
+    """Return the launch for planes [P, M, K] (16-bit, K contiguous) and w int8 [N, K] of any strides.
 
     out: [M, N] contiguous, or float32 [split_k, M, N].
     """
@@ -177,21 +177,20 @@ def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None) -
     return Launch(_int8_weight_only_kernel, grid, args, config.num_warps, config.num_stages)
 
 
-def _planes(x: torch.Tensor, rotation: int) -> torch.Tensor:
-    """x [M, K] as 16-bit planes [P, M, K] that sum to the rotated x: itself, or one launch."""
+def _planes(x: Operand, rotation: int) -> tuple[list[Step], Operand]:
+    """Return steps, and 16-bit planes [P, M, K] that sum to the rotated x [M, K]: itself, or one launch."""
     if rotation == 0 and x.dtype != torch.float32:
-        return x.unsqueeze(0)
+        return [], x.reshape(1, *x.shape)
     parts = 3 if x.dtype == torch.float32 else 2
     planes = empty((parts, *x.shape), torch.bfloat16, x.device)
-    launch_rotate(x, planes, rotation, parts).submit(x.device)
-    return planes
+    return [launch_rotate(x, planes, rotation, parts)], planes
 
 
-def _candidates(arch, planes: torch.Tensor, w: torch.Tensor, edges):
+def _candidates(arch, planes: Operand, w: Operand, edges):
     (_, m, _), n = planes.shape, w.shape[0]
     if arch.family == "interpreter":
         found: Sequence[WeightOnlyConfig] = INTERPRETER
-    elif not (aligned(planes[0]) and aligned(w)):
+    elif not (aligned(planes) and aligned(w)):
         found = UNALIGNED
     else:
         table = RDNA if arch.family == "rdna" else CONFIGS
@@ -211,35 +210,38 @@ def _candidates(arch, planes: torch.Tensor, w: torch.Tensor, edges):
     return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
 
 
-def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=None) -> None:
-    """rows [M, K] times the weight, with `activation` in the epilogue, into contiguous out [M, N]."""
+def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=None) -> list[Step]:
+    """Return the steps that multiply rows [M, K] by the weight into contiguous out [M, N].
+
+    `activation` is applied in the epilogue.
+    """
     arch = arch_of(rows.device)
     (n, k), m = qweight.shape, rows.shape[0]
     edges = granularity(n, k, weight_scale) if is_blockwise(qweight, weight_scale) else None
-    b_scale = weight_scale.float().contiguous() if edges else weight_scale.float().reshape(-1)
+    b_scale = weight_scale.float().contiguous()
+    b_scale = b_scale if edges else b_scale.reshape(-1)
     epilogue = Epilogue(None, b_scale, None if bias is None else bias.contiguous(), activation)
-    planes = _planes(rows, rotation)
+    before, planes = _planes(rows, rotation)
 
-    def run(config):
+    def steps(config):
         if config.split_k > 1:
             partial = empty((config.split_k, m, n), torch.float32, rows.device)
-            launch_weight_only(config, planes, qweight, partial, epilogue).submit(rows.device)
-            launch_finish(partial, out, epilogue).submit(rows.device)
-        else:
-            launch_weight_only(config, planes, qweight, out, epilogue, edges).submit(rows.device)
+            first = launch_weight_only(config, planes, qweight, partial, epilogue)
+            return [first, launch_finish(partial, out, epilogue)]
+        return [launch_weight_only(config, planes, qweight, out, epilogue, edges)]
 
     kind = f"x{planes.shape[0]} {'blocks' if edges else 'rows'}"
     key = f"weight_only m{bucket(m)} n{n} k{k} {planes.dtype} {kind} {activation}"
-    run(choose(arch, key, _candidates(arch, planes, qweight, edges), run, rows.device))
+    found = _candidates(arch, planes, qweight, edges)
+    return [*before, Choice(arch, key, found, steps, rows.device)]
 
 
 @planned
-def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> torch.Tensor:
-    """`kernels.int8_weight_only_linear`: one launch, one more to rotate, one more with split-K."""
+def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> Plan:
+    """Plan `kernels.int8_weight_only_linear`: one launch, one more to rotate, one more with split-K."""
     check_weight(x, qweight, weight_scale, bias, rotation)
     arch_of(x.device)
     rows, n = rows_of(x), qweight.shape[0]
     out = empty((rows.shape[0], n), x.dtype, x.device)
-    if out.numel():
-        multiply(rows, qweight, weight_scale, bias, rotation, out)
-    return out.view(*x.shape[:-1], n)
+    steps = multiply(rows, qweight, weight_scale, bias, rotation, out) if out.numel() else []
+    return Plan(steps, out.reshape(*x.shape[:-1], n))

@@ -1,7 +1,7 @@
 """Compile recorded kernel launches for GPUs that are not here, and read what they need.
 
-The launchers run on meta tensors inside ``_launch.record``: what is compiled, with which
-arguments and options, is what they would launch.
+The launchers plan for operands without tensors, inside ``_arch.assume``: what is compiled, with
+which arguments and options, is what they would launch with any of their candidates.
 """
 
 import os
@@ -14,6 +14,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from convert_to_quant.kernels.triton._operands import Operand, empty
 
 TARGETS = {
     "sm_80": ("sm80", GPUTarget("cuda", 80, 32), 163),
@@ -56,13 +58,13 @@ def specialise(launch):
         signature[parameter.name] = kind
         if kind == "constexpr":
             constants[(index,)] = value
-        elif isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        elif isinstance(value, Operand) or (isinstance(value, int) and value % 16 == 0):
             attrs[(index,)] = [["tt.divisibility", 16]]
     return signature, constants, attrs
 
 
 def _kind(value) -> str:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Operand):
         return "*" + _TYPES[value.dtype]
     if isinstance(value, int):
         return "constexpr" if value == 1 else ("i32" if abs(value) < 2**31 else "i64")
@@ -144,12 +146,12 @@ def describe(launch) -> str:
 
 def compile_case(target_name: str, case: str) -> list[Resources]:
     """Compile every distinct launch of a case for a target."""
-    from convert_to_quant.kernels.triton._arch import Arch
-    from convert_to_quant.kernels.triton._launch import record
+    from convert_to_quant.kernels.triton._arch import Arch, assume
+    from convert_to_quant.kernels.triton._plan import every_launch
 
     family, target, _ = TARGETS[target_name]
-    with record(Arch(family, target_name)) as launches:
-        cases()[case]()
+    with assume(Arch(family, target_name)):
+        launches = list(every_launch(cases()[case]()))
     rows, seen = [], set()
     for launch in launches:
         if identity(launch) in seen:
@@ -164,11 +166,11 @@ def compile_case(target_name: str, case: str) -> list[Resources]:
 
 
 def _meta(*shape, dtype=torch.bfloat16):
-    return torch.empty(*shape, dtype=dtype, device="meta")
+    return empty(shape, dtype, torch.device("meta"))
 
 
 def cases() -> dict:
-    """Case name -> a call of a launcher on meta tensors: together every kernel and shipped configuration."""
+    """Case name -> a function that gives steps: together every kernel and shipped configuration."""
     from convert_to_quant.kernels.triton import (
         blockwise,
         dequantize,
@@ -185,49 +187,59 @@ def cases() -> dict:
     def mm(m, n=12288, k=3072, activation="gelu"):
         scales = _meta(m, 1, dtype=f32), _meta(n, 1, dtype=f32)
         a, b = _meta(m, k, dtype=i8), _meta(n, k, dtype=i8)
-        int8_mm.int8_mm(a, b, *scales, _meta(n), torch.bfloat16, activation)
+        return int8_mm.int8_mm.plan(a, b, *scales, _meta(n), torch.bfloat16, activation).steps
 
     def mm_blocks(m, n=12288, k=3072):
         scales = _meta(m, -(-k // 128), dtype=f32), _meta(-(-n // 128), -(-k // 128), dtype=f32)
-        int8_mm.int8_mm(_meta(m, k, dtype=i8), _meta(n, k, dtype=i8), *scales, _meta(n), torch.bfloat16)
+        return int8_mm.int8_mm.plan(
+            _meta(m, k, dtype=i8), _meta(n, k, dtype=i8), *scales, _meta(n), torch.bfloat16
+        ).steps
 
     def w8a16(m, rotation, dtype=torch.bfloat16, k=3072):
         w, scale = _meta(12288, k, dtype=i8), _meta(12288, 1, dtype=f32)
-        weight_only.int8_weight_only_linear(_meta(m, k, dtype=dtype), w, scale, _meta(12288), rotation)
+        return weight_only.int8_weight_only_linear.plan(
+            _meta(m, k, dtype=dtype), w, scale, _meta(12288), rotation
+        ).steps
 
     def w8a16_gelu(m, rotation):
         out, scale = _meta(m, 12288), _meta(12288, 1, dtype=f32)
-        weight_only.multiply(_meta(m, 3072), _meta(12288, 3072, dtype=i8), scale, None, rotation, out, "gelu")
+        return weight_only.multiply(
+            _meta(m, 3072), _meta(12288, 3072, dtype=i8), scale, None, rotation, out, "gelu"
+        )
 
     def w8a16_blocks():
         w, scale = _meta(12288, 3072, dtype=i8), _meta(96, 24, dtype=f32)
-        weight_only.int8_weight_only_linear(_meta(1, 3072), w, scale)
+        return weight_only.int8_weight_only_linear.plan(_meta(1, 3072), w, scale).steps
 
     def update():
         block, square = _meta(4096, 128, dtype=f32), _meta(128, 128, dtype=f32)
-        ldlq.ldlq_(_meta(4096, 128, dtype=i8), block, square, _meta(4096, 1, dtype=f32))
+        return ldlq.ldlq_.plan(_meta(4096, 128, dtype=i8), block, square, _meta(4096, 1, dtype=f32)).steps
 
     q, rows, blocks = _meta(4096, 3072, dtype=i8), _meta(4096, 1, dtype=f32), _meta(32, 24, dtype=f32)
     return {
-        "rowwise": lambda: rowwise.quantize_rowwise(_meta(4096, 12288)),
-        "rowwise 16": lambda: rowwise.quantize_rowwise(_meta(4096, 3072), 16),
-        "rowwise 64 ragged": lambda: rowwise.quantize_rowwise(_meta(4096, 640), 64),
-        "rowwise 256": lambda: rowwise.quantize_rowwise(_meta(4096, 12288), 256),
-        "rowwise 256 float32": lambda: rowwise.quantize_rowwise(_meta(4096, 3072, dtype=f32), 256),
-        "rowwise 256 two reads": lambda: rowwise.quantize_rowwise(_meta(4096, 65536), 256),
-        "rowwise 256 widest": lambda: rowwise.quantize_rowwise(_meta(4096, 32768), 256),
-        "rowwise 256 gelu": lambda: rowwise.quantize_rows(_meta(4096, 12288), 256, None, "gelu"),
-        "rowwise 256 swiglu": lambda: rowwise.quantize_rows(_meta(4096, 2 * 12288), 256, None, "swiglu"),
-        "rowwise 1024": lambda: rowwise.quantize_rowwise(_meta(4096, 12288), 1024),
-        "tensorwise 256": lambda: tensorwise.quantize_tensorwise(_meta(4096, 3072), None, 256),
-        "blockwise 128x128": lambda: blockwise.quantize_blockwise(_meta(4096, 3072), 128, 128),
-        "blockwise 1x128": lambda: blockwise.quantize_blocks(_meta(4096, 3072), 1, 128, "silu"),
-        "blockwise 1x128 swiglu": lambda: blockwise.quantize_blocks(_meta(4096, 6144), 1, 128, "swiglu"),
-        "rotate 256": lambda: rotation.rotate(_meta(4096, 3072), 256),
-        "rotate 1024": lambda: rotation.rotate(_meta(4096, 3072), 1024),
-        "dequantize": lambda: dequantize.dequantize(q, rows, torch.bfloat16),
-        "dequantize 256": lambda: dequantize.dequantize(q, rows, torch.bfloat16, 256),
-        "dequantize blocks": lambda: dequantize.dequantize(q, blocks, torch.bfloat16),
+        "rowwise": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 12288)).steps,
+        "rowwise 16": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 3072), 16).steps,
+        "rowwise 64 ragged": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 640), 64).steps,
+        "rowwise 256": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 12288), 256).steps,
+        "rowwise 256 float32": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 3072, dtype=f32), 256).steps,
+        "rowwise 256 two reads": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 65536), 256).steps,
+        "rowwise 256 widest": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 32768), 256).steps,
+        "rowwise 256 gelu": lambda: rowwise.quantize_rows(_meta(4096, 12288), 256, None, "gelu").steps,
+        "rowwise 256 swiglu": lambda: (
+            rowwise.quantize_rows(_meta(4096, 2 * 12288), 256, None, "swiglu").steps
+        ),
+        "rowwise 1024": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 12288), 1024).steps,
+        "tensorwise 256": lambda: tensorwise.quantize_tensorwise.plan(_meta(4096, 3072), None, 256).steps,
+        "blockwise 128x128": lambda: blockwise.quantize_blockwise.plan(_meta(4096, 3072), 128, 128).steps,
+        "blockwise 1x128": lambda: blockwise.quantize_blocks(_meta(4096, 3072), 1, 128, "silu").steps,
+        "blockwise 1x128 swiglu": lambda: (
+            blockwise.quantize_blocks(_meta(4096, 6144), 1, 128, "swiglu").steps
+        ),
+        "rotate 256": lambda: rotation.rotate.plan(_meta(4096, 3072), 256).steps,
+        "rotate 1024": lambda: rotation.rotate.plan(_meta(4096, 3072), 1024).steps,
+        "dequantize": lambda: dequantize.dequantize.plan(q, rows, torch.bfloat16).steps,
+        "dequantize 256": lambda: dequantize.dequantize.plan(q, rows, torch.bfloat16, 256).steps,
+        "dequantize blocks": lambda: dequantize.dequantize.plan(q, blocks, torch.bfloat16).steps,
         "ldlq": update,
         "int8_mm 1": lambda: mm(1),
         "int8_mm 64": lambda: mm(64),

@@ -17,12 +17,17 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "launch"))
 
 import stub
 import torch
+import triton
 from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime.driver import driver
 from triton_cases import CASES
 
 from convert_to_quant import kernels
-from convert_to_quant.kernels.triton import _replay, rotation
+from convert_to_quant.kernels.triton import _kept, rotation
+from convert_to_quant.kernels.triton._operands import argument
+from convert_to_quant.kernels.triton._plan import Call
+from convert_to_quant.kernels.triton._replay import _Addressed
+from convert_to_quant.kernels.triton._run import Run
 
 LOG: list[tuple] = []
 
@@ -71,9 +76,9 @@ def launches(call, inputs) -> list[tuple]:
 def limits_are_enforced() -> None:
     """The stub refuses a grid and a tensor map that a device would refuse: it is able to fail."""
     x = torch.zeros(4, 256)
-    launch = rotation.launch_rotate(x, torch.empty_like(x), 16)
+    launch = rotation.launch_rotate(argument(0, x), argument(0, x), 16)
     launch.grid = (1, 65536)
-    wrongs = [lambda: launch.submit(x.device)]
+    wrongs = [lambda: Run((x,)).do([launch])]
     if hasattr(driver.active.utils, "fill_tma_descriptor_tiled"):  # from Triton 3.7 on
         tensor_map()
         wrongs += [lambda: tensor_map(address=8), lambda: tensor_map(box=512)]
@@ -87,6 +92,40 @@ def limits_are_enforced() -> None:
 
 def tensor_map(address: int = 16, box: int = 128) -> None:
     driver.active.utils.fill_tma_descriptor_tiled(address, 3, 1, 0, [64, box], [64, 512], [512, 1], 0)
+
+
+def surprises_fall_back() -> None:
+    """A Triton whose launcher takes other arguments than expected costs speed, and no result."""
+    op, args = stub.calls(70, 384, 512)["int8_linear, rotation 256"]
+    launcher, inputs = stub.launcher(op), [a for a in args if torch.is_tensor(a)]
+    first = launches(lambda: launcher(*args), inputs)
+    again = _kept.PLANS[launcher.key(args)]
+    again.replay._steps[-1]._run = lambda function: None
+    kernels_twice = [kernel for kernel, *_ in launches(lambda: launcher(*args), inputs)]
+    assert kernels_twice == [first[0][0], *(kernel for kernel, *_ in first)]
+    assert again.replay is None
+    assert launches(lambda: launcher(*args), inputs) == first
+    _kept.forget()
+
+
+def profilers_are_told() -> None:
+    """A hook hears of the launches of a replay as of those of a first call."""
+    op, args = stub.calls(70, 384, 512)["int8_linear, rotation 256"]
+    hooks = triton.knobs.runtime if hasattr(triton, "knobs") else triton.compiler.CompiledKernel
+    heard, before = [], hooks.launch_enter_hook
+    hook = lambda metadata: heard.append(metadata.get()["name"])
+    if hasattr(before, "add"):  # a chain, from Triton 3.5 on
+        before.add(hook)
+    else:
+        hooks.launch_enter_hook = hook
+    for _ in range(2):
+        stub.launcher(op)(*args)
+    if hasattr(before, "add"):
+        before.remove(hook)
+    else:
+        hooks.launch_enter_hook = before
+    assert heard == ["_quantize_rowwise_kernel", "_int8_mm_kernel"] * 2, heard
+    _kept.forget()
 
 
 def report(title: str, op: str, args: tuple) -> None:
@@ -107,8 +146,8 @@ def standard() -> None:
         for dtype in (torch.bfloat16, torch.float32):
             for title, (op, args) in stub.calls(m, 384, 512, dtype).items():
                 report(f"{title} | {m} {dtype}", op, args)
-                plan = _replay._plans[_replay._key(stub.launcher(op).__wrapped__, args)]
-                assert {type(s).__name__ for s in plan._steps} - {"_CalledStep"} == {"_CompiledStep"}
+                steps = _kept.PLANS[stub.launcher(op).key(args)].replay._steps
+                assert all(isinstance(s, _Addressed) or isinstance(s._step, Call) for s in steps)
 
 
 def cases() -> None:
@@ -136,4 +175,6 @@ if __name__ == "__main__":
     COUNTER = stub.install(sys.argv[1])
     driver.active.launcher_cls = Logged
     limits_are_enforced()
+    surprises_fall_back()
+    profilers_are_told()
     cases() if "cases" in sys.argv else standard()

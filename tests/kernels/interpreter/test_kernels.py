@@ -8,9 +8,13 @@ import torch
 from triton_cases import CASES, same
 
 from convert_to_quant.kernels._library import LAUNCHERS
-from convert_to_quant.kernels.triton import _gemm
+from convert_to_quant.kernels.triton import _launch
 from convert_to_quant.kernels.triton import int8_mm as mm
 from convert_to_quant.kernels.triton import weight_only as wo
+from convert_to_quant.kernels.triton._gemm import TileConfig
+from convert_to_quant.kernels.triton._operands import empty
+from convert_to_quant.kernels.triton._plan import Plan
+from convert_to_quant.kernels.triton._planned import planned
 
 PLAIN = {
     op: getattr(importlib.import_module(f"convert_to_quant.kernels.triton.{module}"), function)
@@ -60,12 +64,12 @@ PRODUCTS = [c for c in CASES if c.name.startswith(("int8_mm-", "int8_mm_blockwis
 @pytest.mark.parametrize("case", PRODUCTS[::3], ids=lambda case: case.name)
 @pytest.mark.parametrize("kind", ["split", "descriptors", "small"])
 def test_other_tiles_match_eager_twin(case, kind, place, monkeypatch):
-    if kind == "descriptors" and _gemm.TensorDescriptor is None:
+    if kind == "descriptors" and _launch.TensorDescriptor is None:
         pytest.skip("tensor descriptors came with Triton 3.4")
     config = {
-        "split": _gemm.TileConfig(32, 64, 64, 4, 1, split_k=3),
-        "descriptors": _gemm.TileConfig(64, 64, 64, 4, 1, descriptors=True),
-        "small": _gemm.TileConfig(16, 32, 32, 4, 1),
+        "split": TileConfig(32, 64, 64, 4, 1, split_k=3),
+        "descriptors": TileConfig(64, 64, 64, 4, 1, descriptors=True),
+        "small": TileConfig(16, 32, 32, 4, 1),
     }[kind]
     monkeypatch.setattr(mm, "INTERPRETER", (config,))
     case.check(OPS, place)
@@ -85,13 +89,16 @@ def test_library_product_with_our_epilogue(place):
     a = torch.randint(-127, 128, (40, 64), dtype=torch.int8)
     b = torch.randint(-127, 128, (24, 64), dtype=torch.int8)
     scales = torch.rand(40, 1), torch.rand(24, 1)
-    epilogue = mm.operands(*scales, None, "silu", 40, False)
-    results = []
-    for engine in (mm.IntMM(), mm.INTERPRETER[0]):
-        out = place(torch.zeros(40, 24, dtype=torch.bfloat16))
-        mm.product(engine, place(a), place(b), out, epilogue)
-        results.append(out)
-    assert torch.equal(*results)
+
+    @planned
+    def product(engine, a, b, *scales):
+        out = empty((40, 24), torch.bfloat16, a.device)
+        epilogue = mm.operands(*scales, None, "silu", 40, False)
+        return Plan(mm.product(engine, a, b, out, epilogue), out)
+
+    engines = mm.IntMM(), mm.INTERPRETER[0]
+    results = [product(e, place(a), place(b), *map(place, scales)) for e in engines for _ in range(2)]
+    assert all(torch.equal(r, results[0]) for r in results)
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -106,8 +113,13 @@ def test_weight_only_engine(rotation, split, place, monkeypatch):
         monkeypatch.setattr(wo, "INTERPRETER", wo.INTERPRETER[1:])
     x, bias = torch.randn(6, 256).bfloat16(), torch.randn(72)
     q, scale = kernels.quantize_rowwise(torch.randn(72, 256), rotation)
-    out = place(torch.zeros(6, 72, dtype=torch.bfloat16))
-    wo.multiply(place(x), place(q), place(scale), place(bias), rotation, out, "gelu_tanh")
+
+    @planned
+    def multiply(x, *weight):
+        out = empty((6, 72), torch.bfloat16, x.device)
+        return Plan(wo.multiply(x, *weight, out, "gelu_tanh"), out)
+
+    out = multiply(place(x), place(q), place(scale), place(bias), rotation)
     weight = kernels.dequantize(q, scale, torch.float32, rotation).double()
     exact = F.gelu(F.linear(x.double(), weight, bias.double()), approximate="tanh")
     torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-3)

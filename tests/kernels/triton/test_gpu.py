@@ -17,21 +17,17 @@ DEVICE = "cuda" if torch.cuda.is_available() else "xpu" if torch.xpu.is_availabl
 if DEVICE is None:
     pytest.skip("needs a GPU that Triton compiles for", allow_module_level=True)
 
-TUNED = ("rowwise", "blockwise", "int8_mm", "int8_linear", "weight_only", "ldlq")
-
 
 @pytest.fixture(params=[0, 1, 2, 3, 4], ids=["first", "second", "third", "fourth", "last"])
 def place(request, monkeypatch):
     """Every candidate of every table in turn, with poisoned and guarded buffers."""
     monkeypatch.setenv("CONVERT_TO_QUANT_AUTOTUNE", "0")
-    for name in TUNED:
-        module = importlib.import_module(f"convert_to_quant.kernels.triton.{name}")
 
-        def pick(arch, key, candidates, run, device, index=request.param):
-            same_bits = [c for c in candidates if c.handicap == 1.0]
-            return same_bits[min(index, len(same_bits) - 1)]
+    def pick(arch, key, candidates, run, device):
+        same_bits = [c for c in candidates if c.handicap == 1.0]
+        return same_bits[min(request.param, len(same_bits) - 1)]
 
-        monkeypatch.setattr(module, "choose", pick)
+    monkeypatch.setattr(importlib.import_module("convert_to_quant.kernels.triton._run"), "choose", pick)
     tuning = importlib.import_module("convert_to_quant.kernels.triton._tuning")
     tuning.forget()  # plans made with another candidate
     poison = Poison(DEVICE)

@@ -1,0 +1,91 @@
+"""A plan run as it stands: every launch by name, through Triton's own binding of arguments.
+
+This is the first call of each kind, every call without replays, and what a replay falls back on.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ._operands import Memory, Operand, Tensors
+from ._plan import Call, Choice, Launch, Plan, Step
+from ._tuning import choose
+
+
+class Done(NamedTuple):
+    """A step that was run, and the kernel that Triton compiled for it (None for a Call)."""
+
+    step: Launch | Call
+    compiled: Any
+
+
+class Run(Tensors):
+    """One call under way: the memory it took so far, and the steps it has run, choices made.
+
+    args: the launcher's arguments. outer: the call that this one is a trial of, whose memory it
+    uses and extends by its own. settled: whether other calls of this kind may repeat the steps.
+    """
+
+    def __init__(self, args: tuple, outer: "Run | None" = None):
+        self._args, self._outer = args, outer
+        self._memory: dict[Memory, torch.Tensor] = {}
+        self.done: list[Done] = []
+        self.settled = True
+
+    def do(self, steps: Sequence[Step]) -> None:
+        """Run `steps` in order; where there is a choice, let the tuner choose first."""
+        for step in steps:
+            if isinstance(step, Choice):
+                self.do(step.steps(self._choose(step)))
+            else:
+                self.done.append(Done(step, step.run(self)))
+
+    def _choose(self, choice: Choice) -> Any:
+        def trial(candidate):
+            Run(self._args, self).do(choice.steps(candidate))
+
+        chosen = choose(choice.arch, choice.key, choice.candidates, trial, choice.device)
+        if chosen is None:
+            self.settled = False
+            return choice.candidates[0]
+        return chosen
+
+    def result(self, operand: Operand) -> torch.Tensor:
+        """Return the tensor of a result. ValueError where another call could not be given the same."""
+        memory = operand.source
+        if not isinstance(memory, Memory) or memory.copy_of is not None:
+            raise ValueError(f"a plan's result must be memory of its own, not {operand}")
+        if operand.numel() and memory not in self._memory:
+            raise ValueError(f"no step of the plan writes its result {operand}")
+        made = self._of(memory)
+        return made if operand.whole else made.view(operand.shape)
+
+    def source(self, operand: Operand) -> torch.Tensor:
+        """Return the argument or the memory that an operand views."""
+        source = operand.source
+        return self._args[source] if isinstance(source, int) else self._of(source)
+
+    def _of(self, memory: Memory) -> torch.Tensor:
+        """Return the tensor of `memory`, taken (and, if it is a copy, filled) where there is none yet."""
+        run: Run | None = self
+        while run is not None:
+            found = run._memory.get(memory)
+            if found is not None:
+                return found
+            last, run = run, run._outer
+        made = torch.empty(memory.shape, dtype=memory.dtype, device=memory.device)
+        if memory.copy_of is None:
+            self._memory[memory] = made
+        else:  # the same for all trials
+            last._memory[memory] = made.copy_(self.tensor(memory.copy_of))
+        return made
+
+
+def run(plan: Plan, args: tuple) -> tuple[Any, Run]:
+    """Run `plan` with the arguments that it was made for; return its result or results, and the call."""
+    call = Run(args)
+    call.do(plan.steps)
+    if isinstance(plan.results, tuple):
+        return tuple(map(call.result, plan.results)), call
+    return call.result(plan.results), call
