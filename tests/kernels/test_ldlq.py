@@ -208,3 +208,29 @@ def test_refusals(args, error, match):
 def test_opcheck(n, b, per_row):
     w, scale, _, feedback = problem(n, b)
     torch.library.opcheck(op, (int8(n, b), w, feedback, scale if per_row else scale.amax()))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 7, 31, 127])
+def test_the_level_count_bounds_the_codes_and_their_errors_are_fed_on(levels):
+    """Against the float64 loop of the docstring."""
+    w, _, _, feedback = problem(30, 20)
+    scale = (w.abs().amax(1, keepdim=True) / levels * 0.8).clamp_min(1e-30)
+    q = torch.zeros(30, 20, dtype=torch.int8)
+    errors = kernels.ldlq_(q, w, feedback, scale, levels)
+    left, u = w.double().clone(), feedback.double()
+    for j in range(20):
+        code = (left[:, j] / scale[:, 0].double()).round().clamp(-levels, levels)
+        near = (left[:, j] / scale[:, 0].double() - code).abs()
+        settled = (near - 0.5).abs() > 1e-4
+        assert torch.equal(q[settled, j].double(), code[settled])
+        left[:, j] = (left[:, j] - q[:, j].double() * scale[:, 0].double()) / u[j, j]
+        left[:, j + 1 :] -= left[:, j : j + 1] * u[j, j + 1 :]
+    assert q.abs().max() == levels
+    torch.testing.assert_close(errors.double(), left, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [0, -1, 128])
+def test_a_level_count_beyond_int8_is_refused(levels):
+    q, w = torch.zeros(3, 4, dtype=torch.int8), torch.randn(3, 4)
+    with pytest.raises(ValueError, match="levels must lie between 1 and 127"):
+        kernels.ldlq_(q, w, torch.eye(4), torch.ones(3, 1), levels)

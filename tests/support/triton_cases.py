@@ -329,8 +329,8 @@ def weight_only(ops, place, shape, kind, dtype):
     within_twice(got, eager, rows @ weight.t() + bias.double())
 
 
-@case(rows=[1, 50], columns=[1, 17, 128], scales=["one", "rows"])
-def ldlq_exact(ops, place, rows, columns, scales):
+@case(rows=[1, 50], columns=[1, 17, 128], scales=["one", "rows"], levels=[127, 2])
+def ldlq_exact(ops, place, rows, columns, scales, levels):
     # Dyadic numbers and sparse feedback: every sum is exact, in whatever order it is taken.
     w = integers(-320, 320, (rows, columns), torch.float32) / 16
     feedback = integers(-20, 20, (columns, columns), torch.float32, seed=1)
@@ -338,12 +338,13 @@ def ldlq_exact(ops, place, rows, columns, scales):
     feedback += torch.diag(2.0 ** integers(0, 1, (columns,), torch.float32, seed=2))
     scale = torch.tensor(0.25) if scales == "one" else 2.0 ** integers(-3, 0, (rows, 1), torch.float32)
     want_q, before = torch.zeros(rows, columns, dtype=torch.int8), w.clone()
-    want = kernels.ldlq_(want_q, w, feedback, scale)
+    want = kernels.ldlq_(want_q, w, feedback, scale, levels)
     assert torch.equal(w, before)
+    assert want_q.abs().max() <= levels
     wide = place(torch.zeros(rows, 3 * columns, dtype=torch.int8))
     got_q = wide[:, columns : 2 * columns]
     w_placed = place(w)
-    same(ops.ldlq_(got_q, w_placed, place(feedback), place(scale)), want)
+    same(ops.ldlq_(got_q, w_placed, place(feedback), place(scale), levels), want)
     same(got_q.cpu().contiguous(), want_q)
     assert not wide[:, :columns].any()
     assert not wide[:, 2 * columns :].any()
