@@ -15,7 +15,7 @@ _FLOAT = 4
 class Algorithm:
     """What is known of an algorithm before it runs.
 
-    run: "module:function" in quant/algorithms. aliases: other names that people type. needs_hessian: without
+    run: "module:function" in quant/algorithms. title: what it is, for help pages. aliases: other names that people type. needs_hessian: without
     measured inputs it is rounding to nearest. rotates: whether it is for rotated weights (True), for
     weights that are not (False), or for both (None); where nothing is said of rotation, that decides.
     optimizes: it takes steps of an optimizer. products: weights x columns per second on two cores before the
@@ -25,6 +25,7 @@ class Algorithm:
 
     name: str
     run: str
+    title: str
     aliases: tuple[str, ...] = ()
     needs_hessian: bool = False
     rotates: bool | None = None
@@ -64,29 +65,57 @@ class Algorithm:
         return n * k / speed if speed else None
 
 
-def _learned(name: str) -> Algorithm:
+def _learned(name: str, optimizer: str) -> Algorithm:
     return Algorithm(
-        name, "learned:learned", optimizes=True, products=1e10, step_share=0.02, squares=1, tiles=12
+        name,
+        "learned:learned",
+        f"learned rounding by {optimizer}",
+        optimizes=True,
+        products=1e10,
+        step_share=0.02,
+        squares=1,
+        tiles=12,
     )
 
 
 ALGORITHMS: dict[str, Algorithm] = {
     a.name: a
     for a in (
-        Algorithm("rtn", "rtn:rtn", aliases=("simple",)),
+        Algorithm("rtn", "rtn:rtn", "to nearest; the default", aliases=("simple",)),
         Algorithm(
-            "ldlq", "ldlq:ldlq", aliases=("gptq",), needs_hessian=True, rotates=False, products=1e10, tiles=3
+            "ldlq",
+            "ldlq:ldlq",
+            "LDLQ without rotation",
+            aliases=("gptq",),
+            needs_hessian=True,
+            rotates=False,
+            products=1e10,
+            tiles=3,
         ),
-        Algorithm("quip", "ldlq:ldlq", needs_hessian=True, rotates=True, products=1e10, tiles=3),
-        _learned("original"),
-        _learned("adamw"),
-        _learned("radam"),
+        Algorithm(
+            "quip",
+            "ldlq:ldlq",
+            "LDLQ of rotated weights; the default with calibration data",
+            needs_hessian=True,
+            rotates=True,
+            products=1e10,
+            tiles=3,
+        ),
+        _learned("original", "SGD"),
+        _learned("adamw", "AdamW"),
+        _learned("radam", "RAdam"),
     )
 }
 """Every algorithm by name. "quip" is LDLQ of a rotated weight; learned ones are named by their optimizer."""
 
 ROUNDING = "rtn"
 """What a layer gets without calibration."""
+
+
+def help_text() -> str:
+    """Return every algorithm with its aliases and what it is, for ``--optimizer``."""
+    named = ((" or ".join((a.name, *a.aliases)), a.title) for a in ALGORITHMS.values())
+    return ", ".join(f"{names} ({title})" for names, title in named)
 
 
 def canonical(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ...formats.algorithms import help_text
 from .values import algorithm_name, option
 
 STREAMING_MODES = ("off", "minimal", "balanced", "aggressive", "auto")
@@ -63,9 +64,7 @@ class QualityOptions:
         group="quality",
         metavar="NAME",
         type=algorithm_name,
-        help="how values are rounded: rtn (to nearest; the default), quip (LDLQ of rotated weights; the "
-        "default with calibration data), ldlq or gptq (LDLQ without rotation), original, adamw or radam "
-        "(learned rounding)",
+        help=f"how values are rounded: {help_text()}",
     )
     simple: bool = option(
         False,
