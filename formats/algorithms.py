@@ -16,11 +16,12 @@ class Algorithm:
     """What is known of an algorithm before it runs.
 
     run: "module:function" in quant/algorithms. title: what it is, for help pages. aliases: other names that
-    people type. needs_hessian: without measured inputs it is rounding to nearest. rotates: whether it is for rotated weights (True), for
-    weights that are not (False), or for both (None); where nothing is said of rotation, that decides.
-    optimizes: it takes steps of an optimizer. products: weights x columns per second on two cores before the
-    first step, 0 where time goes by the format (`Format.speed`). step_share: a step, as a share of that.
-    squares: [K, K] float32 matrices held beside the factor's. tiles: tiles of rows at work at once.
+    people type. needs_hessian: without measured inputs it is rounding to nearest. rotates: whether it is for
+    rotated weights (True), for weights that are not (False), or for both (None); where nothing is said of
+    rotation, that decides. optimizes: it takes steps of an optimizer. products: weights x columns per second
+    on two cores before the first step, 0 where time goes by the format (`Format.speed`). step_share: a step,
+    as a share of that. squares: [K, K] float32 matrices held beside the factor's. tiles: tiles of rows at
+    work at once.
     """
 
     name: str
