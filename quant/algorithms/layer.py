@@ -97,4 +97,6 @@ def _bias(
     mean = statistics.input_mean(stats)
     if mean is None:
         return None, "no measured input mean: bias left as it is"
+    if not bool(torch.isfinite(mean).all()):
+        return None, "the measured input mean holds NaN or Inf: bias left as it is"
     return statistics.corrected_bias(source, quantized, bias, mean), None

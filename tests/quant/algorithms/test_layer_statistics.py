@@ -134,3 +134,15 @@ def test_a_synthetic_static_scale_is_labelled():
     result = quantize_layer(heavy(4, 64), stats, QuantizeOptions(static_activations=True))
     assert result.input_scale == 0.5
     assert "synthetic" in result.note
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["channel_mean", "samples"])
+def test_a_mean_that_is_not_finite_corrects_no_bias(field, value):
+    broken = torch.zeros(64) if field == "channel_mean" else tokens()[:9].clone()
+    broken.view(-1)[3] = value
+    result = quantize_layer(
+        heavy(4, 64), LayerStats(**{field: broken}), QuantizeOptions(bias_correction=True), torch.ones(4)
+    )
+    assert result.bias is None
+    assert "the measured input mean holds NaN or Inf" in result.note
