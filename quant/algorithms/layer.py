@@ -37,8 +37,9 @@ def quantize_layer(
             source, measured = smoothquant.smooth(weight, stats, factors)
     quantized, note = _function(options.algorithm)(source, measured, options, name)
     notes.append(note)
-    for scales in quantized.inner_tensors().values():
-        tiles.refuse_non_finite(scales, name)
+    for part, values in quantized.inner_tensors().items():
+        if part != "_qdata":  # NaN and Inf always reach a scale
+            tiles.refuse_non_finite(values, name)
     quantized = _as(quantized, weight.dtype)
     fixed, note = _bias(source, measured, quantized, options, bias)
     notes.append(note)
