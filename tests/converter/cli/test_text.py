@@ -69,6 +69,7 @@ def test_the_bar_takes_any_name():
     bar.advance(NASTY, 5)
     bar._bar.refresh()
     bar.stop()
+    assert bar._bar.tasks[0].fields["layer"].isprintable()
 
 
 @pytest.mark.skipif(not hasattr(pty, "openpty"), reason="no pseudo terminal here")
