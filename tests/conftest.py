@@ -28,6 +28,12 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers on every run and on every worker, whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give the run and its processes a temporary folder of their own; what is left there fails the run."""
