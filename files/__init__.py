@@ -2,6 +2,7 @@
 
 dtypes      the names of element types, their sizes, and what they are in torch
 header      the header of a safetensors file, parsed and built
+regular     opening files that others made, and reading their JSON
 checkpoint  reading: one file, a sharded index or a folder of shards
 atomic      a file that has its name only when it is whole
 save        writing tensors that are all there, in one go

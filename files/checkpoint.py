@@ -7,15 +7,15 @@ if the file is replaced.
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from ..formats.errors import CheckpointError
 from .dtypes import torch_dtype
 from .header import TensorInfo, read_header
 from .memory import in_huge_pages
+from .regular import open_regular, read_json, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class Checkpoint:
     def descriptor(self, file: Path) -> int:
         """Return an open, read-only descriptor of one of the files, for copying bytes."""
         if file not in self._descriptors:
-            self._descriptors[file] = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._descriptors[file] = open_regular(file)
         return self._descriptors[file]
 
     def read(self, name: str, huge_pages: bool = True) -> torch.Tensor:
@@ -134,9 +134,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     a shard that is missing, or a tensor that two shards hold.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
-    files, expected = _files_of(path)
+    try:
+        os.stat(path)
+        files, expected = _files_of(path)
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{path}: no such file or folder") from e
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as e:
+        raise CheckpointError(unreadable(path, e)) from e
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
     for file in files:
@@ -180,15 +186,27 @@ def _files_of(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def _read_index(path: Path) -> tuple[list[Path], list[str]]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
-        raise CheckpointError(f"{path}: not a safetensors index (JSON with a 'weight_map'): {e}") from e
-    files = [path.parent / name for name in names]
-    absent = [f.name for f in files if not f.exists()]
+    found = read_json(path)
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path}: not a safetensors index (JSON with a 'weight_map')")
+    files = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _is_inside(name):
+            raise CheckpointError(
+                f"{path}: weight_map names {name!r} for {tensor!r}; "
+                f"a file in the index's own folder is expected"
+            )
+        files[name] = path.parent / name
+    absent = [f.name for _, f in sorted(files.items()) if not f.exists()]
     if absent:
         raise CheckpointError(
             f"{path}: {len(absent)} of its {len(files)} shards are missing, first {absent[0]}"
         )
-    return files, list(weight_map)
+    return [f for _, f in sorted(files.items())], list(weight_map)
+
+
+def _is_inside(name: str) -> bool:
+    """Tell whether a name from a file stays in the folder it is looked up in."""
+    parts = (PurePosixPath(name), PureWindowsPath(name))
+    return bool(name) and "\0" not in name and not any(p.anchor or ".." in p.parts for p in parts)

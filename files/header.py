@@ -6,6 +6,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header le
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,14 @@ from typing import Any
 
 from ..formats.errors import CheckpointError
 from .dtypes import BITS, nbytes
+from .regular import open_regular, parse_json
 
 _MAX_HEADER = 100_000_000
+_MAX_NAME = 1024
+"""Characters of a tensor's name: real ones stay below 200, and names are cut up at each of their dots."""
+
+_MAX_RANK = 64
+"""Dimensions of a tensor: what torch computes with."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,10 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Parse and check one file's header; return its tensors by name in order of the data, and its metadata.
 
     CheckpointError, naming the file, for one that is truncated, of another kind, or whose header does not
-    describe its data.
+    describe its data in every point.
     """
-    size = file.stat().st_size
-    with open(file, "rb") as f:
+    with os.fdopen(open_regular(file), "rb") as f:
+        size = os.fstat(f.fileno()).st_size
         head = f.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or length > size - 8:
@@ -95,16 +102,44 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             )
         raw = f.read(length)
     try:
-        header = json.loads(raw)
-        metadata = dict(header.pop("__metadata__", None) or {})
+        header = parse_json(
+            raw.decode("utf-8"), f"{file}: the header is not valid", object_pairs_hook=_unique
+        )
+        if not isinstance(header, dict):
+            raise ValueError("a JSON object is expected")
+        metadata = _metadata(header.pop("__metadata__", None))
         entries = sorted(
             (_entry(file, name, spec, 8 + length) for name, spec in header.items()),
             key=lambda t: (t.offset, t.nbytes),
         )
-    except (ValueError, TypeError, AttributeError, KeyError) as e:
+    except CheckpointError:
+        raise
+    except ValueError as e:
         raise CheckpointError(f"{file}: the header is not valid: {e}") from e
     _check_layout(file, entries, 8 + length, size)
     return {info.name: info for info in entries}, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object. ValueError for a name that it has twice: readers differ in which one they take."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is in it twice")
+    return found
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    """Return the metadata. ValueError for a value that is not text, which safetensors refuses."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError("__metadata__ is not an object of texts")
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise ValueError(f"__metadata__: the value of {key!r} is {type(text).__name__}, not text")
+    return value
 
 
 def _not_safetensors(file: Path, head: bytes, size: int) -> str:
@@ -115,17 +150,39 @@ def _not_safetensors(file: Path, head: bytes, size: int) -> str:
     return f"{file}: truncated or not a safetensors file ({size} bytes, shorter than its own header)"
 
 
-def _entry(file: Path, name: str, spec: dict, base: int) -> TensorInfo:
-    begin, end = spec["data_offsets"]
-    dtype, shape = spec["dtype"], tuple(int(n) for n in spec["shape"])
-    if dtype not in BITS:
-        raise ValueError(f"tensor {name!r} has unknown dtype {dtype!r}")
-    if any(n < 0 for n in shape) or end - begin != nbytes(dtype, shape):
+def _entry(file: Path, name: str, spec: Any, base: int) -> TensorInfo:
+    if len(name) > _MAX_NAME:
+        raise ValueError(
+            f"the tensor name {name[:40]!r}... has {len(name)} characters; {_MAX_NAME} are enough"
+        )
+    if not isinstance(spec, dict) or not {"dtype", "shape", "data_offsets"} <= spec.keys():
+        raise ValueError(f"tensor {name!r}: an object with dtype, shape and data_offsets is expected")
+    dtype, shape = spec["dtype"], _counts(spec["shape"], f"tensor {name!r}: shape")
+    offsets = _counts(spec["data_offsets"], f"tensor {name!r}: data_offsets")
+    if len(offsets) != 2:
+        raise ValueError(f"tensor {name!r}: data_offsets are a begin and an end, not {len(offsets)} numbers")
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError(f"tensor {name!r} has unknown dtype {str(dtype)[:40]!r}")
+    if len(shape) > _MAX_RANK:
+        raise ValueError(f"tensor {name!r} has {len(shape)} dimensions; {_MAX_RANK} are enough")
+    begin, end = offsets
+    if end - begin != nbytes(dtype, shape):
         raise ValueError(
             f"tensor {name!r}: {dtype} {list(shape)} takes {nbytes(dtype, shape)} bytes, "
             f"its offsets span {end - begin}"
         )
     return TensorInfo(name, dtype, shape, file, base + begin, end - begin)
+
+
+def _counts(value: Any, what: str) -> tuple[int, ...]:
+    """Return a JSON list of whole numbers from 0 on that fit 63 bits, as a tuple; else ValueError."""
+    if not isinstance(value, list):
+        raise ValueError(f"{what}: a list of whole numbers is expected")
+    for n in value:
+        if type(n) is not int or not 0 <= n < 1 << 63:
+            told = n if isinstance(n, int | float) else type(n).__name__
+            raise ValueError(f"{what}: {told} is not a whole number from 0 on")
+    return tuple(value)
 
 
 def _check_layout(file: Path, entries: list[TensorInfo], base: int, size: int) -> None:

@@ -14,13 +14,13 @@ map's own folder. Models that no key fits get the LoRAs of the command line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ...files.regular import read_json
 from ...formats.errors import ConversionError
 from ..options.values import closest, nearest
 
@@ -68,11 +68,9 @@ class LoraMap:
 def read_lora_map(path: str) -> LoraMap:
     """Read a map. ConversionError for a file that is none, an unknown field, or a LoRA that is not there."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConversionError(f"--lora-map {path}: cannot be read: {e.strerror}") from e
-    except ValueError as e:
-        raise ConversionError(f"--lora-map {path}: not valid JSON: {e}") from e
+        found = read_json(path)
+    except ConversionError as e:
+        raise ConversionError(f"--lora-map {e}") from e
     if not isinstance(found, dict):
         raise ConversionError(f"--lora-map {path}: a JSON object is expected, with model names as its keys")
     folder = Path(path).parent

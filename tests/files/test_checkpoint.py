@@ -1,6 +1,7 @@
 """Opening checkpoints: what is refused, and the words for it."""
 
 import json
+import os
 import struct
 
 import pytest
@@ -40,6 +41,44 @@ BROKEN = {
     "size against shape": (lambda p: write_raw(p, {"a": spec(shape=(2,))}, b"1234"), "takes 8 bytes"),
     "unknown dtype": (lambda p: write_raw(p, {"a": spec("Q7")}, b"1234"), "unknown dtype 'Q7'"),
     "no tensors": (lambda p: write_raw(p, {}), "holds no tensors"),
+    "not an object": (lambda p: write_raw(p, b"[1]"), "a JSON object is expected"),
+    "nested without end": (lambda p: write_raw(p, b'{"a":' + b"[" * 100_000), "nested too deeply"),
+    "other than UTF-8": (lambda p: write_raw(p, "{}".encode("utf-16")), "'utf-8' codec"),
+    "half a surrogate pair": (
+        lambda p: write_raw(p, rb'{"__metadata__": {"a": "\udc00"}}'),
+        "half of a surrogate pair",
+    ),
+    "one name twice": (lambda p: write_raw(p, b'{"a": 1, "a": 2}'), "'a' is in it twice"),
+    "tensor of another kind": (lambda p: write_raw(p, {"a": [1]}), "'a': an object with dtype"),
+    "dtype of another kind": (lambda p: write_raw(p, {"a": spec([])}, b"1234"), "unknown dtype"),
+    "shape of a float": (
+        lambda p: write_raw(p, {"a": spec(shape=(1.0,))}, b"1234"),
+        "1.0 is not a whole number",
+    ),
+    "shape of a bool": (lambda p: write_raw(p, {"a": spec(shape=(True,))}, b"1234"), "True is not a whole"),
+    "shape beyond 63 bits": (
+        lambda p: write_raw(p, {"a": spec(shape=(0, 1 << 63), end=0)}),
+        "9223372036854775808 is not a whole number",
+    ),
+    "too many dimensions": (lambda p: write_raw(p, {"a": spec(shape=[1] * 65)}, b"1234"), "65 dimensions"),
+    "three offsets": (
+        lambda p: write_raw(p, {"a": {**spec(), "data_offsets": [0, 4, 4]}}, b"1234"),
+        "not 3 numbers",
+    ),
+    "offset below the data": (
+        lambda p: write_raw(p, {"a": spec(begin=-4, end=0)}, b"1234"),
+        "-4 is not a whole",
+    ),
+    "metadata of numbers": (
+        lambda p: write_raw(p, {"__metadata__": {"a": 1}, "a": spec()}, b"1234"),
+        "the value of 'a' is int, not text",
+    ),
+    "metadata of another kind": (lambda p: write_raw(p, {"__metadata__": "a"}), "not an object of texts"),
+    "name of thousands of dots": (
+        lambda p: write_raw(p, {"a." * 5000 + "weight": spec()}, b"1234"),
+        "has 10006 characters",
+    ),
+    "pipe": (os.mkfifo, "is a pipe, not a file"),
 }
 
 
@@ -75,6 +114,35 @@ def test_an_index_that_promises_too_much_or_is_not_one(tmp_path):
     index.write_text("[1, 2]")
     with pytest.raises(CheckpointError, match="not a safetensors index"):
         open_checkpoint(index)
+
+
+@pytest.mark.parametrize(
+    "name", ["../m.safetensors", "/etc/passwd", "a/../../m", r"..\\m", r"C:\\m", "", 7, ["a"]]
+)
+def test_an_index_leads_to_no_file_outside_its_folder(tmp_path, name):
+    save(tmp_path / "m.safetensors", block_weights())
+    (tmp_path / "sub").mkdir()
+    index = tmp_path / "sub" / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match=r"for 'a'; a file in the index's own folder"):
+        open_checkpoint(index)
+
+
+def test_shards_may_be_links_into_a_store_elsewhere(tmp_path):
+    """As the caches of model hubs keep them."""
+    index = save_sharded(tmp_path / "store", block_weights())
+    (tmp_path / "model").mkdir()
+    for file in index.parent.iterdir():
+        (tmp_path / "model" / file.name).symlink_to(file)
+    assert open_checkpoint(tmp_path / "model" / index.name).shapes() == open_checkpoint(index).shapes()
+
+
+@pytest.mark.parametrize("where", ["/dev/null", "/etc/passwd/m.safetensors", "/tmp/" + "x" * 300, "a\0b"])
+def test_places_that_are_no_file_are_refused_by_name(where):
+    with pytest.raises(CheckpointError) as e:
+        open_checkpoint(where)
+    assert where.replace("\0", r"\x00") in str(e.value)
+    assert "\n" not in str(e.value)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
