@@ -75,7 +75,8 @@ def select(
     A VAE, vocoder or projection part of an all-in-one file is never quantized.
     Raises ValueError for a keep-set that does not exist.
     """
-    extra = tuple(keep_set(item) if isinstance(item, str) else item for item in keep_sets)
+    named = (keep_set(item) if isinstance(item, str) else item for item in keep_sets)
+    extra = tuple(item.within(shapes) for item in named)
     by_prefix = sorted(matches, key=lambda match: -len(match.prefix))
     experts = {name.split(".experts.")[0] for name in shapes if ".experts." in name}
     blocks = None if matches else _blocks(shapes, experts)

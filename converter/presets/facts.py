@@ -8,8 +8,8 @@ checkpoint may put in front of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -124,13 +124,25 @@ class Preset:
 class KeepSet:
     """Extra patterns a user can add by name to whatever was detected.
 
-    The patterns are searched in the whole tensor name.
+    The patterns are searched in the whole tensor name. Those of ``ends`` have a group for a block's number:
+    the first and the last block that a file has of them are kept.
     """
 
     name: str
     title: str
     keep: tuple[str, ...]
     remove: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+
+    def within(self, names: Iterable[str]) -> KeepSet:
+        """Return the set for a file of these tensor names: its ``ends`` as patterns of ``keep``."""
+        found: dict[str, set[int]] = {}
+        for name in names if self.ends else ():
+            for match in (m for pattern in self.ends if (m := re.search(pattern, name))):
+                found.setdefault(name[: match.start(1)], set()).add(int(match.group(1)))
+        numbers = ((before, n) for before, blocks in found.items() for n in {min(blocks), max(blocks)})
+        blocks = tuple(f"^{re.escape(before)}{n}\\." for before, n in sorted(numbers))
+        return replace(self, keep=(*self.keep, *blocks), ends=())
 
 
 @dataclass(frozen=True)

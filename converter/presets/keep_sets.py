@@ -10,6 +10,8 @@ of Qwen2.5-VL and left 74 % of it unquantized.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .facts import KeepSet
 
 
@@ -21,6 +23,13 @@ def _layers(*names: str) -> str:
 # The model's own proj_out; blocks have layers of that name too, behind their number.
 _OUTPUT = r"(?:^|[^\d.]\.)proj_out\."
 _VOCABULARY = _layers("embed_tokens", "lm_head", "shared", "relative_attention_bias")
+
+_QWEN_VLM = KeepSet(
+    "qwen_vlm",
+    "Qwen VLMs: first and last language block, vocabulary, vision tower, extra prediction heads",
+    (_VOCABULARY, _layers("in_proj_a", "in_proj_b", "visual", "mtp")),
+    ends=(r"(?:^|\.)(?:model|language_model)\.layers\.(\d+)\.",),
+)
 
 KEEP_SETS = (
     KeepSet(
@@ -117,6 +126,81 @@ KEEP_SETS = (
         "radiance",
         "Radiance: patch input and NeRF output",
         (_layers("img_in_patch", r"nerf_final_layer\w*", "__x0__"),),
+    ),
+    KeepSet(
+        "anima",
+        "Anima: the first block, the second's modulation, embedders, text adapter, final layer",
+        (
+            _layers(r"blocks\.0", r"blocks\.1\.adaln_modulation\w*", "final_layer", "llm_adapter"),
+            _layers("t_embedder", "x_embedder"),
+        ),
+    ),
+    KeepSet(
+        "lens",
+        "LENS: embedders, output layers and the modulation of every block",
+        (
+            _layers("time_text_embed", "img_in", "txt_in", "norm_out", r"(?:img|txt)_mod"),
+            _OUTPUT,
+        ),
+    ),
+    KeepSet(
+        "krea2",
+        "Krea 2: first and last layers, time and text inputs, text fusion",
+        (_layers("first", "last", "tmlp", "tproj", "txtmlp", "txtfusion"),),
+    ),
+    KeepSet(
+        "ideogram4",
+        "Ideogram 4: image, time and text inputs, modulation, final layer",
+        (
+            _layers("embed_image_indicator", "t_embedding", "llm_cond_proj", "input_proj", "adaln_proj"),
+            _layers("final_layer"),
+        ),
+    ),
+    KeepSet(
+        "minimaxh3",
+        "MiniMax H3: patch, condition and time inputs, token refiner, final layer",
+        (
+            _layers("audio_patch_proj", "video_patch_proj", "condition_proj", "time_embedder"),
+            _layers("token_refiner", "final_layer"),
+        ),
+    ),
+    KeepSet(
+        "boogu",
+        "Boogu: patch, time and caption embedders, output norm",
+        (
+            _layers("image_index_embedding", "ref_image_patch_embedder", "time_caption_embed", "x_embedder"),
+            _layers("norm_out"),
+        ),
+    ),
+    KeepSet(
+        "ltxv2",
+        "LTX-2: two blocks at each end, patch and output projections, time modulation, connectors",
+        (
+            _layers(
+                r"transformer_blocks\.(?:0|1|46|47)",
+                r"\w*patchify_proj",
+                r"\w*adaln_single",
+                "audio_proj_out",
+            ),
+            _layers(r"(?:audio|video)_embeddings_connector", "text_embedding_projection", "to_gate_logits"),
+            _layers("audio_vae", "vae", "vocoder"),
+            _OUTPUT,
+        ),
+    ),
+    KeepSet(
+        "gemma4",
+        "Gemma 4: audio and vision towers, their projector, per-layer inputs",
+        (
+            _layers(r"\w*audio\w*", r"\w*vision\w*", "multi_modal_projector"),
+            _layers("per_layer_input_gate", "per_layer_projection"),
+        ),
+    ),
+    _QWEN_VLM,
+    replace(_QWEN_VLM, name="qwen35"),
+    KeepSet(
+        "generic_text",
+        "any text encoder: vocabulary, vision tower and projector",
+        (_VOCABULARY, _layers("visual", "vision_tower", "vision_model", "multi_modal_projector")),
     ),
     # For a file that is itself a LoRA: its strengths are numbers, not weights.
     KeepSet("lora", "LoRA: alpha and scale tensors", (_layers("alpha", "scale", "dora_scale"),)),

@@ -42,6 +42,17 @@ KEPT = {
     "nerf_small": ["nerf_blocks.mlp", "nerf_image_embedder.fc"],
     "radiance": ["img_in_patch", "nerf_final_layer_conv.fc"],
     "lora": ["alpha", "dora_scale"],
+    "anima": ["llm_adapter.q", "final_layer.linear"],
+    "lens": ["img_mod.1", "txt_mod.1", "norm_out.linear"],
+    "krea2": ["txtfusion.q", "tproj.1", "last.linear"],
+    "ideogram4": ["adaln_proj", "input_proj"],
+    "minimaxh3": ["token_refiner.q", "condition_proj"],
+    "boogu": ["time_caption_embed.q", "ref_image_patch_embedder"],
+    "ltxv2": ["to_gate_logits", "audio_adaln_single.linear"],
+    "gemma4": ["audio_tower.q", "vision_tower.q", "per_layer_projection"],
+    "qwen_vlm": ["visual.q", "in_proj_a"],
+    "qwen35": ["visual.q", "in_proj_b"],
+    "generic_text": ["vision_tower.q", "multi_modal_projector"],
 }
 """What each flag keeps, as layers inside a block that the general rule would quantize."""
 
@@ -52,11 +63,25 @@ def test_every_model_flag_is_tested_here():
 
 @pytest.mark.parametrize("name", KEPT)
 def test_each_model_flag_keeps_what_it_says(tmp_path, name):
-    kept = [f"blocks.{i}.{layer}" for i in range(2) for layer in KEPT[name]]
-    others = [f"blocks.{i}.{layer}" for i in range(2) for layer in ("attn.qkv", "mlp.up")]
+    kept = [f"blocks.{i}.{layer}" for i in (2, 3) for layer in KEPT[name]]
+    others = [f"blocks.{i}.{layer}" for i in (2, 3) for layer in ("attn.qkv", "mlp.up")]
     model = save(tmp_path / "m.safetensors", weights([*kept, *others]))
     assert quantized(model)[0] == {*kept, *others}
     assert quantized(model, f"--{name}") == (set(others), set())
+
+
+def test_qwen_vlm_keeps_the_first_and_the_last_language_block(tmp_path):
+    names = [f"model.layers.{i}.mlp.up_proj" for i in range(11)]
+    model = save(tmp_path / "m.safetensors", weights([*names, "model.layers.1.x.layers.9.q"]))
+    assert quantized(model, "--qwen_vlm")[0] == {*names[1:-1], "model.layers.1.x.layers.9.q"}
+
+
+def test_ltxv2_and_anima_keep_the_blocks_at_the_ends(tmp_path):
+    names = [f"transformer_blocks.{i}.ff" for i in (0, 1, 2, 45, 46, 47)]
+    assert quantized(save(tmp_path / "m.safetensors", weights(names)), "--ltxv2")[0] == {names[2], names[3]}
+    names = [f"net.blocks.{i}.{n}" for i in (0, 1, 10) for n in ("adaln_modulation_mlp", "mlp")]
+    kept = {names[0], names[1], names[2]}
+    assert quantized(save(tmp_path / "m.safetensors", weights(names)), "--anima")[0] == set(names) - kept
 
 
 def test_t5xxl_removes_the_decoder(tmp_path):
