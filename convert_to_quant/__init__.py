@@ -24,6 +24,7 @@ _warn_of_namesake()
 
 _LAZY = {
     "convert_to_int8": ".quantization",
+    "quantize": ".quantization",
     "calibrate": ".quant.calibration",
     "load_quantized": ".runtime",
     "quantize_model": ".runtime",
@@ -40,6 +41,7 @@ __all__ = [
     "calibrate",
     "convert_to_int8",
     "load_quantized",
+    "quantize",
     "quantize_model",
     "register_layout_op",
     "save_quantized",
@@ -48,7 +50,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_op
     from .quant.calibration import calibrate
-    from .quantization import convert_to_int8
+    from .quantization import convert_to_int8, quantize
     from .runtime import load_quantized, quantize_model, save_quantized
 
 

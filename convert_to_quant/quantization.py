@@ -7,7 +7,7 @@ Example::
     print(report.summary())
 """
 
-from .converter.api import convert_many_to_int8, convert_to_int8, plan_int8
+from .converter.api import convert_many_to_int8, convert_to_int8, plan_int8, quantize
 from .converter.convert.batch import BatchReport
 from .converter.convert.report import ConversionReport, LayerReport
 from .converter.plan.dry_run import PlanReport
@@ -22,4 +22,5 @@ __all__ = [
     "convert_many_to_int8",
     "convert_to_int8",
     "plan_int8",
+    "quantize",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .options.settings import Settings, keywords
+from .options.translate import by_keyword, translated
 from .options.values import nearest
 
 if TYPE_CHECKING:
@@ -79,6 +81,25 @@ def convert_many_to_int8(
     shared = _settings("convert_many_to_int8", str(inputs[0]), output_folder, options)
     batch = plan_batch([str(i) for i in inputs], shared, pattern, lora_map)
     return run_batch(batch, convert, lambda line: None)
+
+
+def quantize(input: str, output: str | None = None, **options: Any) -> ConversionReport:
+    """Convert a checkpoint by the keywords of the other tool of this name (PyPI's ``convert_to_quant``).
+
+    input, output: the files; by default the output stands beside the input, named after the format. options:
+    that tool's keywords (``int8=True``, ``scaling_mode="row"``, ``wan=True``, ...) and those of
+    `convert_to_int8`. Its optimizers' settings change nothing and are warned of.
+
+    Returns a ConversionReport. Raises as `convert_to_int8` does, and ValueError for an option that has no
+    meaning here, saying what takes its place.
+    """
+    from .convert.run import convert
+
+    given, known = by_keyword(options)
+    values, lines = translated(given, known)
+    for line in lines:
+        warnings.warn(line, stacklevel=2)
+    return convert(_settings("quantize", input, output, values))
 
 
 def _settings(function: str, input_file: Any, output_file: Any, options: dict[str, Any]) -> Settings:

@@ -66,11 +66,12 @@ class Algorithm:
         return n * k / speed if speed else None
 
 
-def _learned(name: str, optimizer: str) -> Algorithm:
+def _learned(name: str, optimizer: str, *aliases: str) -> Algorithm:
     return Algorithm(
         name,
         "learned:learned",
         f"learned rounding by {optimizer}",
+        aliases,
         optimizes=True,
         products=1e10,
         step_share=0.02,
@@ -103,7 +104,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             tiles=3,
         ),
         _learned("original", "SGD"),
-        _learned("adamw", "AdamW"),
+        _learned("adamw", "AdamW", "prodigy"),
         _learned("radam", "RAdam"),
     )
 }

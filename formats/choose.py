@@ -10,6 +10,7 @@ _ALIASES = {
     "rowwise": "row",
     "tensorwise": "tensor",
     "blockwise": "block",
+    "block2d": "block",
 }
 
 

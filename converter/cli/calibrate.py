@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...files.checkpoint import open_checkpoint
+from .suggest import SuggestingParser
 from .text import say
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ set a static input scale, and they never steer a rounding."""
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    p = argparse.ArgumentParser(
+    p = SuggestingParser(
         "calibrate_activation_scales",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

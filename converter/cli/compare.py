@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ..compare.report import DTYPES
 from .show_compare import comparison_text
+from .suggest import SuggestingParser
 from .text import say
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    p = argparse.ArgumentParser(
+    p = SuggestingParser(
         prog="ctq compare",
         description="Run one model on two checkpoints and compare outputs, memory and time.",
     )

@@ -53,10 +53,15 @@ def _report(settings: Settings, command: CommandOptions) -> Any:
     from ..convert.run import convert
     from .bar import Bar
 
-    return convert(settings, Bar() if sys.stderr.isatty() else Silent())
+    return convert(settings, Bar() if sys.stderr.isatty() and not command.quiet else Silent())
 
 
 def _show(report: Any, settings: Settings, command: CommandOptions) -> None:
+    if command.quiet:
+        say(report.summary())
+        for warning in getattr(report, "warnings", ()):
+            say(f"warning: {warning}", file=sys.stderr)
+        return
     if command.dry_run:
         from .show_plan import show_plan
 
@@ -64,7 +69,7 @@ def _show(report: Any, settings: Settings, command: CommandOptions) -> None:
         return
     from .show import show_report
 
-    show_report(report, every_layer=settings.report_quality)
+    show_report(report, every_layer=settings.report_quality or bool(command.verbose))
 
 
 def _write_template(settings: Settings) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..edit.settings import EditSettings, parse_add, parse_remove
+from ..options.peer import EDIT_FLAGS
+from .suggest import SuggestingParser
 
 _DESCRIPTION = """\
 Edit a quantized safetensors file: remove tensors, remove or set keys of the layers' comfy_quant,
@@ -20,19 +22,19 @@ _SHOWN = 12
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command, with the spellings of both its names."""
-    p = argparse.ArgumentParser(
+    p = SuggestingParser(
         "ctq edit",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     p.add_argument("file", nargs="?", metavar="PATH", help="the file to edit (or -i PATH)")
     p.add_argument("-i", "--input", metavar="PATH", help=argparse.SUPPRESS)
     p.add_argument(
         "-o", "--output", metavar="FILE", help="the file to write (default: <input>-edited.safetensors)"
     )
-    for flag in ("--edit-quant", "--edit_quant", "--comfy_quant", "--comfy-quant"):
+    for flag in (*EDIT_FLAGS, "--comfy_quant", "--comfy-quant"):
         p.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    p.add_argument("--full-precision-mm", "--full_precision_mm", action="store_true", help=argparse.SUPPRESS)
     p.add_argument(
         "--remove-keys",
         "--remove_keys",
@@ -87,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         input_file=args.file or args.input,
         output_file=args.output,
         remove_keys=tuple(args.remove_keys),
-        add_keys=args.add_keys,
+        add_keys=args.add_keys | ({"full_precision_matrix_mult": True} if args.full_precision_mm else {}),
         quant_filter=args.quant_filter,
         dequantize=args.dequantize,
         save_quant_metadata=args.save_quant_metadata,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from ..stored.inspect import inspect_file
 from .show_inspect import show_inspection
+from .suggest import SuggestingParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    p = argparse.ArgumentParser(
+    p = SuggestingParser(
         "ctq inspect",
         description="Show a file's architecture, formats, rotation groups, sizes and contract problems.",
-        allow_abbrev=False,
     )
     p.add_argument("file", metavar="PATH", help="a .safetensors file, an index, or a folder of shards")
     p.add_argument("--json", action="store_true", help="print JSON instead of tables")

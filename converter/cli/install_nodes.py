@@ -1,6 +1,5 @@
 """``ctq install-nodes``: put the ComfyUI node pack into a ComfyUI."""
 
-import argparse
 import os
 import shutil
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...formats.errors import ConversionError
+from .suggest import SuggestingParser
 from .text import say
 
 FOLDER = "convert_to_quant_nodes"
@@ -68,7 +68,7 @@ def _clear(target: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Install or remove the node pack; returns 0. ConversionError says what failed."""
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="ctq install-nodes", description="Link the convert_to_quant node pack into a ComfyUI."
     )
     parser.add_argument("path", help="the ComfyUI folder, or the custom_nodes folder in it")

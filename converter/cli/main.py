@@ -12,7 +12,9 @@ from pathlib import Path
 
 from ...formats.errors import ConversionError
 from ..options.command import CommandOptions
+from ..options.peer import EDIT_FLAGS
 from ..options.settings import Settings
+from ..options.translate import translated
 from ..options.values import nearest
 from .convert import run_many, run_one
 from .parser import ConvertParser
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             return COMMANDS[argv[0]][1](argv[1:])
-        if "--edit-quant" in argv or "--edit_quant" in argv:
+        if any(flag in argv for flag in EDIT_FLAGS):
             return COMMANDS["edit"][1](argv)
         return _convert(argv)
     except ConversionError as e:
@@ -69,13 +71,18 @@ def _convert(argv: Sequence[str]) -> int:
         known = Path(argv[0]).exists()
         hint = f"an input is given with -i {argv[0]}" if known else nearest(argv[0], COMMANDS)
         parser.error(f"there is no command {argv[0]!r}; {hint}")
-    values = vars(parser.parse_args(argv))
-    command = CommandOptions(**{f.name: values.pop(f.name) for f in fields(CommandOptions)})
-    inputs = values.pop("input_file")
+    given = vars(parser.parse_args(argv))
+    peer, inputs = given.pop("peer", {}), given.pop("input_file")
     try:
+        values, lines = translated(peer, given)
+        command = CommandOptions(
+            **{f.name: values.pop(f.name) for f in fields(CommandOptions) if f.name in values}
+        )
         settings = Settings(input_file=inputs[0], **values)
     except ValueError as e:
         parser.error(str(e))
+    for line in lines if not command.quiet else ():
+        say(f"note: {line}", file=sys.stderr)
     if len(inputs) > 1 or command.pattern or command.lora_map:
         return run_many(inputs, settings, command)
     return run_one(settings, command)

@@ -9,8 +9,10 @@ from typing import Any
 from ...namesake import message as namesake_message
 from ...version import DISTRIBUTION, VERSION
 from ..options.command import CommandOptions
+from ..options.peer import HELP_TOPICS, PEER_OPTIONS
 from ..options.settings import GROUPS, Settings
 from ..presets import keep_set
+from .suggest import SuggestingParser
 
 DESCRIPTION = "Quantize a safetensors checkpoint to INT8 that ComfyUI loads."
 EPILOG = """\
@@ -35,8 +37,31 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-class ConvertParser(argparse.ArgumentParser):
-    """Parser of a conversion. Raises SystemExit(2) on a wrong command line, with the reason."""
+class _Topic(argparse.Action):
+    """One of the other tool's help flags: shows the page of a topic here."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        parser.show(HELP_TOPICS[option_string])
+        parser.exit()
+
+
+class _Peer(argparse.Action):
+    """An option of the other tool: kept in ``namespace.peer`` by its name, with the spelling used."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        given = {
+            **getattr(namespace, "peer", {}),
+            self.dest: (option_string, True if self.nargs == 0 else values),
+        }
+        namespace.peer = given
+
+
+class ConvertParser(SuggestingParser):
+    """Parser of a conversion. Raises SystemExit(2) on a wrong command line, with the reason.
+
+    Its namespace holds only what was given; ``peer`` holds the options of the other tool
+    (`options.peer`).
+    """
 
     def __init__(self, prog: str, commands: Sequence[tuple[str, str]]):
         listed = "\n".join(f"  ctq {name:<14} {text}" for name, text in commands)
@@ -44,7 +69,6 @@ class ConvertParser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             add_help=False,
-            allow_abbrev=False,
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100),
             usage="%(prog)s -i PATH [-o FILE] [options]",
             description=DESCRIPTION,
@@ -70,6 +94,17 @@ class ConvertParser(argparse.ArgumentParser):
             "--version", action="version", version=_version(), help="show the version and exit"
         )
 
+        self._add_peers(general)
+
+    def _add_peers(self, group: Any) -> None:
+        for peer in PEER_OPTIONS:
+            nargs, hidden = None if peer.value else 0, argparse.SUPPRESS
+            group.add_argument(
+                *peer.flags, dest=peer.name, action=_Peer, nargs=nargs, default=hidden, help=hidden
+            )
+        hidden = argparse.SUPPRESS
+        group.add_argument(*HELP_TOPICS, action=_Topic, nargs=0, dest=hidden, default=hidden, help=hidden)
+
     def _add(self, group: Any, key: str, f: Any) -> None:
         extra = dict(f.metadata["argparse"])
         if extra.get("type") is not None:
@@ -78,8 +113,7 @@ class ConvertParser(argparse.ArgumentParser):
             extra["action"] = argparse.BooleanOptionalAction
         elif "action" not in extra:
             extra.setdefault("metavar", f.name.upper())
-        if not extra.get("required"):
-            extra["default"] = f.default
+        extra["default"] = argparse.SUPPRESS
         if extra.get("action") == "append_const":
             self._add_sets(group, key, f)
             return
@@ -91,7 +125,7 @@ class ConvertParser(argparse.ArgumentParser):
         for flag in f.metadata["flags"]:
             text = f"keep {keep_set(flag).title}"
             action = group.add_argument(
-                flag, dest=f.name, action="append_const", const=flag[2:], default=None, help=text
+                flag, dest=f.name, action="append_const", const=flag[2:], default=argparse.SUPPRESS, help=text
             )
             self._hidden.setdefault(key, []).append((action, text))
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .suggest import SuggestingParser
+
 _DESCRIPTION = """\
 Compare a quantized file with the original it was made from: each layer's weight as the file describes
 it, every kept tensor byte for byte, and the rules that ComfyUI reads by. Exits with 1 when a layer is below
@@ -14,11 +16,10 @@ the threshold or wrong, or the contract is broken."""
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    p = argparse.ArgumentParser(
+    p = SuggestingParser(
         "ctq verify",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     p.add_argument(
         "original",

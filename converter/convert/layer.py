@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...files.dtypes import torch_dtype
 from ...formats.errors import ConversionError
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, tensor_name
 from ...quant.algorithms import LayerResult, LayerStats, QuantizeOptions, quantize_layer
@@ -72,14 +73,17 @@ def _tensors(step: Step, result: LayerResult, bias: torch.Tensor | None) -> dict
 
 
 def cast_weight(weight: torch.Tensor, step: Step) -> torch.Tensor:
-    """Return the weight as float16. ConversionError names the layer when a value does not fit."""
-    out = weight.to(torch.float16)
+    """Return the weight in the dtype of its output. ConversionError names it when a value does not fit."""
+    dtype = torch_dtype(step.outputs[0].dtype)
+    assert dtype is not None
+    out = weight.to(dtype)
     if not bool(torch.isfinite(out).all()):
         if not bool(torch.isfinite(weight).all()):
             raise ConversionError(_not_finite(weight, step.name))
         raise ConversionError(
-            f"{step.name}: holds {float(weight.abs().max()):g}, beyond float16's 65504; leave this layer out "
-            f"of --fallback fp16 and --custom-type fp16"
+            f"{step.name}: holds {float(weight.abs().max()):g}, beyond {str(dtype).removeprefix('torch.')}'s "
+            f"{torch.finfo(dtype).max:g}; leave this layer out of --fallback fp16, --custom-type fp16 and "
+            f"--output-dtype (with --preserve-layers)"
         )
     return out
 

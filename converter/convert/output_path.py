@@ -12,11 +12,13 @@ from ...formats.choose import chosen
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
 from ..plan.steps import Plan
+from .named_format import require_honest_name
 
 
 def output_path(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> Path:
     """Return the output's path. ConversionError when that is a folder or one of the input's files."""
     path = Path(settings.output_file) if settings.output_file else default_output(checkpoint.path, plan)
+    require_honest_name(path, plan)
     return usable_output(path, checkpoint)
 
 

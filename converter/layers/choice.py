@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...files.checkpoint import TensorInfo
 from ...files.dtypes import QUANTIZABLE
 from ...formats import Asked, Format
-from ...formats.algorithms import ALGORITHMS
+from ...formats.algorithms import ALGORITHMS, ROUNDING
 from ...formats.choose import chosen
 from ...formats.convrot import GROUPS, largest_group
 from ...formats.errors import ConversionError
@@ -29,11 +29,11 @@ def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: 
     asked = rule.override if rule else _NOTHING
     if rule and asked.skip:
         return Decision("keep", f"left out by {rule.where}")
-    if not asked.decides:
-        if decision.action == "keep":
-            return decision
-        if settings.heur and (why := why_skip(weight.shape[0], weight.shape[1])):
-            return Decision("keep", f"--heur: {why}")
+    if not asked.decides and decision.action == "keep":
+        return decision
+    heuristic = rule.heuristic if rule and asked.decides else "--heur" if settings.heur else ""
+    if heuristic and (why := why_skip(weight.shape[0], weight.shape[1])):
+        return Decision("keep", f"{heuristic}: {why}")
     if weight.dtype not in QUANTIZABLE:
         return Decision("keep", f"stored as {weight.dtype}")
     reason = rule.where if rule else decision.reason
@@ -44,10 +44,13 @@ def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: 
         if weight.dtype == "F16":
             return Decision("keep", f"float16 already, as asked by {why}")
         return Decision("cast", f"stored as float16: {why}")
+    if fallback and settings.fallback_block_size:
+        asked = LayerOverride(block_size=settings.fallback_block_size)
     form = _format(weight, asked, stored, rule.where if rule else "", settings)
     if why_not := form.why_not((weight.shape[0], weight.shape[1])):
         return Decision("keep", f"{form.name} cannot hold it: {why_not}")
-    return Decision("quantize", reason, form, asked.optimizer or "")
+    simple = bool(fallback) and settings.fallback_simple
+    return Decision("quantize", reason, form, ROUNDING if simple else asked.optimizer or "")
 
 
 def _format(weight: TensorInfo, asked: LayerOverride, stored: str, where: str, s: Settings) -> Format:

@@ -24,12 +24,17 @@ _PATTERN_SIGNS = re.compile(r"\\[AbBZ]|\\(?=\W)|\.[*+]\??|[][()^$*+?|{}]")
 
 @dataclass(frozen=True)
 class Rule:
-    """One pattern, where it came from, and what it asks for the layers it matches."""
+    """One pattern, where it came from, and what it asks for the layers it matches.
+
+    whole: it must match a whole name. heuristic: the option for which layers that INT8 makes no faster stay
+    as they are though it asks for them; "" for none.
+    """
 
     source: str
     pattern: str
     override: LayerOverride
     whole: bool = False
+    heuristic: str = ""
 
     @property
     def where(self) -> str:
@@ -75,15 +80,27 @@ def layer_rules(settings: Settings, layers: Iterable[str]) -> LayerRules:
 
 def _rules(settings: Settings) -> list[Rule]:
     rules = []
+    _require_fallback(settings)
     if settings.exclude_layers is not None:
         rules.append(Rule("--exclude-layers", settings.exclude_layers, LayerOverride(skip=True)))
     custom = _custom(settings)
     if custom is not None and settings.custom_layers is not None:
-        rules.append(Rule("--custom-layers", settings.custom_layers, custom))
+        heuristic = "--custom-heur" if settings.custom_heur else ""
+        rules.append(Rule("--custom-layers", settings.custom_layers, custom, heuristic=heuristic))
     if settings.layer_config is not None:
         entries = read_layer_config(settings.layer_config)
         rules += [Rule("--layer-config", pattern, entry, whole=True) for pattern, entry in entries.items()]
     return rules
+
+
+def _require_fallback(settings: Settings) -> None:
+    given = {
+        "--fallback-block-size": settings.fallback_block_size is not None,
+        "--fallback-simple": settings.fallback_simple,
+    }
+    asked = [flag for flag, on in given.items() if on]
+    if asked and settings.fallback is None:
+        raise ConversionError(f"{asked[0]} needs --fallback FORMAT")
 
 
 def _custom(settings: Settings) -> LayerOverride | None:
@@ -93,6 +110,10 @@ def _custom(settings: Settings) -> LayerOverride | None:
         "--custom-scaling-mode": settings.custom_scaling_mode,
         "--custom-block-size": settings.custom_block_size,
         "--custom-simple": settings.custom_simple or None,
+        "--custom-convrot": settings.custom_convrot,
+        "--custom-convrot-group-size": settings.custom_convrot_group_size,
+        "--custom-heur": settings.custom_heur or None,
+        "--custom-full-precision-mm": settings.custom_full_precision_mm or None,
     }
     asked = [flag for flag, value in given.items() if value is not None]
     if settings.custom_layers is None:
@@ -107,7 +128,10 @@ def _custom(settings: Settings) -> LayerOverride | None:
         format=settings.custom_type or settings.format,
         scaling_mode=settings.custom_scaling_mode,
         block_size=settings.custom_block_size,
+        convrot=settings.custom_convrot,
+        convrot_group_size=settings.custom_convrot_group_size,
         optimizer=ROUNDING if settings.custom_simple else None,
+        full_precision_matrix_mult=settings.custom_full_precision_mm or None,
     )
 
 

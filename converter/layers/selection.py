@@ -46,7 +46,8 @@ _MODULATION = compiled(
 class Decision:
     """What happens to one tensor, and why, in words for the user.
 
-    action: "quantize" it as `format` with `algorithm`, "cast" it to float16, "keep" its bytes or "remove" it.
+    action: "quantize" it as `format` with `algorithm`, "cast" it to `dtype` (as files name it), "keep" its
+    bytes or "remove" it.
     The preset and the general rule leave the format open (None); `choice.choose` fills it in. algorithm: the
     layer's own, "" where the one for all layers counts.
     """
@@ -55,6 +56,7 @@ class Decision:
     reason: str
     format: Format | None = None
     algorithm: str = ""
+    dtype: str = "F16"
 
 
 def select(

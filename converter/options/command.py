@@ -15,6 +15,16 @@ def dry_run_name(text: str) -> str:
     return name
 
 
+LEVELS = ("DEBUG", "VERBOSE", "NORMAL", "MINIMAL")
+
+
+def verbosity(text: str) -> str:
+    """Return a level of LEVELS, in any case; else ValueError."""
+    if text.upper() not in LEVELS:
+        raise ValueError(f"must be {', '.join(LEVELS[:-1])} or {LEVELS[-1]}, not {text!r}")
+    return text.upper()
+
+
 @dataclass(frozen=True)
 class CommandOptions:
     """What to do with the models that are named: convert them, or only plan; one, or many."""
@@ -47,3 +57,27 @@ class CommandOptions:
         help="for several models, a JSON file that says which LoRAs to merge into which: its keys are file "
         "names or globs",
     )
+    verbose: bool | str = option(
+        False,
+        "--verbose",
+        group="checks",
+        metavar="LEVEL",
+        nargs="?",
+        const=True,
+        type=verbosity,
+        help="list every layer at the end, not only the worst (also VERBOSE or DEBUG; NORMAL; MINIMAL is "
+        "--quiet)",
+    )
+    quiet: bool = option(
+        False,
+        "--quiet",
+        group="checks",
+        action="store_true",
+        help="show no table, note or progress: one line when it is done, and warnings",
+    )
+
+    def __post_init__(self) -> None:
+        """Take the level MINIMAL as --quiet."""
+        if self.verbose == "MINIMAL":
+            object.__setattr__(self, "quiet", True)
+        object.__setattr__(self, "verbose", self.verbose in (True, "VERBOSE", "DEBUG"))

@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 
 from ...formats.choose import granularities, granularity_name, options
-from .values import FLOAT16, block_edge, option, plain_format
+from .values import FLOAT16, block_edge, nearest, option, plain_format, rotation_group
+
+OUTPUT_DTYPES = {"bfloat16": "BF16", "float16": "F16"}
+"""Values of ``--output-dtype``: each with its name in a file."""
+
+
+def output_dtype(text: str) -> str:
+    """Return a key of OUTPUT_DTYPES, of which `text` may be the short form; else ValueError."""
+    name = {"bf16": "bfloat16", "fp16": "float16"}.get(text, text)
+    if name not in OUTPUT_DTYPES:
+        raise ValueError(f"there is no output dtype {text!r}; {nearest(text, OUTPUT_DTYPES)}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +81,40 @@ class LayerOptions:
         action="store_true",
         help="round the --custom-layers to nearest, whatever --optimizer and --calibration-data say",
     )
+    custom_convrot: bool | None = option(
+        None,
+        "--custom-convrot",
+        "--custom_convrot",
+        group="layers",
+        action="boolean",
+        help="rotate the --custom-layers (default: as --convrot says)",
+    )
+    custom_convrot_group_size: str | int | None = option(
+        None,
+        "--custom-convrot-group-size",
+        "--custom_convrot_group_size",
+        group="layers",
+        metavar="N|auto",
+        type=rotation_group,
+        help="rotation group of the --custom-layers, which are then rotated (default: that of "
+        "--convrot-group-size)",
+    )
+    custom_heur: bool = option(
+        False,
+        "--custom-heur",
+        "--custom_heur",
+        group="layers",
+        action="store_true",
+        help="keep those of the --custom-layers that --heur would keep",
+    )
+    custom_full_precision_mm: bool = option(
+        False,
+        "--custom-full-precision-mm",
+        "--custom_full_precision_mm",
+        group="layers",
+        action="store_true",
+        help="mark the --custom-layers as --full_precision_matrix_mult marks all",
+    )
     fallback: str | None = option(
         None,
         "--fallback",
@@ -77,6 +122,23 @@ class LayerOptions:
         metavar="|".join((*options(), FLOAT16)),
         type=plain_format,
         help="format of the quantized layers that no pattern above names (default: that of --format)",
+    )
+    fallback_block_size: int | None = option(
+        None,
+        "--fallback-block-size",
+        "--fallback_block_size",
+        group="layers",
+        metavar="N",
+        type=block_edge,
+        help="block size of the layers that --fallback is for (default: that of --block_size)",
+    )
+    fallback_simple: bool = option(
+        False,
+        "--fallback-simple",
+        "--fallback_simple",
+        group="layers",
+        action="store_true",
+        help="round the layers that --fallback is for to nearest",
     )
     heur: bool = option(
         False,
@@ -93,4 +155,21 @@ class LayerOptions:
         group="layers",
         action="store_true",
         help="mark layers to be multiplied in full precision; ComfyUI ignores this for INT8",
+    )
+    output_dtype: str | None = option(
+        None,
+        "--output-dtype",
+        "--output_dtype",
+        group="layers",
+        metavar="|".join(OUTPUT_DTYPES),
+        type=output_dtype,
+        help="dtype of the float matrices (2-D weights) that are not quantized (default: as they are)",
+    )
+    preserve_layers: str | None = option(
+        None,
+        "--preserve-layers",
+        "--preserve_layers",
+        group="layers",
+        metavar="REGEX",
+        help="of those, leave the ones as they are whose name has a match",
     )

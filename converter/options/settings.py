@@ -56,7 +56,6 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         True,
         "--comfy_quant",
         "--comfy-quant",
-        "--int8",
         group="main",
         action="store_true",
         help="write a file that ComfyUI loads: always done, accepted because people type it",

@@ -15,6 +15,7 @@ from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
 from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, OLD_NAMES, PRE_QUANT_SCALE, tensor_name
 from ..layers.choice import choose
+from ..layers.recast import recast
 from ..layers.rules import LayerRules, layer_rules
 from ..layers.selection import NEVER, Decision, could_be_linear, select
 from ..lora.merge import Merge, Merges, merge_notes, settings_merges
@@ -50,7 +51,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     stored = _stored(checkpoint)
     companions = {name for quant in stored.values() for name in quant.names()}
     own = [t for t in checkpoint.tensors.values() if t.name not in companions and not is_marker(t.name)]
-    chosen = {t.name: _choice(t, decisions[t.name], rules, settings) for t in own}
+    chosen = {t.name: recast(t, _choice(t, decisions[t.name], rules, settings), settings) for t in own}
     asked = {
         _layer(name): c.algorithm or settings.algorithm
         for name, c in chosen.items()
@@ -182,7 +183,7 @@ class _Steps:
 
     def _cast(self, info: TensorInfo, choice: Decision) -> Step:
         merges = merges_of(info, False, self.scaled, self.merges)
-        output = OutputTensor(info.name, "F16", info.shape)
+        output = OutputTensor(info.name, choice.dtype, info.shape)
         reason = _with_note(choice.reason, merges)
         return Step(info, "cast", reason, (output,), companions=self._scale_of(info), merges=merges)
 
@@ -296,7 +297,12 @@ def _stock_notes(steps: tuple[Step, ...]) -> Iterator[str]:
 
 def _overruled(steps: tuple[Step, ...], decisions: Mapping[str, Decision]) -> Iterator[str]:
     """Name layers that the preset or the general rule would have kept, and why it would."""
-    kept = [s for s in steps if s.action in ("quantize", "cast") and decisions[s.name].action == "keep"]
+    kept = [
+        s
+        for s in steps
+        if s.action in ("quantize", "cast") and decisions[s.name].action == "keep"
+        if not s.reason.startswith(decisions[s.name].reason)
+    ]
     if kept:
         yield (
             f"{len(kept)} layers change that would be kept without your patterns "

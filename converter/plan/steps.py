@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class Step:
     """What happens to one source tensor.
 
-    action: "quantize" it as `format` with `algorithm`; "dequantize" it; "cast" it to float16; "keep" its
-    bytes (under the output's name); "write" `data`, which came from the header; "drop" it. outputs: what it
-    leaves in the file. companions: the source tensors its values depend on, by role ("scale": the scale of
-    an FP8 weight; "bias": the bias that is corrected with it).
+    action: "quantize" it as `format` with `algorithm`; "dequantize" it; "cast" it to its output's dtype;
+    "keep" its bytes (under the output's name); "write" `data`, which came from the header; "drop" it.
+    outputs: what it leaves in the file. companions: the source tensors its values depend on, by role
+    ("scale": the scale of an FP8 weight; "bias": the bias that is corrected with it).
     merges: LoRA changes added to it first; a kept tensor with any is written anew in its dtype, not copied.
     bias_merges: the same for the bias among the companions.
     placement: in what parts its algorithm computes on `device`, None for rounding.
