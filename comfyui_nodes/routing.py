@@ -13,7 +13,7 @@ from convert_to_quant.kernels import int8_linear
 from .hooks import MissingHook
 
 Mode = Literal["auto", "on", "off"]
-MODES = ("auto", "on", "off")
+MODES = ("off", "on", "auto")
 BACKEND = "convert_to_quant"
 """The name in comfy-kitchen's list of back ends."""
 

@@ -47,6 +47,7 @@ def _planned(name: str, tensor: torch.Tensor) -> OutputTensor:
 def _write(f: BinaryIO, tensor: torch.Tensor) -> None:
     import torch  # a plan imports this package without it
 
-    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    # ``to`` before all else: what ComfyUI gives for saving makes its values there.
+    raw = tensor.to("cpu").detach().contiguous().flatten().view(torch.uint8).numpy()
     for start in range(0, raw.size, _CHUNK):
         f.write(raw[start : start + _CHUNK].data)

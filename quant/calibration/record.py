@@ -85,6 +85,7 @@ class Recorder:
 
     tokens: sample size per layer. max_bytes: lowers it so that all samples together stay below.
     layers: which module names to record (None: every linear layer). Same seed, same inputs: same file.
+    `attach` and `detach` do what the block does, also on another copy of the model.
     """
 
     def __init__(
@@ -95,34 +96,59 @@ class Recorder:
         layers: Callable[[str], bool] | None = None,
         max_bytes: int | None = None,
     ) -> None:
-        self.modules = {n: m for n, m in model.named_modules() if _is_linear(m) and (not layers or layers(n))}
-        if not self.modules:
-            raise ValueError("the model has no linear layer to record, or `layers` chose none")
+        self.layers = layers
+        self.modules = self._linear(model)
         self.tokens = tokens if max_bytes is None else min(tokens, self._affordable(max_bytes))
         self.seed = seed
         self.records: dict[str, Reservoir] = {}
         self.owner: dict[str, str] = {}
         self._recent: dict[int, tuple[weakref.ref, tuple[float, ...], str]] = {}
         self._handles: dict[str, Any] = {}
+        self.failed: dict[str, str] = {}
+
+    def _linear(self, model: nn.Module) -> dict[str, nn.Module]:
+        chosen = self.layers or (lambda name: True)
+        found = {n: m for n, m in model.named_modules() if _is_linear(m) and chosen(n)}
+        if not found:
+            raise ValueError("the model has no linear layer to record, or `layers` chose none")
+        return found
 
     def _affordable(self, max_bytes: int) -> int:
         return max(1, max_bytes // sum(2 * m.in_features for m in self.modules.values()))
 
     def __enter__(self) -> "Recorder":
-        for name, module in self.modules.items():
-            hook = lambda module, args, kwargs, name=name: self._watch(name, args, kwargs)
-            self._handles[name] = module.register_forward_pre_hook(hook, with_kwargs=True)
+        self._hook()
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        self.detach()
+
+    def attach(self, model: nn.Module) -> None:
+        """Record `model` from now on: the same one, or one with the same layers, built anew.
+
+        What it sees joins the records of its layers' names. A layer whose hook has failed before stays off.
+        """
+        self.detach()
+        self.modules = self._linear(model)
+        self._hook()
+
+    def detach(self) -> None:
+        """Take every hook off; the records stay."""
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
         self._recent.clear()
 
-    def _watch(self, name: str, args: tuple, kwargs: dict) -> None:
-        """Record an input; a fault takes this layer's hook off, and never reaches the model.
+    def _hook(self) -> None:
+        for name, module in self.modules.items():
+            if name not in self.failed:
+                hook = lambda module, args, kwargs, name=name: self._watch(name, args, kwargs)
+                self._handles[name] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
+    def _watch(self, name: str, args: tuple, kwargs: dict) -> None:
+        """Record an input; a fault takes this layer's hook off for good, and never reaches the model.
+
+        The first is logged: a cause that all layers share would fill the log. `failed` has them all.
         Outside inference mode, whatever mode the model runs in: what is kept must stay writable.
         """
         try:
@@ -132,7 +158,9 @@ class Recorder:
             handle = self._handles.pop(name, None)
             if handle is not None:
                 handle.remove()
-            logger.warning("recording of %s stopped: %s: %s", name, type(error).__name__, error)
+            if not self.failed:
+                logger.warning("recording of %s stopped: %s: %s", name, type(error).__name__, error)
+            self.failed[name] = f"{type(error).__name__}: {error}"
 
     def _see(self, name: str, args: tuple, kwargs: dict) -> None:
         x = args[0] if args else kwargs.get("input")

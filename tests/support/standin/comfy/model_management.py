@@ -1,7 +1,6 @@
-"""Loading with patches applied."""
+"""Bringing models to the device."""
 
 
-def load_models_gpu(models, force_patch_weights=False):
-    assert force_patch_weights
+def load_models_gpu(models, *args, **kwargs):
     for model in models:
         model.patch()

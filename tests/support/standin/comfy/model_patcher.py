@@ -2,16 +2,44 @@
 
 import zlib
 
+import torch
 from torch import nn
+
+from .patcher_extension import WrapperExecutor
 
 
 class ModelPatcher:
-    def __init__(self, model):
-        self.model, self.patches, self.backup = model, {}, {}
+    load_device = torch.device("cpu")
+
+    def __init__(self, model, source="models/m.safetensors"):
+        self.model, self.patches, self.backup, self.wrappers = model, {}, {}, {}
+        self.cached_patcher_init = (None, (source, {}))
+
+    def clone(self):
+        made = ModelPatcher(self.model, self.cached_patcher_init[1][0])
+        made.patches, made.backup = dict(self.patches), self.backup
+        made.wrappers = {kind: {k: list(w) for k, w in by.items()} for kind, by in self.wrappers.items()}
+        return made
+
+    def add_wrapper_with_key(self, kind, key, wrapper):
+        self.wrappers.setdefault(kind, {}).setdefault(key, []).append(wrapper)
+
+    def remove_wrappers_with_key(self, kind, key):
+        self.wrappers.get(kind, {}).pop(key, None)
+
+    def sample(self, x):
+        """As the host samples: every call of the model goes through the wrappers, in inference mode."""
+        wrappers = [w for ws in self.wrappers.get("apply_model", {}).values() for w in ws]
+        with torch.inference_mode():
+            return WrapperExecutor(self.model.diffusion_model, self.model, wrappers)(x.clone())
+
+    def state_dict_for_saving(self):
+        self.patch()
+        return self.model.diffusion_model.state_dict(prefix="model.diffusion_model.")
 
     def patch(self):
         for name, delta in self.patches.items():
-            layer = self.model.diffusion_model.get_submodule(name)
+            layer = self.model.diffusion_model.get_submodule(name.removesuffix(".weight"))
             if name in self.backup:
                 continue
             self.backup[name] = layer.weight.to(device="cpu", copy=True)
@@ -20,6 +48,6 @@ class ModelPatcher:
 
     def unpatch(self):
         for name, weight in self.backup.items():
-            layer = self.model.diffusion_model.get_submodule(name)
+            layer = self.model.diffusion_model.get_submodule(name.removesuffix(".weight"))
             layer.weight = nn.Parameter(weight, requires_grad=False)
         self.backup.clear()

@@ -1,0 +1,1 @@
+"""What real ComfyUI makes of a file."""
