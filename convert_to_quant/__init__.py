@@ -23,6 +23,7 @@ if not os.path.isdir(os.path.join(_HERE, "kernels")):
 _warn_of_namesake()
 
 _LAZY = {
+    "convert": ".quantization",
     "convert_to_int8": ".quantization",
     "quantize": ".quantization",
     "calibrate": ".quant.calibration",
@@ -39,6 +40,7 @@ __all__ = [
     "QuantizedTensor",
     "__version__",
     "calibrate",
+    "convert",
     "convert_to_int8",
     "load_quantized",
     "quantize",
@@ -50,7 +52,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_op
     from .quant.calibration import calibrate
-    from .quantization import convert_to_int8, quantize
+    from .quantization import convert, convert_to_int8, quantize
     from .runtime import load_quantized, quantize_model, save_quantized
 
 

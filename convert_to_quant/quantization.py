@@ -7,7 +7,7 @@ Example::
     print(report.summary())
 """
 
-from .converter.api import convert_many_to_int8, convert_to_int8, plan_int8, quantize
+from .converter.api import convert, convert_many_to_int8, convert_to_int8, plan_int8, quantize
 from .converter.convert.batch import BatchReport
 from .converter.convert.report import ConversionReport, LayerReport
 from .converter.plan.dry_run import PlanReport
@@ -19,6 +19,7 @@ __all__ = [
     "ConversionReport",
     "LayerReport",
     "PlanReport",
+    "convert",
     "convert_many_to_int8",
     "convert_to_int8",
     "plan_int8",

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..formats.choose import DEFAULT
 from .options.settings import Settings, keywords
 from .options.translate import by_keyword, translated
 from .options.values import nearest
@@ -14,6 +15,22 @@ if TYPE_CHECKING:
     from .convert.batch import BatchReport
     from .convert.report import ConversionReport
     from .plan.dry_run import PlanReport
+
+
+def convert(
+    input_file: str, output_file: str | None = None, *, format: str = DEFAULT, **options: Any
+) -> ConversionReport:
+    """Convert a safetensors checkpoint to a quantized one.
+
+    format: how the layers are stored, a value of ``--format``: int8, fp8, ... (docs/formats.md). Everything
+    else is as for `convert_to_int8`, and so is what is returned and raised.
+
+        report = convert("model.safetensors", format="fp8")
+        print(report.summary())
+    """
+    from .convert.run import convert
+
+    return convert(_settings("convert", input_file, output_file, {"format": format, **options}))
 
 
 def convert_to_int8(input_file: str, output_file: str | None = None, **options: Any) -> ConversionReport:

@@ -83,6 +83,8 @@ class Format:
     """On disk, in ``comfy_quant``."""
     option: ClassVar[str] = ""
     """What a person types after ``--format``; "" for formats that are read and not written."""
+    warn_db: ClassVar[float] = 20.0
+    """The weight SQNR below which a person should look at a layer, in dB."""
     layout: ClassVar[str] = ""
     """Class name of the layout that holds such a weight at run time."""
     stock_since: ClassVar[str] = ""
@@ -238,6 +240,10 @@ class Format:
     def describe(self) -> str:
         """Name the format's choices for tables: ``row + convrot 256``."""
         return self.name
+
+    def kind(self) -> str:
+        """Name the format in sentences: ``INT8``."""
+        return (self.option or self.name).upper()
 
     def words(self) -> dict[str, Any]:
         """Return the format's own fields by the names that they have in a layer configuration."""

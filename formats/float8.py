@@ -16,23 +16,27 @@ from .names import SCALE, WEIGHT
 
 @dataclass(frozen=True, kw_only=True)
 class Float8(Format):
-    """What both have in common. scaled: whether there is a scale."""
+    """What both have in common. scaled: whether there is a scale; row_scales: one per row, where others
+    wrote it."""
 
     layout: ClassVar[str] = "TensorCoreFP8Layout"
     stock_since: ClassVar[str] = "0.29"
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     scaled: bool = True
+    row_scales: bool = False
 
     def tensors(self, shape: Shape) -> tuple[StoredTensor, ...]:
-        """Return the weight and, where it is scaled, the scale []."""
-        scale = (StoredTensor(SCALE, "F32", ()),) if self.scaled else ()
-        return (StoredTensor(WEIGHT, self.weight_dtype, shape), *scale)
+        """Return the weight and, where it is scaled, the scale [] or [N, 1]."""
+        scale = StoredTensor(SCALE, "F32", (shape[0], 1) if self.row_scales else ())
+        return (StoredTensor(WEIGHT, self.weight_dtype, shape), *((scale,) if self.scaled else ()))
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> Format:
-        """Read whether there is a scale."""
-        return cls(scaled=SCALE in tensors, **cls.common(settings, tensors))
+        """Read whether there is a scale, and whether it is one per row."""
+        scale, n = tensors.get(SCALE), tensors[WEIGHT].shape[0]
+        rows = scale is not None and (scale.numel > 1 or scale.shape == (n, 1))
+        return cls(scaled=SCALE in tensors, row_scales=rows, **cls.common(settings, tensors))
 
     def check(self, tensors: Tensors, where: str) -> None:
         """CheckpointError for a scale that is neither one element nor one per row: [N, 1], [N] or [1, N]."""
@@ -41,7 +45,8 @@ class Float8(Format):
             raise CheckpointError(
                 f"{where}: weight_scale must have one element, or one per row, not {list(scale.shape)}"
             )
-        super().check({**tensors, SCALE: StoredTensor(SCALE, "F32", ())}, where)
+        own = self.tensors(self.shape(tensors[WEIGHT].shape))
+        super().check({**tensors, **{t.suffix: t for t in own}}, where)
 
     def rows(self, first: int, count: int, tensors: Tensors) -> dict[str, tuple[int, int] | None]:
         """Take the rows of the weight, and of a scale per row."""
@@ -49,6 +54,14 @@ class Float8(Format):
         if SCALE in tensors and tensors[SCALE].numel > 1:
             parts[SCALE] = (first, first + count)
         return parts
+
+    def describe(self) -> str:
+        """Return the name, and what is unusual of the scale."""
+        return self.name + (", row scales" if self.row_scales else "" if self.scaled else ", no scale")
+
+    def speed(self) -> float:
+        """Return what was measured."""
+        return 0.0
 
     @classmethod
     def put_right(
@@ -80,6 +93,7 @@ class Float8E4M3(Float8):
     """Four bits of exponent, three of mantissa: up to 448."""
 
     name: ClassVar[str] = "float8_e4m3fn"
+    option: ClassVar[str] = "fp8"
     weight_dtype: ClassVar[str] = "F8_E4M3"
 
 
@@ -88,4 +102,5 @@ class Float8E5M2(Float8):
     """Five bits of exponent, two of mantissa: up to 57344."""
 
     name: ClassVar[str] = "float8_e5m2"
+    option: ClassVar[str] = "fp8_e5m2"
     weight_dtype: ClassVar[str] = "F8_E5M2"

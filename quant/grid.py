@@ -5,7 +5,22 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels import ldlq_
+from ..kernels.ldlq import MAX_COLUMNS
 from ..kernels.scales import QMAX, absmax_rows, scale_from_absmax
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where LDLQ stands: some rows and columns of a weight.
+
+    feedback: float32 [B, B], the block of U on its diagonal. scale: of all rows, in `Grid.scale_shape`. rows:
+    those at work. columns: int64 [B] on the CPU, where the block's columns stand in the weight.
+    """
+
+    feedback: torch.Tensor
+    scale: torch.Tensor
+    rows: slice
+    columns: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +37,16 @@ class Grid:
     rows: int = 1
     columns: int = 0
     rotation: int = 0
+
+    @property
+    def top(self) -> float:
+        """Return the largest value that a scale of one stands for: `levels`, unless a subclass differs."""
+        return self.levels
+
+    @property
+    def span(self) -> int:
+        """Return how many columns LDLQ takes at once at most: those of whole scales, here of one."""
+        return min(MAX_COLUMNS, self.columns) if self.columns else MAX_COLUMNS
 
     def scale_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the shape of the scales of a weight [N, K]: [ceil(N / rows), ceil(K / columns)]."""
@@ -40,7 +65,14 @@ class Grid:
 
     def scale_from(self, peaks: torch.Tensor) -> torch.Tensor:
         """Return scales, shaped like `peaks`, that spread the levels over them; NaN and Inf pass through."""
-        return self.settle(scale_from_absmax(peaks, self.levels))
+        return self.settle(scale_from_absmax(peaks, self.top))
+
+    def fit(self, work: torch.Tensor) -> torch.Tensor:
+        """Return the scales with which rows `work` (as for `peaks`) are rounded where nobody searches.
+
+        Shaped as the scales of a weight [n, K]; NaN and Inf in the rows show in them.
+        """
+        return self.scale_from(self.peaks(work))
 
     def settle(self, scale: torch.Tensor) -> torch.Tensor:
         """Return the nearest scales that can be stored; by default any float32 can."""
@@ -51,7 +83,7 @@ class Grid:
 
         Shaped as `peaks`.
         """
-        error = torch.addcmul(work, self.round(work, scale), scale.expand_as(work), value=-1).square_()
+        error = self.residual_(work.clone(), self.round(work, scale), scale).square_()
         if self.columns or self.rows > 1:
             return self._blocks(error).sum((1, 3))
         return error.sum(1, keepdim=True) if self.rows else error.sum().reshape(1, 1)
@@ -98,10 +130,23 @@ class Grid:
     ) -> None:
         """Quantize the columns of `work` [n, B] into int8 `codes` with error feedback; see `kernels.ldlq_`.
 
-        feedback: float32 [B, B], the block of U on its diagonal; B is at most 128.
-        scale: as `column_view` returns it; all B columns share it.
+        feedback: float32 [B, B], the block of U on its diagonal. scale: as `column_view` returns it; all B
+        columns share it.
         """
         ldlq_(codes, work, feedback, scale, self.levels)
+
+    def ldlq_block_(
+        self, codes: torch.Tensor, work: torch.Tensor, target: torch.Tensor, block: Block
+    ) -> None:
+        """Quantize a block of columns with error feedback, and leave in `work` what the codes do not hold.
+
+        codes: int8 [n, B], written. work: float32 [n, B], the weights; what the codes stand for is subtracted
+        from them. target: [n, B], the weights with the errors of all earlier blocks fed back; may be
+        overwritten. B is at most `span`. A grid that chooses scales as it goes writes them to `block.scale`.
+        """
+        scale = self.column_view(block.scale, block.rows, int(block.columns[0]))
+        self.ldlq_(codes, target, block.feedback, scale)
+        self.residual_(work, codes, scale)
 
     def change(self, codes: torch.Tensor, moves: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return how much values change when their codes move by `moves`; all shapes fit each other."""

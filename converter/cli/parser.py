@@ -14,7 +14,7 @@ from ..options.settings import GROUPS, Settings
 from ..presets import keep_set
 from .suggest import SuggestingParser
 
-DESCRIPTION = "Quantize a safetensors checkpoint to INT8 that ComfyUI loads."
+DESCRIPTION = "Quantize a safetensors checkpoint to INT8 or another format that ComfyUI loads."
 EPILOG = """\
 other commands:
 {commands}

@@ -39,7 +39,7 @@ def _what(report: ConversionReport) -> Table:
     table.add_column("MiB before", justify="right")
     table.add_column("MiB after", justify="right")
     for name, count, before, after in report.formats():
-        row(table, f"INT8 {name}", str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
+        row(table, name, str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
     for reason, count, before, after in report.kept_reasons():
         row(table, f"kept: {reason}", str(count), f"{before / _MIB:,.1f}", f"{after / _MIB:,.1f}")
     table.add_section()

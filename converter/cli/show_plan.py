@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 
 from ..plan.dry_run import PlannedTensor, PlanReport
 from .text import say
 
 _MIB = 2**20
-_HEAD = ("layer", "shape", "stored as", "algorithm", "placement", "MiB in", "MiB out", "why")
-_RIGHT = (1, 5, 6)
+_HEAD = ("layer", "shape", "stored as", "algorithm", "placement", "MiB in", "MiB out", "bytes/weight", "why")
+_RIGHT = (1, 5, 6, 7)
 
 
 def show_plan(report: PlanReport) -> None:
@@ -35,6 +36,7 @@ def _row(t: PlannedTensor) -> tuple[str, ...]:
         t.placement or "-",
         f"{t.bytes_in / _MIB:,.1f}",
         f"{t.bytes_out / _MIB:,.1f}",
+        f"{t.bytes_out / prod(t.shape):.3f}",
         t.reason,
     )
 

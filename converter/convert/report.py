@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from ..lora.merge import MergedLora
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One quantized layer. sqnr_db: weight SQNR as checked in the file, None when not checked."""
+    """One quantized layer.
+
+    sqnr_db: weight SQNR as checked in the file, None when not checked. kind: the format's name in sentences.
+    warn_db: the SQNR below which a person should look at it.
+    """
 
     name: str
     format: str
@@ -22,6 +27,8 @@ class LayerReport:
     bytes_out: int
     sqnr_db: float | None = None
     note: str | None = None
+    kind: str = ""
+    warn_db: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class ConversionReport:
         """Return (format and algorithm, layers, bytes in, bytes out), most layers first."""
         rows: dict[str, list[int]] = {}
         for r in self.layers:
-            row = rows.setdefault(f"{r.format}, {r.algorithm}", [0, 0, 0])
+            named = r.format if r.kind.lower() in r.format else f"{r.kind} {r.format}"
+            row = rows.setdefault(f"{named}, {r.algorithm}", [0, 0, 0])
             row[0] += 1
             row[1] += r.bytes_in
             row[2] += r.bytes_out
@@ -84,9 +92,9 @@ class ConversionReport:
             unmatched = sum(len(lora.unmatched) for lora in self.loras)
             loras = f"LoRAs merged: {len(self.loras)} ({unmatched} keys unmatched), "
         return (
-            f"{self.output}: {loras}{len(self.layers)} layers in INT8, {len(self.kept)} tensors kept, "
-            f"{self.bytes_before / 2**20:,.1f} -> {self.bytes_after / 2**20:,.1f} MiB "
-            f"in {self.seconds:.1f} s{quality}"
+            f"{self.output}: {loras}{len(self.layers)} layers in {kinds(self.layers)}, "
+            f"{len(self.kept)} tensors kept, {self.bytes_before / 2**20:,.1f} -> "
+            f"{self.bytes_after / 2**20:,.1f} MiB in {self.seconds:.1f} s{quality}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,6 +104,12 @@ class ConversionReport:
     def save_json(self, path: str | Path) -> None:
         """Write `to_dict` as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def kinds(layers: Iterable[Any]) -> str:
+    """Name the formats of layers, the most frequent first: ``INT8 and FP8``. Each has a `kind`."""
+    found = Counter(layer.kind for layer in layers if layer.kind)
+    return " and ".join(kind for kind, _ in found.most_common()) or "no format"
 
 
 def plain_json(value: Any) -> Any:

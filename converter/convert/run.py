@@ -17,7 +17,7 @@ from ..plan.estimate import bytes_held, in_flight_limit
 from ..plan.merges import merged_note
 from ..plan.steps import Plan, Step
 from . import pipeline
-from .check import WARN_DB, Sample, check_layer, sample_rows
+from .check import Sample, check_layer, sample_rows
 from .layer import cast_weight, layer_options, quantize_step
 from .output_path import output_path
 from .progress import Progress, Silent
@@ -158,6 +158,8 @@ class _Run:
             step.output_bytes,
             sqnr,
             "; ".join(filter(None, (merged_note(step.merges), done.note))) or None,
+            step.format.kind(),
+            step.format.warn_db,
         )
         self._layers[step.name] = report
         return asdict(report)
@@ -189,11 +191,11 @@ def _report(
     layers: tuple[LayerReport, ...],
     seconds: float,
 ) -> ConversionReport:
-    threshold = settings.quality_threshold if settings.report_quality else WARN_DB
     warnings = [
-        f"{r.name}: {r.sqnr_db:.1f} dB after {r.format}, below {threshold:g} dB"
+        f"{r.name}: {r.sqnr_db:.1f} dB after {r.format}, below {least:g} dB"
         for r in layers
-        if r.sqnr_db is not None and r.sqnr_db < threshold
+        for least in (settings.quality_threshold if settings.report_quality else r.warn_db,)
+        if r.sqnr_db is not None and r.sqnr_db < least
     ]
     return ConversionReport(
         input=str(checkpoint.path),

@@ -12,6 +12,7 @@ from ...files.checkpoint import open_checkpoint
 from ...files.writer import build_header
 from ...formats.errors import ConversionError
 from ..convert.output_path import model_stem, output_path
+from ..convert.report import kinds
 from ..layers.config import write_layer_config
 from ..options.settings import Settings
 from .build import build_plan
@@ -26,8 +27,8 @@ class PlannedTensor:
     """What will happen to one tensor.
 
     layer: whether it could be quantized at all. action: quantize, cast, keep, write or drop. stored: the
-    format or dtype in the output ("" for a dropped one). rotation: ConvRot group, 0 for none. algorithm and
-    placement: of quantized layers, else "".
+    format or dtype in the output ("" for a dropped one). rotation: ConvRot group, 0 for none. algorithm,
+    placement and kind (the format's name in sentences): of quantized layers, else "".
     """
 
     name: str
@@ -41,6 +42,7 @@ class PlannedTensor:
     bytes_in: int
     bytes_out: int
     reason: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class PlanReport:
         counts = self.counts()
         cast = f"{counts['cast']} to float16, " if "cast" in counts else ""
         return (
-            f"{self.input}: {counts.get('quantize', 0)} layers to INT8, {cast}{counts.get('keep', 0)} layers "
-            f"kept, {self.bytes_before / 2**20:,.1f} -> {self.bytes_after / 2**20:,.1f} MiB in {self.output}"
+            f"{self.input}: {counts.get('quantize', 0)} layers to {kinds(self.layers)}, {cast}"
+            f"{counts.get('keep', 0)} layers kept, {self.bytes_before / 2**20:,.1f} -> "
+            f"{self.bytes_after / 2**20:,.1f} MiB in {self.output}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,4 +148,5 @@ def _planned(step: Step, layer: bool) -> PlannedTensor:
         bytes_in=0 if step.action == "write" else step.source.nbytes,
         bytes_out=step.output_bytes,
         reason=step.reason,
+        kind=step.format.kind() if step.format else "",
     )

@@ -36,7 +36,7 @@ def corrected_bias(
 def static_scale(
     stats: LayerStats | None, options: QuantizeOptions
 ) -> tuple[torch.Tensor | None, str | None]:
-    """Return ``(input_scale float32 [] or None, note)``: absmax over the levels of INT8 activations.
+    """Return ``(input_scale float32 [] or None, note)``: absmax over the levels of activations.
 
     A rotated layer quantizes rotated inputs, whose absmax only samples can tell.
     """
@@ -45,15 +45,16 @@ def static_scale(
     rotation = options.format.rotation
     if INPUT_SCALE not in options.format.extras:
         return None, f"{options.format.layout} has no static activation scale"
+    top = weight_layout(options.format.layout).input_top
     if not rotation and stats.input_scale is not None:
-        return torch.tensor(stats.input_scale, dtype=torch.float32), _synthetic(stats)
+        return torch.tensor(stats.input_scale * (QMAX / top), dtype=torch.float32), _synthetic(stats)
     x = stats.samples
     if x is not None:
         peak = max(rows.abs().amax().item() for _, rows in tiles.row_tiles(x, options))
-        return torch.tensor(peak / QMAX, dtype=torch.float32), _synthetic(stats)
+        return torch.tensor(peak / top, dtype=torch.float32), _synthetic(stats)
     if rotation or stats.channel_max is None:
         return None, "no calibration samples to measure a rotated input with: no static activation scale"
-    return torch.tensor(stats.channel_max.amax().item() / QMAX, dtype=torch.float32), _synthetic(stats)
+    return torch.tensor(stats.channel_max.amax().item() / top, dtype=torch.float32), _synthetic(stats)
 
 
 def _synthetic(stats: LayerStats) -> str | None:

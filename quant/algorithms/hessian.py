@@ -17,9 +17,6 @@ from ..grid import Grid
 from .tiles import grid_of
 from .types import LayerStats, QuantizeOptions
 
-BLOCK = 128
-"""Columns quantized between two GEMMs."""
-
 DAMPING_STEPS = 4
 """How often a failing factorization is tried again, with ten times the damping each time."""
 
@@ -150,9 +147,8 @@ def column_order(
 
 
 def block_bounds(columns: int, grid: Grid) -> tuple[tuple[int, int], ...]:
-    """Return column blocks of at most BLOCK that never hold columns of two scales."""
-    edge = min(BLOCK, grid.columns) if grid.columns else BLOCK
-    return tuple((c, min(c + edge, columns)) for c in range(0, columns, edge))
+    """Return column blocks of the grid's `span`, which holds the columns of whole scales."""
+    return tuple((c, min(c + grid.span, columns)) for c in range(0, columns, grid.span))
 
 
 def factorize(

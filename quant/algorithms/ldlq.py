@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import chunks
-from ..grid import Grid
+from ..grid import Block, Grid
 from ..tensor import QuantizedTensor
 from . import tiles
 from .hessian import Factor, column_order, factorize, has_hessian, layer_hessian, use_bf16
@@ -107,16 +107,15 @@ def _quantize_tile(
     """
     factor, dtype = feedback.factor, feedback.operand.dtype
     w = w if factor.order is None else w[:, factor.order]
+    columns = torch.arange(w.shape[1]) if factor.order is None else factor.order.cpu()
     q = torch.empty(w.shape, dtype=torch.int8, device=w.device)
     for c0, c1 in factor.blocks:
         target = w[:, c0:c1]
         if c0:
             fed = w[:, :c0].to(dtype) @ feedback.operand[:c0, c0:c1]
             target = target + fed.float()
-        column = c0 if factor.order is None else int(factor.order[c0])
-        s = grid.column_view(scale, part, column)
-        grid.ldlq_(q[:, c0:c1], target, factor.matrix[c0:c1, c0:c1], s)
-        grid.residual_(w[:, c0:c1], q[:, c0:c1], s)
+        block = Block(factor.matrix[c0:c1, c0:c1], scale, part, columns[c0:c1])
+        grid.ldlq_block_(q[:, c0:c1], w[:, c0:c1], target, block)
     if factor.order is None:
         return q
     return torch.empty_like(q).index_copy_(1, factor.order, q)

@@ -34,7 +34,7 @@ def _chunked(weight: torch.Tensor, options: QuantizeOptions, name: str) -> Quant
     n, k = weight.shape
     device, grid = tiles.compute_device(weight, options), tiles.grid_of(options)
     layout = weight_layout(options.format.layout)
-    shared = None if grid.rows else tiles.absmax_scale(weight, options)
+    shared = None if grid.rows else tiles.fitted_scale(weight, options)
     made: dict[int, tuple[torch.Tensor, Params]] = {}
 
     def quantize(start: int, stop: int) -> None:
@@ -47,8 +47,7 @@ def _chunked(weight: torch.Tensor, options: QuantizeOptions, name: str) -> Quant
     chunks.in_chunks(n, options.row_chunk, quantize, multiple=multiple, name=name)
     parts = [made[start] for start in sorted(made)]
     if shared is not None:
-        codes = torch.cat([q for q, _ in parts])
-        return tiles.wrap(codes, shared.to(weight.device), weight.dtype, options)
+        return QuantizedTensor.of((torch.cat([q for q, _ in parts]), parts[0][1]), layout)
     return QuantizedTensor.of(layout.join_rows(parts), layout)
 
 

@@ -91,7 +91,7 @@ def layer_scale(
 
     ready: what `whole` made of the weight, if it did. ValueError, naming the layer, for NaN or Inf in it.
     """
-    find = search_scale if options.scale_search else absmax_scale
+    find = search_scale if options.scale_search else fitted_scale
     scale = find(weight, options, ready)
     refuse_non_finite(scale, name)
     return scale
@@ -103,23 +103,24 @@ def refuse_non_finite(scale: torch.Tensor, name: str) -> None:
         raise ValueError(f"{name or 'layer'}: the weight holds NaN or Inf")
 
 
-def absmax_scale(
+def fitted_scale(
     weight: torch.Tensor, options: QuantizeOptions, ready: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the scales, in `Grid.scale_shape`, that spread the levels over the largest (rotated) weights."""
-    grid = grid_of(options)
-    peaks = torch.cat([grid.peaks(work) for _, work in row_tiles(weight, options, ready=ready)])
-    return grid.scale_from(peaks if grid.rows else peaks.amax(0, keepdim=True))
+    """Return the scales, in `Grid.scale_shape`, that the grid finds for the (rotated) weights by itself."""
+    grid, parts = grid_of(options), row_tiles(weight, options, ready=ready)
+    if grid.rows:
+        return torch.cat([grid.fit(work) for _, work in parts])
+    return grid.scale_from(torch.cat([grid.peaks(work) for _, work in parts]).amax(0, keepdim=True))
 
 
 def search_scale(
     weight: torch.Tensor, options: QuantizeOptions, ready: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the scales of least squared rounding error among SHRINKS times `absmax_scale`.
+    """Return the scales of least squared rounding error among SHRINKS times `fitted_scale`.
 
     Shaped likewise; the larger scale wins a tie. NaN and Inf pass through.
     """
-    grid, start = grid_of(options), absmax_scale(weight, options, ready)
+    grid, start = grid_of(options), fitted_scale(weight, options, ready)
     if not torch.isfinite(start).all():
         return start
     tried = [grid.settle(start * s) for s in SHRINKS]

@@ -11,6 +11,8 @@ from ...files.dtypes import dtype_name
 from ...formats import CheckpointError, Format, StoredTensor, Tensors
 from ...formats.names import FULL_PRECISION, INPUT_SCALE, PRE_QUANT_SCALE, WEIGHT
 from ...kernels import rotate
+from ...kernels.rotation import float_chunks
+from ...kernels.scales import QMAX
 from ..grid import Grid
 from .base import LAYOUTS, QuantizedLayout
 
@@ -29,11 +31,11 @@ class WeightLayout(QuantizedLayout):
     full_precision_matrix_mult, where it asks for float products.
     """
 
-    resident: ClassVar[bool] = True
-    """Whether a loaded model keeps such weights; else they become floats when they are loaded."""
-
     quantizes_activations: ClassVar[bool] = False
     """Whether `linear` rounds its input too (W8A8)."""
+
+    input_top: ClassVar[float] = QMAX
+    """What a static activation scale spreads over the largest input."""
 
     @classmethod
     def load(
@@ -77,13 +79,20 @@ class WeightLayout(QuantizedLayout):
     ) -> tuple[torch.Tensor, Params]:
         """Round [N, K] to nearest, rotated first where `form` is; return (qdata, params).
 
-        scale: in the grid's `scale_shape`, None for the grid's own from the peaks.
+        scale: in the grid's `scale_shape`, None for the grid's own. Rows are taken a cache-sized part at a
+        time.
         """
-        grid = cls.grid(form)
-        work = rotate(tensor.float(), form.rotation) if form.rotation else tensor.float()
-        scale = grid.scale_from(grid.peaks(work)) if scale is None else scale
-        codes = grid.round(work, grid.view(scale, slice(0, work.shape[0]), work.shape[1]))
-        return cls.pack(codes.to(torch.int8), scale, form, tensor.dtype)
+        grid, (n, k) = cls.grid(form), tensor.shape
+        codes = torch.empty(n, k, dtype=torch.int8, device=tensor.device)
+        if scale is None and not grid.rows:
+            parts = float_chunks(tensor, grid.rotation)
+            scale = grid.scale_from(torch.cat([grid.peaks(work) for _, work in parts]).amax(0, keepdim=True))
+        found = []
+        for part, work in float_chunks(tensor, grid.rotation, max(grid.rows, 1)):
+            own, rows = (grid.fit(work), slice(0, work.shape[0])) if scale is None else (scale, part)
+            codes[part] = grid.round(work, grid.view(own, rows, k))
+            found.append(own)
+        return cls.pack(codes, torch.cat(found) if scale is None else scale, form, tensor.dtype)
 
     @classmethod
     def quantize(
@@ -200,7 +209,7 @@ class WeightLayout(QuantizedLayout):
         ragged = [t[WEIGHT].shape[0] for _, t in stored[:-1] if t[WEIGHT].shape[0] % form.row_step]
         if ragged:
             raise ValueError(f"{ragged[0]} rows are no whole blocks of {form.row_step}")
-        if any(not torch.equal(first[s], t[s]) for _, t in stored for s in first if s not in own):
+        if any(not same(first[s], t[s]) for _, t in stored for s in first if s not in own):
             raise ValueError("quantized in different ways")
         joined = {s: torch.cat([t[s] for _, t in stored]) if s in own else first[s] for s in first}
         return loaded(form, joined, parts[0][1]["orig_dtype"])
@@ -219,6 +228,11 @@ def loaded(
     """Return what the format's layout loads, with what ``comfy_quant`` says beside the tensors."""
     qdata, params = weight_layout(form.layout).load(form, tensors, dtype)
     return qdata, {**params, FULL_PRECISION: True} if form.full_precision_matrix_mult else params
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors of one dtype are equal to the bit; `torch.equal` takes no FP8."""
+    return a.shape == b.shape and torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (a, b)))
 
 
 def weight_layout(name: str) -> type[WeightLayout]:

@@ -19,7 +19,6 @@ from ...formats import CheckpointError, Format, StoredTensor
 from ...formats.names import CONFIG, SCALE, WEIGHT, tensor_name
 from ...names.keymap import IDENTITY, KeyMap, Mapped, map_for
 from ...names.prefixes import CHECKPOINT
-from ..layouts import weight_layout
 from .rows import swap_halves, take_rows
 from .stored import as_parameter, build_weight, companions, layer_format
 
@@ -36,7 +35,6 @@ class LoadReport:
     path: str
     prefix: str
     quantized: dict[str, str] = field(default_factory=dict)
-    dequantized: list[str] = field(default_factory=list)
     plain: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -48,9 +46,9 @@ class LoadReport:
     def summary(self) -> str:
         """Return one line: counts, bytes and rate."""
         rate = self.bytes_read / 1e9 / max(self.seconds, 1e-9)
-        extra = f", {len(self.dequantized)} float8 layers dequantized" if self.dequantized else ""
+        kinds = ", ".join(f"{n} {name} weights" for name, n in Counter(self.quantized.values()).items())
         return (
-            f"{len(self.quantized)} INT8 weights, {self.plain} other tensors{extra}; "
+            f"{kinds or 'no quantized weights'}, {self.plain} other tensors; "
             f"{self.bytes_read / 1e6:.1f} MB in {self.seconds:.2f} s ({rate:.1f} GB/s)"
         )
 
@@ -78,12 +76,12 @@ def load_quantized(
     """Fill `model` in place from a safetensors checkpoint, quantized or not; returns a LoadReport.
 
     model: built as usual or inside `empty_weights()`; its parameters are replaced one after the other, so
-        memory stays near the larger of model and file. INT8 weights become QuantizedTensors, the
+        memory stays near the larger of model and file. Quantized weights become QuantizedTensors, the
         modules stay what they are; every loaded parameter has requires_grad=False.
     path: a file, a ``*.safetensors.index.json`` or a folder of shards.
     device: where the tensors go; None is where each parameter is, or the CPU for meta parameters.
-    dtype: cast floating tensors (and the logical dtype of INT8 weights); None keeps the file's own,
-        INT8 weights taking the file's most frequent float dtype.
+    dtype: cast floating tensors (and the logical dtype of quantized weights); None keeps the file's own,
+        quantized weights taking the file's most frequent float dtype.
     strict: CheckpointError for missing or unexpected names before any tensor is read, with the nearest
         name as a hint; False reports them instead.
     prefix: what the file puts before the model's names; None finds it (`CHECKPOINT`). Other tensors of an
@@ -91,7 +89,7 @@ def load_quantized(
     key_map: None uses the table of the model's class (`names.families`) if that fits the file better
         than its plain names.
 
-    Float8 layers are dequantized. CheckpointError, naming the layer, for anything that would give
+    CheckpointError, naming the layer, for anything that would give
     noise: integers without ``comfy_quant``, a scale or a rotation that does not fit.
     """
     start = time.perf_counter()
@@ -268,10 +266,7 @@ def _read(file, source, logical, dtype, configs, report) -> torch.Tensor:
     layer = source.name.rpartition(".")[0]
     extras = {leaf: file.read(name) for leaf, name in source.extras.items() if leaf != CONFIG}
     report.bytes_read += sum(e.nbytes for e in extras.values())
-    if weight_layout(source.config.layout).resident:
-        report.quantized[layer] = source.config.name
-    else:
-        report.dequantized.append(layer)
+    report.quantized[layer] = source.config.name
     return build_weight(source.config, {WEIGHT: tensor, **extras}, logical)
 
 

@@ -32,20 +32,17 @@ def layer_format(raw: torch.Tensor | Mapping[str, Any], tensors: Tensors, layer:
     return read_format(config, tensors, layer)
 
 
-def build_weight(form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+def build_weight(form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> QuantizedTensor:
     """Return a layer's weight [N, K] from its stored tensors by suffix (``weight`` among them).
 
-    form: as `layer_format` read it from these tensors. dtype: the logical dtype. A layout
-    that models do not keep gives a plain tensor instead.
+    form: as `layer_format` read it from these tensors. dtype: the logical dtype.
     """
-    layout = weight_layout(form.layout)
-    made = QuantizedTensor.of(loaded(form, tensors, dtype), layout)
-    return made if layout.resident else made.dequantize()
+    return QuantizedTensor.of(loaded(form, tensors, dtype), weight_layout(form.layout))
 
 
 def read_weight(
     raw: Any, tensors: Mapping[str, torch.Tensor], layer: str, dtype: torch.dtype
-) -> tuple[Format, torch.Tensor]:
+) -> tuple[Format, QuantizedTensor]:
     """Return the format of `layer` and its weight, from ``comfy_quant`` and the tensors by suffix.
 
     As `layer_format` and `build_weight`, with their errors.

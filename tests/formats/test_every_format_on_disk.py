@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from format_cases import READ_ONLY, WRITTEN, decoded, described, json_tensor, layer
+from format_cases import CASES, WRITTEN, decoded, described, json_tensor, layer, same
 from models import save
 from safetensors.torch import load_file
 from torch import nn
@@ -15,11 +15,12 @@ from convert_to_quant.converter.edit.run import edit
 from convert_to_quant.converter.edit.settings import EditSettings
 from convert_to_quant.converter.stored.inspect import inspect_file
 from convert_to_quant.converter.verify.run import verify
+from convert_to_quant.formats.float8 import Float8
 from convert_to_quant.quantization import convert_to_int8
 from convert_to_quant.runtime import LowRank, apply_lora, load_quantized, save_quantized
 
 written = pytest.mark.parametrize("case", WRITTEN, ids=str)
-read_only = pytest.mark.parametrize("case", READ_ONLY, ids=str)
+fp8 = pytest.mark.parametrize("case", [c for c in CASES if isinstance(c.form, Float8)], ids=str)
 
 
 class Net(nn.Module):
@@ -87,7 +88,7 @@ def test_a_conversion_writes_what_the_format_says(case, files):
         want = weights(case)[f"{name}.weight"].double().numpy()
         error = decoded(case, tensors) - want
         db = 10 * np.log10((want**2).sum() / (error**2).sum())
-        assert db > 25
+        assert db > case.least_db
         assert row.sqnr_db == pytest.approx(db, abs=0.01)
 
 
@@ -115,7 +116,7 @@ def test_edit_makes_floats_of_it(case, files, tmp_path):
     assert (np.abs(got.double().numpy() - want) <= step).all()
     assert {n for n in after if n.startswith("fc0.")} == {"fc0.weight"}
     rest = [n for n in before if not n.startswith("fc0.")]
-    assert all(torch.equal(after[n], before[n]) for n in rest)
+    assert all(same(after[n], before[n]) for n in rest)
 
 
 @written
@@ -125,10 +126,10 @@ def test_loading_and_saving_changes_no_bit(case, files, net, tmp_path):
     again = load_file(save_quantized(model, tmp_path / "again.safetensors"))
     before = {n: t for n, t in load_file(files(case)[1]).items() if n != "norm"}
     assert list(again) == list(before)
-    assert all(again[n].dtype == t.dtype and torch.equal(again[n], t) for n, t in before.items())
+    assert all(same(again[n], t) for n, t in before.items())
 
 
-@pytest.mark.parametrize("case", [*WRITTEN, *READ_ONLY], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_float_products_stay_asked_for(case, tmp_path):
     """ComfyUI reads and writes ``full_precision_matrix_mult``: loading and saving must not lose it."""
     config = {**case.config, "full_precision_matrix_mult": True}
@@ -152,12 +153,12 @@ def test_a_lora_goes_on_and_comes_off_to_the_bit(case, files, net):
     with apply_lora(model, {"fc0": delta}):
         want += delta.delta(torch.device("cpu"))
         error = model.fc0.weight.dequantize() - want
-        assert error.square().sum() < 0.001 * want.square().sum()
-    assert all(torch.equal(t, before[name]) for name, t in weight.inner_tensors().items())
+        assert error.square().sum() < 10 ** (-case.least_db / 10) * want.square().sum()
+    assert all(same(t, before[name]) for name, t in weight.inner_tensors().items())
 
 
-@read_only
-def test_fp8_is_verified_and_becomes_floats(case, tmp_path):
+@fp8
+def test_fp8_of_others_is_verified_and_loads(case, tmp_path):
     original = save(tmp_path / "o.safetensors", weights(case))
     path = save(tmp_path / "q.safetensors", fp8_file(case))
     found = verify(original, path)
@@ -165,15 +166,14 @@ def test_fp8_is_verified_and_becomes_floats(case, tmp_path):
     assert [r.name for r in found.layers] == names(case)
     model = Net(case)
     report = load_quantized(model, path, strict=False, dtype=torch.float32)
-    assert report.dequantized == names(case)
+    assert list(report.quantized) == names(case)
     for name in names(case):
         want = decoded(case, layer(path, name)[0])
-        assert np.allclose(
-            model.get_submodule(name).weight.detach().double().numpy(), want, rtol=1e-6, atol=0
-        )
+        got = model.get_submodule(name).weight.dequantize().double().numpy()
+        assert np.allclose(got, want, rtol=1e-6, atol=0)
 
 
-@read_only
+@fp8
 def test_fp8_is_a_source_of_a_conversion(case, tmp_path):
     source = save(tmp_path / "s.safetensors", fp8_file(case))
     target = tmp_path / "t.safetensors"
@@ -209,6 +209,7 @@ def encoded(case, w: torch.Tensor) -> dict[str, torch.Tensor]:
         integers = (w * 20).round().clamp(-127, 127).to(torch.int8)
         return {"weight": integers, "weight_scale": torch.ones(wanted["weight_scale"][1])}
     dtype = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[wanted["weight"][0]]
-    scale = w.abs().max() / 400 if scaled(case) else torch.ones(())
+    shape = wanted.get("weight_scale", ("F32", ()))[1]
+    scale = w.abs().max() / 400 * torch.ones(shape) if scaled(case) else torch.ones(())
     beside = {"weight_scale": scale} if scaled(case) else {}
     return {"weight": (w / scale).to(dtype), **beside}

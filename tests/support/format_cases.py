@@ -53,8 +53,9 @@ class Case:
 
     config: its ``comfy_quant``. tensors: of a weight [N, K]. decode: the float64 weight [N, K] of stored
     tensors and their ``comfy_quant``. options: of a conversion that writes it, None where it is only read.
-    columns: K is a multiple of it. optional: tensors without which the layer means something else, and can
-    be read. fields: further choices, for formats that are read back. shapes: of the layers of a small model.
+    columns: K is a multiple of it. least_db: weight SQNR of Gaussian weights. optional: tensors without
+    which the layer means something else, and can be read. fields: further choices, for formats that are read
+    back. shapes: of the layers of a small model.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Case:
     decode: Callable[[Arrays, dict[str, Any]], np.ndarray]
     options: dict[str, Any] | None = None
     columns: int = 1
+    least_db: float = 25
     optional: tuple[str, ...] = ()
     fields: dict[str, st.SearchStrategy] = field(default_factory=dict)
     shapes: tuple[tuple[int, int], ...] = ((131, 192), (130, 128))
@@ -189,6 +191,7 @@ CASES = (
         {"format": "float8_e4m3fn"},
         _float8("F8_E4M3", True),
         float8(4),
+        {"format": "fp8"},
         optional=("weight_scale",),
         fields=_SCALED,
     ),
@@ -198,7 +201,18 @@ CASES = (
         {"format": "float8_e5m2"},
         _float8("F8_E5M2", True),
         float8(5),
+        {"format": "fp8_e5m2"},
         optional=("weight_scale",),
+        least_db=23,
+    ),
+    Case(
+        "float8_e4m3fn with row scales",
+        Float8E4M3(row_scales=True),
+        {"format": "float8_e4m3fn"},
+        lambda n, k: {"weight": ("F8_E4M3", (n, k)), "weight_scale": ("F32", (n, 1))},
+        float8(4),
+        optional=("weight_scale",),
+        fields={"row_scales": st.booleans()},
     ),
     Case(
         "float8_e4m3fn without a scale",
@@ -230,6 +244,16 @@ def stored(
     extras: Shapes = {"input_scale": ("F32", ()), "pre_quant_scale": ("F32", (shape[1],))}
     wanted = {**case.tensors(*shape), **{s: extras[s] for s in extra}}
     return {s: made(*what, seed + i) for i, (s, what) in enumerate(wanted.items())}
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal to the bit; torch.equal takes no FP8."""
+    return a.dtype == b.dtype and a.shape == b.shape and bytes(as_bytes(a)) == bytes(as_bytes(b))
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of a tensor."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def described(tensors: Mapping[str, torch.Tensor]) -> Tensors:

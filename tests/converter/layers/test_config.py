@@ -65,7 +65,7 @@ def test_order_is_kept(tmp_path):
             {"a": {"format": "int8_tensor"}},
             "format: there is no format 'int8_tensor'; did you mean 'int8_tens",
         ),
-        ({"a": {"format": "float8_e4m3fn"}}, "there is no format 'float8_e4m3fn'"),
+        ({"a": {"format": "float8_e4m3"}}, "there is no format 'float8_e4m3'; did you mean 'float8_e4m3fn'?"),
         ({"a": {"format": 8}}, "format: must be a text, not 8"),
         ({"a": {"block_size": 100}}, "block_size: the block size must be a power of two"),
         ({"a": {"block_size": "64"}}, "block_size: must be a whole number, not '64'"),

@@ -46,7 +46,9 @@ def test_analyze_prints_every_layer_and_writes_nothing(model, capsys, flags):
     lines = capsys.readouterr().out.splitlines()
     by_name = {line.split()[0]: line for line in lines if line}
     assert by_name["blocks.0.attn.qkv"].split()[1:8] == ["768", "x", "256", "row", "+", "convrot", "256"]
-    assert by_name["blocks.0.attn.qkv"].endswith("rtn        cpu           0.4      0.2  block of blocks")
+    assert by_name["blocks.0.attn.qkv"].endswith(
+        "rtn        cpu           0.4      0.2         1.016  block of blocks"
+    )
     assert by_name["x_embedder"].endswith("outside the repeated blocks")
     assert "  kept: bias: 3 tensors, 0.0 MiB" in lines
     assert f"{model}: 6 layers to INT8, 2 layers kept" in lines[-2]

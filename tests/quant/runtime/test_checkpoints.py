@@ -179,15 +179,16 @@ def test_header_metadata_stands_in_for_and_overrides_the_layers_own(net, tmp_pat
     assert "disagree" in caplog.text
 
 
-def test_float8_layers_are_dequantized(tmp_path):
+def test_float8_layers_of_others_stay_float8(tmp_path):
     w = torch.randn(64, 64)
     scale = w.abs().max() / 448
     tensors = stored((w / scale).to(torch.float8_e4m3fn), scale, format="float8_e4m3fn")
     save_file({f"0.{k}": v for k, v in tensors.items()}, tmp_path / "a.safetensors")
     model = nn.Sequential(nn.Linear(64, 64, bias=False))
     report = load_quantized(model, tmp_path / "a.safetensors", dtype=torch.float32)
-    assert report.dequantized == ["0"]
-    torch.testing.assert_close(model[0].weight, w, rtol=0.07, atol=0.01)
+    assert report.quantized == {"0": "float8_e4m3fn"}
+    assert model[0].weight._qdata.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(model[0].weight.dequantize(), w, rtol=0.07, atol=0.01)
 
 
 @pytest.mark.parametrize(
