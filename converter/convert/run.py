@@ -108,6 +108,8 @@ class _Run:
     def _read(self, step: Step) -> _Read | None:
         if step.action in ("quantize", "cast"):
             return _Read(read_weight(self._checkpoint, step), read_bias(self._checkpoint, step))
+        if step.source.strides is not None:
+            return _Read(self._checkpoint.read(step.name))
         return _Read(read_merged(self._checkpoint, step)) if step.merges else None
 
     def _work(self, step: Step, read: _Read | None) -> Any:

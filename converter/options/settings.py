@@ -42,7 +42,8 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         required=True,
         nargs="+",
         action="extend",
-        help="a .safetensors file, a *.safetensors.index.json or a folder of shards; several make a batch",
+        help="a .safetensors file, a *.safetensors.index.json, a folder of shards, or a .pth, .ckpt or .bin; "
+        "several make a batch",
     )
     output_file: str | None = option(
         None,
