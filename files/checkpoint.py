@@ -1,4 +1,4 @@
-"""Reading checkpoints: one safetensors file, a sharded index, a folder of shards, or what torch.save wrote.
+"""Reading safetensors checkpoints: one file, a sharded index or a folder of shards.
 
 Only headers are read when a checkpoint is opened. Tensors are read with ``pread`` into their own
 memory, not mapped: mapped pages count as this process's memory for as long as the kernel likes, and fault
@@ -8,16 +8,13 @@ if the file is replaced.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from ..formats.errors import CheckpointError
-from .dtypes import nbytes, torch_dtype
+from .dtypes import torch_dtype
 from .header import TensorInfo, read_header
 from .memory import in_huge_pages
-from .mistaken import not_there
-from .pickled import ENDINGS, MAGIC, read_pickled
 from .regular import open_regular, read_json, unreadable
 
 if TYPE_CHECKING:
@@ -88,31 +85,17 @@ class Checkpoint:
         import torch  # a header is read without it
 
         dtype = computable_dtype(info)
-        if info.strides is not None:
-            return self._read_strided(info, info.strides)
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         if huge_pages:
             in_huge_pages(raw)
         self.read_into(info, raw.numpy().data)
         return raw.view(dtype).view(info.shape)
 
-    def _read_strided(self, info: TensorInfo, strides: tuple[int, ...]) -> torch.Tensor:
-        """Read a tensor whose elements do not lie one after the other, and put them so."""
-        steps = sum((n - 1) * step for n, step in zip(info.shape, strides, strict=True))
-        span = replace(info, shape=(1 + steps,), nbytes=nbytes(info.dtype, (1 + steps,)), strides=None)
-        return self.read_tensor(span).as_strided(info.shape, strides).contiguous()
-
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the tensor's bytes from byte `start` on.
 
         CheckpointError when the file ends before the buffer is full.
         """
-        if info.strides is not None:
-            import torch
-
-            raw = self.read_tensor(info).flatten().view(torch.uint8).numpy().data
-            buffer[:] = raw[start : start + len(buffer)]
-            return
         done, total = 0, len(buffer)
         fd = self.descriptor(info.file)
         while done < total:
@@ -145,20 +128,17 @@ def _pread_into(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a ``.safetensors`` file, a ``*.safetensors.index.json``, a folder of shards, or a ``.pth``.
-
-    What ``torch.save`` wrote (``.pth``, ``.pt``, ``.ckpt``, ``.bin``, shards of them with an index) is read
-    by `pickled`.
+    """Open a ``.safetensors`` file, a ``*.safetensors.index.json``, or a folder of shards.
 
     Raises CheckpointError, saying what is wrong and where, for a missing, truncated or corrupt file,
     a shard that is missing, or a tensor that two shards hold.
     """
-    given, path = path, Path(path)
+    path = Path(path)
     try:
         os.stat(path)
         files, expected = _files_of(path)
     except FileNotFoundError as e:
-        raise CheckpointError(not_there(given)) from e
+        raise CheckpointError(f"{path}: no such file or folder") from e
     except CheckpointError:
         raise
     except (OSError, ValueError) as e:
@@ -166,7 +146,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        found, meta = _read_any(file)
+        found, meta = read_header(file)
         for name, info in found.items():
             if name in tensors:
                 raise CheckpointError(
@@ -184,30 +164,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(path, files, tensors, metadata)
 
 
-def _read_any(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Read what a file lists, by what it is: torch's archives are told by their first bytes."""
-    with os.fdopen(open_regular(file), "rb") as f:
-        head = f.read(len(MAGIC))
-    return (read_pickled(file), {}) if head == MAGIC else read_header(file)
-
-
 def _files_of(path: Path) -> tuple[list[Path], list[str]]:
     """Return the files of a checkpoint and the names its index promises."""
     if path.is_dir():
-        indices = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.bin.index.json"))
+        indices = sorted(path.glob("*.safetensors.index.json"))
         if len(indices) > 1:
             raise CheckpointError(
                 f"{path}: holds {len(indices)} indices ({indices[0].name}, ...): name one of them"
             )
         if indices:
             return _files_of(indices[0])
-        shards = sorted(path.glob("*.safetensors")) or sorted(path.glob("*model*.bin"))
+        shards = sorted(path.glob("*.safetensors"))
         if not shards:
-            others = [p.name for p in sorted(path.iterdir()) if p.suffix in ENDINGS]
-            if others:
-                raise CheckpointError(
-                    f"{path}: no .safetensors file in this folder; name a file, as {others[0]}"
-                )
             inner = [p.name for p in sorted(path.iterdir()) if p.is_dir() and any(p.glob("*.safetensors"))]
             hint = f"; did you mean {path / inner[0]}?" if inner else ""
             raise CheckpointError(f"{path}: no .safetensors file in this folder{hint}")

@@ -93,6 +93,8 @@ class Format:
     """The words of ``--scaling_mode`` that this format answers to, its own first."""
     rotates: ClassVar[bool] = False
     """Whether its weights may be rotated (ConvRot)."""
+    activations: ClassVar[str] = "int8"
+    """What the runtime multiplies its weights with; formats that share it can be mixed in one model."""
     weight_dtype: ClassVar[str] = "I8"
     """Safetensors dtype of the weight."""
     suffixes: ClassVar[tuple[str, ...]] = (SCALE,)

@@ -29,6 +29,12 @@ def options() -> list[str]:
     return list(dict.fromkeys(f.option for f in written()))
 
 
+def mixable(name: str) -> list[str]:
+    """Return the options that stock ComfyUI loads and that take the same activations as format `name`."""
+    own = chosen(name, None).activations
+    return list(dict.fromkeys(f.option for f in written() if f.stock_since and f.activations == own))
+
+
 def writable() -> list[str]:
     """Return every name that a format to write can be given by: options, then names on disk."""
     return list(dict.fromkeys([*options(), *(f.name for f in written())]))

@@ -21,6 +21,7 @@ class Float8(Format):
 
     layout: ClassVar[str] = "TensorCoreFP8Layout"
     stock_since: ClassVar[str] = "0.29"
+    activations: ClassVar[str] = "float"
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     scaled: bool = True

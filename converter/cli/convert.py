@@ -5,6 +5,7 @@ torch is loaded by a conversion only: a dry run takes a tenth of the time that l
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ...formats.errors import ConversionError
@@ -21,9 +22,15 @@ def run_one(settings: Settings, command: CommandOptions) -> int:
     if command.dry_run == "create-template":
         _write_template(settings)
         return 0
+    if command.html and not (command.dry_run and settings.target_size):
+        raise ConversionError("--html draws size against quality: it needs --dry-run and --target-size")
     report = _report(settings, command)
     if settings.json:
         report.save_json(settings.json)
+    if command.html:
+        from ..pages.mix import render
+
+        Path(command.html).write_text(render(report, report.mix), encoding="utf-8")
     _show(report, settings, command)
     return 0
 
@@ -32,6 +39,8 @@ def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions)
     """Convert or plan several models, show each as it is done, then a table; returns 1 when any failed."""
     if command.dry_run == "create-template":
         raise ConversionError("--dry-run create-template makes the template of one model; name one with -i")
+    if command.html:
+        raise ConversionError("--html draws the curve of one model; name one with -i")
     batch = plan_batch(inputs, settings, command.pattern, command.lora_map, make_folder=not command.dry_run)
 
     def one(job: Settings) -> Any:

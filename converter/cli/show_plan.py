@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from ..plan.dry_run import PlannedTensor, PlanReport
+from .show_mix import mix_lines
 from .text import say
 
 _MIB = 2**20
@@ -22,6 +23,8 @@ def plan_lines(report: PlanReport) -> list[str]:
     """Return a plan as text. Plain columns: rich takes longer for two thousand rows than planning does."""
     lines = list(_columns([_HEAD, *(_row(t) for t in report.layers)]))
     lines += ["", "Other tensors", *_others(t for t in report.tensors if not t.layer), ""]
+    if report.mix is not None:
+        lines += [*mix_lines(report.mix), ""]
     lines += [f"note: {note}" for note in report.notes]
     return [*lines, report.summary(), _expectation(report)]
 

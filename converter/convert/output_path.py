@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 from ...files.checkpoint import Checkpoint
-from ...files.pickled import ENDINGS
 from ...formats import Asked
 from ...formats.choose import chosen
 from ...formats.errors import ConversionError
@@ -48,7 +47,7 @@ def asked_output(source: Path, settings: Settings, folder: Path | None = None) -
 def model_stem(source: Path) -> str:
     """Return a model's name without the endings of its file or index."""
     name = source.name
-    for ending in (".safetensors.index.json", ".safetensors", ".bin.index.json", *ENDINGS):
+    for ending in (".safetensors.index.json", ".safetensors"):
         name = name.removesuffix(ending)
     return name
 

@@ -11,8 +11,8 @@ import torch
 from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.memory import return_freed_buffers
 from ...files.writer import OutputFile
+from ..budget.plan import make_plan
 from ..options.settings import Settings
-from ..plan.build import build_plan
 from ..plan.estimate import bytes_held, in_flight_limit
 from ..plan.merges import merged_note
 from ..plan.steps import Plan, Step
@@ -34,7 +34,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     started = time.perf_counter()
     return_freed_buffers()
     with open_checkpoint(settings.input_file) as checkpoint:
-        plan = build_plan(checkpoint, settings)
+        plan = make_plan(checkpoint, settings)
         output = output_path(checkpoint, plan, settings)
         file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan, settings))
         try:
@@ -108,8 +108,6 @@ class _Run:
     def _read(self, step: Step) -> _Read | None:
         if step.action in ("quantize", "cast"):
             return _Read(read_weight(self._checkpoint, step), read_bias(self._checkpoint, step))
-        if step.source.strides is not None:
-            return _Read(self._checkpoint.read(step.name))
         return _Read(read_merged(self._checkpoint, step)) if step.merges else None
 
     def _work(self, step: Step, read: _Read | None) -> Any:

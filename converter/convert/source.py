@@ -62,8 +62,6 @@ def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...])
 def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     """Read the weight as float32, converted part by part: it is never held in two dtypes."""
     info = step.source
-    if info.strides is not None:
-        return checkpoint.read_tensor(info).float()
     weight = in_huge_pages(torch.empty(info.shape, dtype=torch.float32))
     flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
     for start in range(0, info.numel, _PART):

@@ -115,13 +115,12 @@ def _perform(checkpoint: Checkpoint, step: Step, file: OutputFile) -> None:
     output = step.outputs[0]
     if step.action == "write":
         file.write(output.name, step.data)
-    elif output.dtype == step.source.dtype and step.source.strides is None:
+    elif output.dtype == step.source.dtype:
         file.copy(output.name, checkpoint.descriptor(step.source.file), step.source.offset)
     else:
         import torch  # an edit that only copies does without
 
-        values = checkpoint.read(step.name)
-        values = values if output.dtype == step.source.dtype else values.to(torch.float32)
+        values = checkpoint.read(step.name).to(torch.float32).contiguous()
         file.write(output.name, values.reshape(-1).view(torch.uint8).numpy().data)
 
 

@@ -57,6 +57,14 @@ class CommandOptions:
         help="for several models, a JSON file that says which LoRAs to merge into which: its keys are file "
         "names or globs",
     )
+    html: str | None = option(
+        None,
+        "--html",
+        "--plot",
+        group="checks",
+        metavar="FILE",
+        help="with --dry-run and --target-size, also draw size against quality, as one HTML page",
+    )
     verbose: bool | str = option(
         False,
         "--verbose",

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from ...formats.algorithms import ALGORITHMS, ROUNDING
 from ...formats.choose import DEFAULT, chosen, granularities, granularity_name, options
 from ..presets import KEEP_SETS
+from .budget import BudgetOptions
 from .layers import LayerOptions
 from .lora import LoraOptions, paths_as_text
 from .quality import QualityOptions
@@ -30,7 +31,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class Settings(LayerOptions, LoraOptions, QualityOptions):
+class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
     """One conversion, as asked for. See the field's help for what each means."""
 
     input_file: str = option(
@@ -42,8 +43,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
         required=True,
         nargs="+",
         action="extend",
-        help="a .safetensors file, a *.safetensors.index.json, a folder of shards, or a .pth, .ckpt or .bin; "
-        "several make a batch",
+        help="a .safetensors file, a *.safetensors.index.json or a folder of shards; several make a batch",
     )
     output_file: str | None = option(
         None,
@@ -183,10 +183,23 @@ class Settings(LayerOptions, LoraOptions, QualityOptions):
             raise ValueError(
                 f"{asked.name} is LDLQ of rotated weights; with --no-convrot ask for --optimizer ldlq"
             )
+        self._check_budget()
         try:
             chosen(self.format, self.scaling_mode)
         except ValueError as e:
             raise ValueError(f"--format {self.format}: {e}") from e
+
+    def _check_budget(self) -> None:
+        """Refuse options that say nothing without the target size, or against it."""
+        if self.target_size is None:
+            alone = [f for f in ("min_format", "max_format") if getattr(self, f)]
+            if alone:
+                flag = f"--{alone[0].replace('_', '-')}"
+                raise ValueError(f"{flag} bounds the formats that --target-size chooses from; give that too")
+        elif self.fallback:
+            raise ValueError(
+                "--fallback names one format for all layers, --target-size one for each; leave one out"
+            )
 
     @property
     def algorithm(self) -> str | None:

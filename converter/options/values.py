@@ -14,6 +14,10 @@ FLOAT16 = "fp16"
 """What a layer can be stored as beside the formats."""
 
 
+KEEP = "keep"
+"""The word for layers that stay as they are in the input, where a format can be named."""
+
+
 def option(default: Any, *flags: str, help: str, group: str, **argparse: Any) -> Any:
     """Declare a field of Settings: its default, its flags (the first is shown first), its help and topic."""
     return field(
@@ -106,3 +110,15 @@ def plain_format(text: str) -> str:
             f"must be {' or '.join(known)}, not {text!r}; the scaling mode is an option of its own"
         )
     return name
+
+
+def format_option(text: str) -> str:
+    """Return a value of ``--format``; ValueError names the nearest."""
+    if text not in options():
+        raise ValueError(f"there is no format {text!r}; {nearest(text, options())}")
+    return text
+
+
+def largest_format(text: str) -> str:
+    """Return a value of ``--format``, or "keep" for layers as they are; ValueError names the nearest."""
+    return KEEP if text == KEEP else format_option(text)

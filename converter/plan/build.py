@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...files.checkpoint import Checkpoint, TensorInfo
@@ -20,6 +20,7 @@ from ..layers.rules import LayerRules, layer_rules
 from ..layers.selection import NEVER, Decision, could_be_linear, select
 from ..lora.merge import Merge, Merges, merge_notes, settings_merges
 from ..options.settings import Settings
+from ..options.values import KEEP
 from ..presets import Match, assume, detect
 from ..stored.companions import StoredQuant, is_marker, standard_name, stored_quant
 from .calibration import (
@@ -33,12 +34,18 @@ from .devices import Placer
 from .merges import left_out, merged_note, merges_of
 from .steps import Plan, Step, layer_outputs
 
+NO_MIX: Mapping[str, str] = {}
+"""All layers have the settings' format."""
+
 LEFT_OVER = "left over from an earlier quantization, beside a weight of floats"
 """Why a companion of a float weight is not carried over: the layer gets its own."""
 
 
-def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
+def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str, str] = NO_MIX) -> Plan:
     """Decide what happens to every tensor. Reads nothing but the header.
+
+    formats: the format of single layers, by layer, where that is not the settings' for all; "keep" leaves a
+    layer as it is.
 
     ConversionError when nothing would be quantized, for a rotation group or block size that a layer cannot
     have, and for a LoRA that does not fit.
@@ -51,7 +58,9 @@ def build_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     stored = _stored(checkpoint)
     companions = {name for quant in stored.values() for name in quant.names()}
     own = [t for t in checkpoint.tensors.values() if t.name not in companions and not is_marker(t.name)]
-    chosen = {t.name: recast(t, _choice(t, decisions[t.name], rules, settings), settings) for t in own}
+    chosen = {
+        t.name: recast(t, _choice(t, decisions[t.name], rules, settings, formats), settings) for t in own
+    }
     asked = {
         _layer(name): c.algorithm or settings.algorithm
         for name, c in chosen.items()
@@ -91,10 +100,16 @@ def _stored(checkpoint: Checkpoint) -> dict[str, StoredQuant]:
     return {n: q for n in weights if (q := stored_quant(checkpoint, n))}
 
 
-def _choice(info: TensorInfo, decision: Decision, rules: LayerRules, settings: Settings) -> Decision:
+def _choice(
+    info: TensorInfo, decision: Decision, rules: LayerRules, settings: Settings, formats: Mapping[str, str]
+) -> Decision:
     """Decide what becomes of a tensor."""
     if decision.action == "remove" or not could_be_linear(info.name, info.shape):
         return decision
+    mixed = formats.get(_layer(info.name))
+    if mixed == KEEP:
+        return Decision("keep", "kept, for there is room for it")
+    settings = replace(settings, format=mixed) if mixed and mixed != settings.format else settings
     return choose(info, decision, rules.by_layer.get(_layer(info.name)), settings)
 
 

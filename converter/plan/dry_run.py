@@ -11,13 +11,14 @@ from typing import Any
 from ...files.checkpoint import open_checkpoint
 from ...files.writer import build_header
 from ...formats.errors import ConversionError
+from ..budget.plan import make_plan
 from ..convert.output_path import model_stem, output_path
 from ..convert.report import kinds
 from ..layers.config import write_layer_config
 from ..options.settings import Settings
-from .build import build_plan
 from .devices import describe_placement
 from .estimate import estimate
+from .mix import Mix
 from .steps import Step
 from .template import layer_steps, layer_template
 
@@ -50,7 +51,7 @@ class PlanReport:
     """A plan for people and programs.
 
     seconds: estimated, None where an algorithm's speed is not known; peak_bytes: estimated memory of the
-    whole process.
+    whole process. mix: how formats were chosen for a target size, None without one.
     """
 
     input: str
@@ -61,6 +62,7 @@ class PlanReport:
     bytes_after: int
     seconds: float | None
     peak_bytes: int
+    mix: Mix | None = None
 
     @property
     def layers(self) -> list[PlannedTensor]:
@@ -93,7 +95,7 @@ class PlanReport:
 def plan_conversion(settings: Settings) -> PlanReport:
     """Plan a conversion from headers alone. Raises what `convert` would raise before its first byte."""
     with open_checkpoint(settings.input_file) as checkpoint:
-        plan = build_plan(checkpoint, settings)
+        plan = make_plan(checkpoint, settings)
         output = output_path(checkpoint, plan, settings)
         expected = estimate(plan, settings)
         layers = {id(step) for step in layer_steps(plan)}
@@ -106,6 +108,7 @@ def plan_conversion(settings: Settings) -> PlanReport:
             bytes_after=build_header(plan.outputs, plan.metadata)[2],
             seconds=expected.seconds,
             peak_bytes=expected.peak_bytes,
+            mix=plan.mix,
         )
 
 
@@ -116,7 +119,7 @@ def create_template(settings: Settings) -> tuple[Path | None, str]:
     because people edit that file. ConversionError for that, and for -o naming a checkpoint.
     """
     with open_checkpoint(settings.input_file) as checkpoint:
-        text = write_layer_config(layer_template(build_plan(checkpoint, settings), settings))
+        text = write_layer_config(layer_template(make_plan(checkpoint, settings), settings))
         return _template_path(checkpoint.path, settings.output_file), text
 
 

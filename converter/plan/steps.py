@@ -13,6 +13,7 @@ from ...formats.config import encode_config
 from ...formats.names import CONFIG, tensor_name
 from ..lora.merge import Merge, MergedLora
 from .calibration import NONE, Calibration
+from .mix import Mix
 
 if TYPE_CHECKING:
     from ...quant.placement import Placement
@@ -71,6 +72,7 @@ class Plan:
 
     notes: lines worth telling a person (the preset and why, layers that cannot rotate, ...).
     loras: what became of each LoRA file that is merged. calibration: what is known of the layers' inputs.
+    mix: how the formats were chosen for a target size, None without one.
     """
 
     steps: tuple[Step, ...]
@@ -78,6 +80,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     loras: tuple[MergedLora, ...] = ()
     calibration: Calibration = NONE
+    mix: Mix | None = None
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)

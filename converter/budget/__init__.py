@@ -1,0 +1,1 @@
+"""The best mix of formats that fits a size: ``--target-size``."""

@@ -1,0 +1,1 @@
+"""Pages of HTML: one file each, no scripts, nothing to load."""
