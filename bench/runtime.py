@@ -44,7 +44,7 @@ def overhead() -> dict[str, float]:
     """Return the microseconds that a QuantizedTensor adds to its op, for tiny shapes where it shows most."""
     torch.manual_seed(0)
     module = nn.Linear(64, 64).requires_grad_(False)
-    quantize_model(module, rotation=16)
+    quantize_model(module, rotation=16, include="*")
     q, bias, x = module.weight, module.bias, torch.randn(1, 64)
     args = (x, q._qdata, q._layout_params["scale"], bias, 16, None)
     real, op, constant = int8_layout.ops, torch.ops.convert_to_quant.int8_linear, torch.zeros(1, 64)

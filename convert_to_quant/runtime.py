@@ -8,6 +8,7 @@ Example::
     print(load_quantized(model, "model-int8.safetensors", device="cuda").summary())
 """
 
+from .converter.model import quantize_model
 from .namesake import warn as _warn_of_namesake
 from .quant.algorithms import LayerStats, QuantizeOptions
 from .quant.runtime import (
@@ -23,7 +24,7 @@ from .quant.runtime import (
     load_quantized,
     map_for,
     mixed_precision_ops,
-    quantize_model,
+    plain_state_dict,
     save_quantized,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "load_quantized",
     "map_for",
     "mixed_precision_ops",
+    "plain_state_dict",
     "quantize_model",
     "save_quantized",
 ]

@@ -1,6 +1,6 @@
 """Quantized tensors, their layouts, and the algorithms that choose their values."""
 
-from . import calibrated_ops, generic_ops, layout_ops
+from . import calibrated_ops, generic_ops, layout_ops, row_ops
 from .dispatch import register_generic_util, register_layout_op
 from .layouts import (
     LAYOUTS,
@@ -29,4 +29,5 @@ __all__ = [
     "layout_ops",
     "register_generic_util",
     "register_layout_op",
+    "row_ops",
 ]

@@ -95,14 +95,26 @@ def _pin_memory(func: Any, args: tuple, kwargs: dict) -> QuantizedTensor:
     return args[0].map_inner(lambda a: a.pin_memory())
 
 
+@register_generic_util(aten.record_stream.default)
+def _record_stream(func: Any, args: tuple, kwargs: dict) -> None:
+    for a in args[0].inner_tensors().values():
+        a.record_stream(args[1])
+
+
 @register_generic_util(aten.equal.default)
 def _equal(func: Any, args: tuple, kwargs: dict) -> bool:
     """Equal layouts hold equal bytes; anything else is compared as floats."""
     a, b = args
     if isinstance(a, QuantizedTensor) and isinstance(b, QuantizedTensor) and _same_kind(a, b):
         mine, theirs = _tensors(a), _tensors(b)
-        return torch.equal(a._qdata, b._qdata) and all(
-            torch.equal(v, theirs[k].reshape(v.shape)) for k, v in mine.items()
+        return torch.equal(_bits(a._qdata), _bits(b._qdata)) and all(
+            torch.equal(_bits(v), _bits(theirs[k].reshape(v.shape))) for k, v in mine.items()
         )
     dense = [v.dequantize() if isinstance(v, QuantizedTensor) else v for v in (a, b)]
     return torch.equal(*dense)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return eight-bit floats as their bytes: torch cannot compare them."""
+    small = tensor.is_floating_point() and tensor.element_size() == 1
+    return tensor.view(torch.uint8) if small else tensor

@@ -1,5 +1,6 @@
 """QuantizedTensor: integers and scales that stand where a float tensor stood."""
 
+import copy
 from typing import Any
 
 import torch
@@ -23,9 +24,20 @@ class QuantizedTensor(torch.Tensor):
 
     @staticmethod
     def __new__(
-        cls, qdata: torch.Tensor, layout_type: str | type[QuantizedLayout], layout_params: dict[str, Any]
-    ) -> "QuantizedTensor":
-        """Wrap existing integers. ValueError for an unknown layout."""
+        cls,
+        qdata: torch.Tensor,
+        layout_type: str | type[QuantizedLayout] | None = None,
+        layout_params: dict[str, Any] | None = None,
+        requires_grad: bool = False,
+    ) -> Any:
+        """Wrap existing integers. ValueError for an unknown layout.
+
+        With a tensor alone it answers as ``nn.Parameter`` does, for programs that make a parameter anew by
+        ``type(parameter)(value, requires_grad=...)``: a frozen parameter that shares a quantized tensor's
+        storage, and an ordinary parameter of an ordinary tensor.
+        """
+        if layout_type is None or layout_params is None:
+            return _parameter(qdata, requires_grad)
         layout = layout_class(layout_type)
         shape = layout_params.get("orig_shape", qdata.shape)
         if layout_params.get("transposed"):
@@ -40,6 +52,9 @@ class QuantizedTensor(torch.Tensor):
         self._layout_type = layout.__name__
         self._replace(qdata, layout_params)
         return self
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what `__new__` takes, which has done everything."""
 
     def _replace(self, qdata: torch.Tensor, params: dict[str, Any]) -> None:
         """Point to other storage of the same shape, dtype and device."""
@@ -100,6 +115,39 @@ class QuantizedTensor(torch.Tensor):
         with torch.inference_mode(self.is_inference()):
             return self.map_inner(fn or (lambda a: a), **changes)
 
+    @property  # type: ignore[override]  # torch declares an attribute there
+    def data(self) -> "QuantizedTensor":
+        """The same storage as a new tensor; setting it takes over another one's, on any device."""
+        return self.alias()
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        if not isinstance(other, QuantizedTensor):
+            raise TypeError(
+                f"{self} can only take over the storage of another quantized tensor, not of a plain "
+                f"{other.dtype} one; assign a new parameter to its module instead"
+            )
+        taken = other.alias()
+        taken._is_param = getattr(self, "_is_param", False)
+        # torch's own setter would leave the integers where they are.
+        torch.utils.swap_tensors(self, taken)
+
+    def data_ptr(self) -> int:
+        """Return where the integers are: different tensors must have different addresses."""
+        return self._qdata.data_ptr()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Return the float values as an array; see `torch.Tensor.numpy`."""
+        return self.dequantize().numpy(force=force)
+
+    def storage(self) -> Any:
+        """Raise RuntimeError: savers that ask for it would write nonsense."""
+        raise RuntimeError(
+            "a quantized tensor is several tensors and has no storage of its own, so it cannot be saved or "
+            "copied as bytes; use convert_to_quant.runtime.save_quantized(model, path), or give the "
+            "program plain_state_dict(model) from there instead of model.state_dict()"
+        )
+
     def share_memory_(self) -> "QuantizedTensor":
         """Move the integers and parameters to shared memory; torch's own crashes for want of a storage."""
         for a in self.inner_tensors().values():
@@ -153,6 +201,17 @@ class QuantizedTensor(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return _rebuild, (self._qdata, self._layout_type, self._layout_params)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedTensor":
+        """Copy storage and marks; torch's own looks for storage at `data_ptr`."""
+        if id(self) not in memo:
+            made = self.map_inner(lambda a: a.clone())
+            own = {"_qdata", "_layout_type", "_layout_params", *self.__tensor_flatten__()[0]}
+            made.__dict__.update(
+                {k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k not in own}
+            )
+            memo[id(self)] = made
+        return memo[id(self)]  # type: ignore[no-any-return]
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # untyped there
         extra = {
             k: v
@@ -178,6 +237,16 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
         return handler(op, (input, weight, bias), {})
     with torch._C.DisableTorchFunctionSubclass():
         return F.linear(input, weight, bias)
+
+
+def _parameter(tensor: torch.Tensor, requires_grad: bool) -> torch.nn.Parameter:
+    if not isinstance(tensor, QuantizedTensor):
+        return torch.nn.Parameter(tensor, requires_grad)
+    if requires_grad:
+        raise RuntimeError(f"{tensor} is stored as integers and takes no gradient; train an adapter on top")
+    made = tensor.alias()
+    made._is_param = True
+    return made  # type: ignore[return-value]  # a parameter by its mark
 
 
 def _rebuild(qdata: torch.Tensor, layout_type: str, params: dict[str, Any]) -> QuantizedTensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..plan.devices import usable_device
 from .cases import plan_cases
 from .report import Comparison
 from .score import layer_cases, score
@@ -28,9 +29,10 @@ def compare(
         batches are run too; elsewhere they are named as not run.
     dtype: of the cases other than the three dtype cases. runs: timed calls per case, after one untimed.
 
-    Only one model is in memory at a time. ConversionError for a factory, a checkpoint or an output that
-    cannot be used.
+    Only one model is in memory at a time. ConversionError for a device, a factory, a checkpoint or an output
+    that cannot be used.
     """
+    usable_device(device)
     cases = plan_cases(factory, dtype, long, seed)
     settings: dict[str, Any] = {"device": device, "seed": seed, "runs": runs}
     ref_side, ref_outputs, _ = run_side(reference, factory, cases, keep_layers=False, **settings)

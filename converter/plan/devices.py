@@ -48,10 +48,22 @@ def compute_device(settings: Settings) -> torch.device:
 
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(settings.device)
-    if device.type != "cpu" and not getattr(torch, device.type).is_available():
+    return usable_device(settings.device)
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device that ``--device`` names; ConversionError where torch cannot use it here."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ConversionError(f"--device {name}: no device has such a name; try cpu, cuda or cuda:1") from e
+    kind = getattr(torch, device.type, None)
+    there = kind.device_count() if kind is not None and kind.is_available() else 0
+    if device.type != "cpu" and (device.index or 0) >= there:
         raise ConversionError(
-            f"--device {settings.device}: this machine has no such device, or torch cannot use it; "
+            f"--device {name}: this machine has no such device, or torch cannot use it; "
             "leave the option out, or use --device cpu"
         )
     return device

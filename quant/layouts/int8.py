@@ -40,15 +40,23 @@ class Int8Layout(WeightLayout):
     def linear(
         cls, x: torch.Tensor, qdata: torch.Tensor, params: Params, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the INT8 product with activations quantized per row; differentiable in x where wanted."""
+        """Return the INT8 product with activations quantized per row; differentiable in x where wanted.
+
+        float64 goes through float32.
+        """
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             return cls.exact_linear(x, qdata, params, bias)
+        if x.dtype == torch.float64:  # what the activations are rounded to is no finer for it
+            narrow = None if bias is None else bias.float()
+            return cls.linear(x.float(), qdata, params, narrow).double()
         rotation, static = params.get("rotation", 0), params.get("input_scale")
         return ops.int8_linear(x, qdata, cls.scale(params), bias, rotation, static)  # type: ignore[no-any-return]
 
     @classmethod
     def weight_only(cls, x: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """Return x W^T with exact activations, without a float copy of the weight."""
+        if x.dtype == torch.float64:
+            return cls.exact_linear(x, qdata, params)
         return int8_weight_only_linear(x, qdata, cls.scale(params), None, params.get("rotation", 0))
 
     @classmethod
@@ -61,6 +69,6 @@ class Int8Layout(WeightLayout):
             return None
         rows = torch.nn.functional.embedding(index, qdata)
         scales = scale if scale.numel() == 1 else scale[index]
-        out = kernels.dequantize(rows, scales, dtype, params.get("rotation", 0))
+        out = cls.floats(rows, scales, dtype, params.get("rotation", 0))
         smooth = params.get("pre_quant_scale")
         return out if smooth is None else out.mul_(smooth.to(out.dtype))

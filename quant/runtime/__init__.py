@@ -8,7 +8,7 @@ from .loading import LoadReport, load_quantized
 from .lora import LoraHandle, LowRank, apply_lora
 from .operations import mixed_precision_ops
 from .quantizing import QuantizeReport, quantize_model
-from .saving import save_quantized, write_tensors
+from .saving import plain_state_dict, save_quantized, write_tensors
 
 __all__ = [
     "CheckpointError",
@@ -23,6 +23,7 @@ __all__ = [
     "load_quantized",
     "map_for",
     "mixed_precision_ops",
+    "plain_state_dict",
     "quantize_model",
     "save_quantized",
     "write_tensors",

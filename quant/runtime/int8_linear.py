@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ... import kernels
 from ...formats import CheckpointError
 from ...formats.choose import default_format
 from ...formats.names import CONFIG, WEIGHT
-from ..layouts import LAYOUTS
+from ..layouts import LAYOUTS, weight_layout
 from ..layouts.int8 import Int8Layout
 from ..tensor import QuantizedTensor
 from .stored import companions, read_weight, tensors_of
@@ -37,12 +36,21 @@ class Int8Linear(nn.Module):
             "weight", torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
         )
         self.register_buffer("weight_scale", torch.ones(out_features, 1, device=device))
-        self.register_buffer("input_scale", None)
-        self.register_buffer("pre_quant_scale", None)
         dtype = dtype or torch.get_default_dtype()
         self.logical_dtype = dtype
-        self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
+        self._put("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
+        self._put("input_scale", None)
+        self._put("pre_quant_scale", None)
         self.layout, self.plain = default_format().layout, {"rotation": 0}
+
+    def _put(self, name: str, tensor: torch.Tensor | None) -> None:
+        """Set an optional buffer. An absent one is an ordinary None: torch.export counts None buffers."""
+        self._buffers.pop(name, None)
+        self.__dict__.pop(name, None)
+        if tensor is None:
+            self.__dict__[name] = None
+        else:
+            self.register_buffer(name, tensor)
 
     @classmethod
     def from_quantized(cls, weight: QuantizedTensor, bias: torch.Tensor | None = None) -> "Int8Linear":
@@ -52,7 +60,7 @@ class Int8Linear(nn.Module):
         """
         self = cls(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
         self._take(weight)
-        self.bias = None if bias is None else bias.detach()
+        self._put("bias", None if bias is None else bias.detach())
         return self
 
     @classmethod
@@ -73,23 +81,25 @@ class Int8Linear(nn.Module):
         self.plain = {
             k: v for k, v in params.items() if not isinstance(v, torch.Tensor) and k != "orig_dtype"
         }
-        self.input_scale, self.pre_quant_scale = params.get("input_scale"), params.get("pre_quant_scale")
+        self._put("input_scale", params.get("input_scale"))
+        self._put("pre_quant_scale", params.get("pre_quant_scale"))
 
     def quantized_weight(self) -> QuantizedTensor:
         """Return the weight as a QuantizedTensor that shares this module's storage."""
-        params = {**self.plain, "scale": self.weight_scale, "orig_dtype": self.logical_dtype}
-        for name in ("input_scale", "pre_quant_scale"):
-            if getattr(self, name) is not None:
-                params[name] = getattr(self, name)
-        return QuantizedTensor(self.weight, self.layout, params)
+        return QuantizedTensor(self.weight, self.layout, self._params())  # type: ignore[no-any-return]
+
+    def _params(self) -> dict[str, Any]:
+        scales = {"scale": self.weight_scale, "input_scale": self.input_scale}
+        given = {k: v for k, v in scales.items() if v is not None}
+        if self.pre_quant_scale is not None:
+            given["pre_quant_scale"] = self.pre_quant_scale
+        return {**self.plain, **given, "orig_dtype": self.logical_dtype}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output [.., N] for x [.., K], in x's dtype."""
+        """Return the layer's output [.., N] for x [.., K], in x's dtype; differentiable in x."""
         if self.pre_quant_scale is not None:
             x = x * self.pre_quant_scale.to(x.dtype)
-        return kernels.int8_linear(
-            x, self.weight, self.weight_scale, self.bias, self.rotation, self.input_scale
-        )
+        return weight_layout(self.layout).linear(x, self.weight, self._params(), self.bias)
 
     def extra_repr(self) -> str:
         """Return sizes and rotation, for ``print(model)``."""
@@ -135,6 +145,6 @@ class Int8Linear(nn.Module):
         if (bias is None) != (self.bias is None):
             (missing if bias is None else unexpected).append(f"{prefix}bias")
         elif bias is not None:
-            self.bias = bias.to(device)
+            self._put("bias", bias.to(device))
         known = {prefix + n for n in (*companions(), WEIGHT, "bias")}
         unexpected += [n for n in state if n.startswith(prefix) and n not in known]

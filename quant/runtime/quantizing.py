@@ -2,20 +2,20 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ...formats import FORMATS, Asked, Format
-from ...formats.choose import default_format
+from ...formats.choose import chosen, default_format
 from ...formats.convrot import largest_group
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE
 from ..layouts import weight_layout
 from ..tensor import QuantizedTensor
+from .selecting import Keep, Layers, select_layers
 from .stored import as_parameter
 
 if TYPE_CHECKING:
@@ -26,15 +26,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIN_FEATURES = 32
-"""Layers with fewer inputs or outputs stay as they are: nothing to gain, and much to lose."""
-
-Skip = Iterable[str] | Callable[[str, nn.Module], bool] | None
-
 
 @dataclass
 class QuantizeReport:
-    """What became of every linear layer: quantized with what, or left and why; notes of the algorithm."""
+    """What became of every linear layer: quantized with what, or left and why; notes of the algorithm.
+
+    skipped also lists weights that no ``nn.Linear`` holds (``in_proj_weight`` of an attention module).
+    """
 
     quantized: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -49,10 +47,12 @@ def quantize_model(
     model: nn.Module,
     layout: str | None = None,
     *,
-    skip: Skip = None,
+    skip: Layers = None,
+    include: Layers = None,
+    keep: Keep | None = None,
     calibration: "Calibration" = None,
     rotation: int | str = "auto",
-    scaling: str = "row",
+    scaling: str | None = None,
     block_size: int = 128,
     options: "QuantizeOptions | None" = None,
 ) -> QuantizeReport:
@@ -61,21 +61,25 @@ def quantize_model(
     The modules stay what they are, so hooks and adapters keep working; weights get requires_grad=False.
     Layer after layer, so memory never holds two copies of more than one weight.
     layout: a layout's class name, a format's name in ``comfy_quant`` (`formats.FORMATS`), or the name
-        of a layout of your own; None is INT8 with one scale per row.
-    skip: module-name patterns (``"*.norm1.*"``, fnmatch) or ``skip(name, module) -> bool``.
+        of a layout of your own; None is the format that is written when nothing is asked.
+    skip: layers to leave; include: layers to quantize whatever `keep` says; see `Layers`.
+    keep: the rule for all other layers; None quantizes them. `convert_to_quant.runtime.quantize_model`
+        gives the rules of the presets.
     calibration: a file made by `calibrate`, an opened CalibrationData, or ``{layer: LayerStats}``; layers
         with a record use LDLQ (in the rotated space), the others round to nearest and are noted.
     rotation: "auto" takes the largest of 256, 64, 16 that divides in_features; or a group, or 0.
-    scaling: one scale per "row" or for the whole "tensor"; block_size: of the block-wise layout.
+    scaling: what one scale is for, a word of ``--scaling_mode``; None is the format's own. block_size: of
+        the block-wise layout.
     options: QuantizeOptions to start from (algorithm, smoothquant, bias_correction, seed, ...); their
         format is set from the arguments.
 
-    ValueError for an unknown layout or option, NaN or Inf in a layer, a calibration that matches nothing.
+    ValueError for an unknown layout or option, a pattern that matches no layer, NaN or Inf in a layer, a
+    calibration that matches nothing.
     """
     report = QuantizeReport()
-    todo = _select(model, skip, report)
+    todo, report.skipped = select_layers(model, skip, include, keep)
     stats = _statistics(calibration, list(todo))
-    settings = _Settings(layout or default_format().layout, rotation, scaling, block_size, options)
+    settings = LayerSettings(layout or default_format().layout, rotation, scaling, block_size, options)
     for name, module in todo.items():
         record = stats(name) if stats is not None else None
         if stats is not None and record is None:
@@ -90,12 +94,14 @@ def quantize_model(
 
 
 @dataclass(frozen=True)
-class _Settings:
+class LayerSettings:
+    """How layers are stored and rounded; see `quantize_model`."""
+
     layout: str
-    rotation: int | str
-    scaling: str
-    block_size: int
-    options: "QuantizeOptions | None"
+    rotation: int | str = "auto"
+    scaling: str | None = None
+    block_size: int = 128
+    options: "QuantizeOptions | None" = None
 
     def form(self, in_features: int) -> Format | None:
         """Return the format of a layer; None for a layout that belongs to no format."""
@@ -103,57 +109,13 @@ class _Settings:
         found = next(known, None)
         if found is None:
             return None
-        own = found.granularities[:1] == (self.scaling,)
+        if self.scaling is not None:
+            found = chosen(found.name, self.scaling)
+        own = self.scaling is None or found.granularities[:1] == (self.scaling,)
         group = largest_group(in_features) if own else 0
         if self.rotation != "auto":
             group = int(self.rotation)
-        granularity = self.scaling if found.granularities else ""
-        return found.make(Asked(granularity, group if found.rotates else 0, self.block_size))
-
-
-def _select(model: nn.Module, skip: Skip, report: QuantizeReport) -> dict[str, nn.Linear]:
-    refuse = _predicate(skip)
-    owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), f"{name}.{leaf}" if name else leaf)
-    todo = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        reason = _reason(name, module, refuse, owners)
-        if reason:
-            report.skipped[name] = reason
-        else:
-            todo[name] = module
-    return todo
-
-
-def _predicate(skip: Skip) -> Callable[[str, nn.Module], bool]:
-    if skip is None:
-        return lambda name, module: False
-    if callable(skip):
-        return skip
-    patterns = [skip] if isinstance(skip, str) else list(skip)
-    return lambda name, module: any(fnmatchcase(name, p) for p in patterns)
-
-
-def _reason(name: str, module: nn.Linear, refuse: Callable, owners: dict[int, str]) -> str | None:
-    weight = module.weight
-    if refuse(name, module):
-        return "asked to skip"
-    if isinstance(weight, QuantizedTensor):
-        return "already quantized"
-    if weight.is_meta:
-        return "has no data (meta device)"
-    if owners[id(weight)] != (f"{name}.weight" if name else "weight"):
-        return f"shares its weight with {owners[id(weight)]}"
-    if min(weight.shape) < MIN_FEATURES:
-        return f"smaller than {MIN_FEATURES}"
-    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"is {weight.dtype}"
-    return None
+        return found.make(Asked(self.scaling or "", group if found.rotates else 0, self.block_size))
 
 
 def _statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str], LayerStats | None] | None":
@@ -174,7 +136,7 @@ def _statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str]
     return lambda name: calibration.stats(found[name]) if name in found else None
 
 
-def _quantize(name, module, record, settings: _Settings) -> tuple[QuantizedTensor, str | None]:
+def _quantize(name, module, record, settings: LayerSettings) -> tuple[QuantizedTensor, str | None]:
     weight = module.weight.detach()
     form = settings.form(weight.shape[1])
     if form is None:

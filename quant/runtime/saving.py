@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -53,6 +53,21 @@ def save_quantized(
     )
 
 
+def plain_state_dict(model: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state dict of ordinary tensors, for programs that save or send tensors as bytes::
+
+        safetensors.torch.save_file(plain_state_dict(model), "model-int8.safetensors")
+        language_model.save_pretrained(folder, state_dict=plain_state_dict(language_model))
+
+    model: a module, or a state dict of one. A quantized ``X.weight`` becomes the tensors of its format
+    (X.weight, X.weight_scale, X.comfy_quant, ...), as in a checkpoint; what is plain stays under its name.
+    They share the model's memory; tied parameters of a module come once. CheckpointError for what no format
+    can hold.
+    """
+    state = _state(model) if isinstance(model, nn.Module) else model
+    return _plain(state.items(), {})
+
+
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     out = {}
@@ -80,8 +95,13 @@ def write_tensors(
     `tensors` is walked once and its references kept until the end; each is copied to the CPU only while
     its bytes are written.
     """
-    plain: dict[str, torch.Tensor] = {}
     layers: dict[str, dict] = {}
+    return save_tensors(path, _plain(tensors, layers), _metadata(metadata or {}, layers, quant_metadata))
+
+
+def _plain(tensors: Iterable[tuple[str, torch.Tensor]], layers: dict[str, dict]) -> dict[str, torch.Tensor]:
+    """Return the stored tensors by name; the ``comfy_quant`` objects go to `layers`."""
+    plain: dict[str, torch.Tensor] = {}
     for name, tensor in tensors:
         parts = _stored(name, tensor, layers)
         clash = plain.keys() & parts.keys()
@@ -91,7 +111,7 @@ def write_tensors(
                 "quantized layer"
             )
         plain.update(parts)
-    return save_tensors(path, plain, _metadata(metadata or {}, layers, quant_metadata))
+    return plain
 
 
 def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Tensor]:

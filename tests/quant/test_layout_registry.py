@@ -259,7 +259,7 @@ def test_fallback_of_several_outputs_and_lists():
     values, _ = q.max(dim=1)
     assert torch.equal(values, q.dequantize().max(dim=1).values)
     assert torch.equal(torch.cat([q, q]), torch.cat([q.dequantize()] * 2))
-    assert [type(t) for t in torch.chunk(q, 2)] == [torch.Tensor] * 2
+    assert [type(t) for t in torch.chunk(q, 2, dim=1)] == [torch.Tensor] * 2
 
 
 def test_fallback_writes_back_only_what_was_changed():

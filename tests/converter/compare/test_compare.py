@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from convert_to_quant.converter.cli.compare import main
+from convert_to_quant.converter.cli.main import main as command
 from convert_to_quant.converter.compare.run import compare
 from convert_to_quant.formats.errors import ConversionError
 from convert_to_quant.runtime import quantize_model, save_quantized
@@ -119,6 +120,15 @@ def test_what_cannot_be_used_is_said(files, spec, message):
     source, a, b = files
     with pytest.raises(ConversionError, match=message):
         compare(str(a), str(b), spec.format(source=source))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_said_in_one_line(files, capsys, device):
+    source, a, b = files
+    assert command(["compare", str(a), str(b), "--model", f"{source}:make", "--device", device]) != 0
+    err = capsys.readouterr().err
+    assert f"--device {device}: " in err
+    assert "Traceback" not in err
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(files, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from catalogs import SMALL, load
-from peers import peer
+from running_models import MODELS, diffusers, flux, output, randomized, sqnr, wan
 
 from convert_to_quant.comfy.quant_ops import QuantizedTensor
 from convert_to_quant.runtime import (
@@ -14,139 +14,6 @@ from convert_to_quant.runtime import (
     quantize_model,
     save_quantized,
 )
-
-diffusers = peer("diffusers")
-
-
-def flux(**changes) -> torch.nn.Module:
-    sizes = {
-        "patch_size": 1,
-        "in_channels": 16,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 32,
-        "num_attention_heads": 4,
-        "joint_attention_dim": 64,
-        "pooled_projection_dim": 32,
-        "guidance_embeds": True,
-        "axes_dims_rope": (8, 12, 12),
-    }
-    return diffusers.FluxTransformer2DModel(**{**sizes, **changes})
-
-
-def flux_inputs(g: torch.Generator) -> dict:
-    return {
-        "hidden_states": torch.randn(1, 12, 16, generator=g),
-        "encoder_hidden_states": torch.randn(1, 5, 64, generator=g),
-        "pooled_projections": torch.randn(1, 32, generator=g),
-        "timestep": torch.tensor([0.7]),
-        "guidance": torch.tensor([3.5]),
-        "img_ids": torch.rand(12, 3, generator=g),
-        "txt_ids": torch.zeros(5, 3),
-    }
-
-
-def qwen_image() -> torch.nn.Module:
-    return diffusers.QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=64,
-        axes_dims_rope=(8, 12, 12),
-    )
-
-
-def qwen_image_inputs(g: torch.Generator) -> dict:
-    return {
-        "hidden_states": torch.randn(1, 16, 16, generator=g),
-        "encoder_hidden_states": torch.randn(1, 5, 64, generator=g),
-        "encoder_hidden_states_mask": torch.ones(1, 5, dtype=torch.bool),
-        "timestep": torch.tensor([0.7]),
-        "img_shapes": [(1, 4, 4)],
-    }
-
-
-def z_image() -> torch.nn.Module:
-    return diffusers.ZImageTransformer2DModel(
-        in_channels=4,
-        dim=128,
-        n_layers=1,
-        n_refiner_layers=1,
-        n_heads=4,
-        n_kv_heads=4,
-        cap_feat_dim=64,
-        axes_dims=[8, 12, 12],
-        axes_lens=[64, 32, 32],
-    )
-
-
-def z_image_inputs(g: torch.Generator) -> dict:
-    return {
-        "x": [torch.randn(4, 1, 8, 8, generator=g)],
-        "t": torch.tensor([0.7]),
-        "cap_feats": [torch.randn(5, 64, generator=g)],
-    }
-
-
-def wan(**changes) -> torch.nn.Module:
-    sizes = {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 4,
-        "attention_head_dim": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "text_dim": 64,
-        "freq_dim": 64,
-        "ffn_dim": 256,
-        "num_layers": 1,
-        "cross_attn_norm": True,
-        "image_dim": 64,
-        "added_kv_proj_dim": 128,
-        "rope_max_seq_len": 32,
-    }
-    return diffusers.WanTransformer3DModel(**{**sizes, **changes})
-
-
-def wan_inputs(g: torch.Generator) -> dict:
-    return {
-        "hidden_states": torch.randn(1, 4, 2, 8, 8, generator=g),
-        "timestep": torch.tensor([700]),
-        "encoder_hidden_states": torch.randn(1, 5, 64, generator=g),
-        "encoder_hidden_states_image": torch.randn(1, 3, 64, generator=g),
-    }
-
-
-MODELS = {
-    "flux": (flux, flux_inputs, "double_blocks.0.img_attn.qkv.weight"),
-    "qwen-image": (qwen_image, qwen_image_inputs, "transformer_blocks.0.attn.to_q.weight"),
-    "z-image": (z_image, z_image_inputs, "layers.0.attention.qkv.weight"),
-    "wan": (wan, wan_inputs, "blocks.0.self_attn.q.weight"),
-}
-
-
-def randomized(build) -> torch.nn.Module:
-    """Weights that matter: some of diffusers' own are zero or one."""
-    torch.manual_seed(0)
-    model = build().eval().requires_grad_(False)
-    for name, p in model.named_parameters():
-        p.copy_(
-            torch.randn_like(p) * (0.1 if p.dim() > 1 else 0.3)
-            + (1.0 if "norm" in name and p.dim() == 1 else 0)
-        )
-    return model
-
-
-def output(model, inputs: dict) -> torch.Tensor:
-    with torch.no_grad():
-        out = model(**inputs, return_dict=False)[0]
-    return out[0] if isinstance(out, list) else out
-
-
-def sqnr(got, want) -> float:
-    return float(10 * torch.log10(want.float().square().sum() / (got.float() - want.float()).square().sum()))
 
 
 @pytest.mark.parametrize("family", MODELS, ids=str)

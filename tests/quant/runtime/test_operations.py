@@ -52,7 +52,7 @@ def sqnr(got, want) -> float:
 @pytest.fixture
 def state(trained, tmp_path) -> dict[str, torch.Tensor]:
     """A checkpoint with a smoothed layer, a static activation scale and a quantized embedding."""
-    quantize_model(trained, rotation=16)
+    quantize_model(trained, rotation=16, include="*")
     smooth = torch.rand(64) + 0.5
     dense = trained.fc1.weight.dequantize()
     options = {"rotation": 16, "pre_quant_scale": smooth, "input_scale": torch.tensor(0.04)}
