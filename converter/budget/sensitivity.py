@@ -91,8 +91,8 @@ def _split(stats: LayerStats | None) -> tuple[LayerStats | None, torch.Tensor | 
     """Keep every fourth token back from the statistics that round."""
     if stats is None or stats.samples is None or stats.synthetic or stats.samples.shape[0] < 4:
         return stats, None
-    kept = torch.arange(stats.samples.shape[0]) % 4 != 3
-    return replace(stats, samples=stats.samples[kept]), stats.samples[~kept][:TOKENS].float()
+    fit = torch.arange(stats.samples.shape[0]) % 4 != 3
+    return replace(stats, samples=stats.samples[fit], kept={}), stats.samples[~fit][:TOKENS].float()
 
 
 def _output_error(rows: torch.Tensor, result: LayerResult, tokens: torch.Tensor) -> float:

@@ -151,6 +151,32 @@ def block_bounds(columns: int, grid: Grid) -> tuple[tuple[int, int], ...]:
     return tuple((c, min(c + grid.span, columns)) for c in range(0, columns, grid.span))
 
 
+def layer_factor(stats: LayerStats, options: QuantizeOptions, device: torch.device, name: str = "") -> Factor:
+    """Factor the Hessian of a layer's statistics, its columns in `column_order`; see `factorize`.
+
+    A factor that `stats.kept` has from a call that would make the same one is returned again.
+    """
+    grid = grid_of(options)
+    key = (
+        *(options.format.rotation, grid.span, grid.columns if options.actorder else 0, options.actorder),
+        *(
+            options.damping,
+            options.max_tokens,
+            options.seed,
+            options.bf16_compute,
+            options.lora_weight,
+            device,
+        ),
+    )
+    if stats.kept is not None and key in stats.kept:
+        return stats.kept[key]
+    order = column_order(stats, options, device)
+    factor = factorize(lambda: layer_hessian(stats, options, device, order), options, order, name)
+    if stats.kept is not None:
+        stats.kept[key] = factor
+    return factor
+
+
 def factorize(
     make: Callable[[], torch.Tensor],
     options: QuantizeOptions,

@@ -13,7 +13,7 @@ from .. import chunks
 from ..grid import Block, Grid
 from ..tensor import QuantizedTensor
 from . import tiles
-from .hessian import Factor, column_order, factorize, has_hessian, layer_hessian, use_bf16
+from .hessian import Factor, has_hessian, layer_factor, use_bf16
 from .rtn import rtn
 from .types import LayerStats, QuantizeOptions
 
@@ -34,8 +34,8 @@ def ldlq(
     ready = tiles.whole(weight, options)
     scale = tiles.layer_scale(weight, options, name, ready)
     device = tiles.compute_device(weight, options)
-    order = column_order(stats, options, device)
-    factor = factorize(lambda: layer_hessian(stats, options, device, order), options, order, name)
+    assert stats is not None
+    factor = layer_factor(stats, options, device, name)
     q = quantize_with_factor(weight, factor, scale, options, name, ready)
     raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
     return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), raised

@@ -17,7 +17,7 @@ from .. import chunks
 from ..grid import Grid
 from ..tensor import QuantizedTensor
 from . import tiles
-from .hessian import column_order, factorize, has_hessian, layer_hessian
+from .hessian import has_hessian, layer_factor, layer_hessian
 from .ldlq import quantize_with_factor
 from .types import LayerStats, QuantizeOptions
 
@@ -53,12 +53,12 @@ def learned(
     Without samples H = I + D^T D, with D the weight's top right singular directions: the note says so.
     Scales are those of LDLQ. ValueError naming the layer when H cannot be factored.
     """
-    known = has_hessian(stats, options)
+    known = stats is not None and has_hessian(stats, options)
     metric = stats if known else LayerStats(extra_directions=_singular_directions(weight, options))
+    assert metric is not None
     scale = tiles.layer_scale(weight, options, name)
     device = tiles.compute_device(weight, options)
-    order = column_order(metric, options, device)
-    factor = factorize(lambda: layer_hessian(metric, options, device, order), options, order, name)
+    factor = layer_factor(metric, options, device, name)
     q = quantize_with_factor(weight, factor, scale, options, name)
     damping = factor.damping
     del factor

@@ -1,7 +1,7 @@
 """What goes into an algorithm and what comes out: statistics, options, result."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,6 +19,7 @@ class LayerStats:
     input_scale: absmax of the inputs / 127, as a static activation scale for an unrotated layer.
     extra_directions: weighted rows [r, K] that join the Hessian (`converter.lora.directions`).
     synthetic: the numbers come from made-up inputs: they may set a scale, never steer a rounding.
+    kept: where factors stay for the next call with these statistics, None to keep none ([K, K] floats each).
     """
 
     samples: torch.Tensor | None = None
@@ -27,6 +28,7 @@ class LayerStats:
     input_scale: float | None = None
     extra_directions: torch.Tensor | None = None
     synthetic: bool = False
+    kept: dict[tuple, Any] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

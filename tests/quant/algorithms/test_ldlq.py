@@ -182,7 +182,7 @@ def test_damping_rises_until_the_cholesky_succeeds(in_place):
 def test_a_hopeless_hessian_names_the_layer(monkeypatch, in_place):
     indefinite = torch.eye(64) - torch.ones(64, 64)
     indefinite.diagonal().fill_(1e-3)
-    monkeypatch.setattr("convert_to_quant.quant.algorithms.ldlq.layer_hessian", lambda *_: indefinite.clone())
+    monkeypatch.setattr(hessian, "layer_hessian", lambda *_: indefinite.clone())
     options = QuantizeOptions("ldlq", in_place=in_place)
     with pytest.raises(ValueError, match=r"blocks\.3\.mlp: .* not positive definite even with damping 100"):
         quantize_layer(heavy(4, 64), LayerStats(samples=tokens(8, 64)), options, name="blocks.3.mlp")
@@ -346,3 +346,13 @@ def test_refused_shapes():
         quantize_layer(torch.ones(8), None, QuantizeOptions(), name="norm")
     with pytest.raises(ValueError, match="q: calibration samples has 9 channels, the weight 8"):
         quantize_layer(torch.ones(4, 8), LayerStats(torch.ones(2, 9)), QuantizeOptions("ldlq"), name="q")
+
+
+def test_a_kept_factor_changes_nothing():
+    """What one call factored serves the next with the same statistics, and only for what it was made for."""
+    weight, stats = layer(24, 64)
+    kept = replace(stats, kept={})
+    for options in (QuantizeOptions("ldlq"), QuantizeOptions("ldlq"), QuantizeOptions("ldlq", damping=0.5)):
+        fresh, again = (quantize_layer(weight, s, options).weight for s in (stats, kept))
+        assert torch.equal(fresh._qdata, again._qdata)
+    assert len(kept.kept) == 2
