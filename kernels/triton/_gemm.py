@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ._epilogue import Epilogue, finish
-from ._launch import Descriptor, Launch, cdiv
+from ._launch import Descriptor, Launch, cdiv, power_of_2
 from ._operands import Operand
 
 
@@ -190,8 +190,8 @@ def launch_product(
         "stride_om": n,
         "stride_split": m * n if config.split_k > 1 else 0,
         "BLOCKWISE": edges is not None,
-        "EDGE_N": triton.next_power_of_2(edges[0]) if edges else 1,
-        "EDGE_K": triton.next_power_of_2(edges[1]) if edges else 1,
+        "EDGE_N": power_of_2(edges[0]) if edges else 1,
+        "EDGE_K": power_of_2(edges[1]) if edges else 1,
         "DESCRIPTORS": boxed,
         "SPLIT_K": config.split_k,
         "EVEN_K": k % config.block_k == 0,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ class Descriptor(NamedTuple):
     block_shape: list[int]
 
 
-@dataclass
+@dataclass(slots=True)
 class Launch:
     """One kernel launch. `args` holds every kernel parameter by name, compile-time ones too.
 
@@ -34,7 +34,7 @@ class Launch:
     args: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
 
     def keywords(self) -> dict[str, Any]:
         """Return compiler options. No fused multiply-add: it rounds once where the twin rounds twice."""
@@ -42,7 +42,7 @@ class Launch:
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": False,
-            **self.options,
+            **(self.options or {}),
         }
 
     def operands(self) -> Iterator[Operand]:
@@ -61,25 +61,35 @@ class Launch:
 
         Returns what Triton compiled, which holds for every launch of this value; None under the interpreter.
         """
-        args = self.args.copy()
-        for name, value in self.args.items():
+        args, values = self.args, []
+        for name in self.kernel.arg_names:  # by position: names would be matched anew at every hand-over
+            value = args[name]
             kind = type(value)
             if kind is Operand:
-                args[name] = tensors.source(value)
                 device = value.device
+                value = tensors.source(value)
             elif kind is Descriptor:
-                args[name] = TensorDescriptor.from_tensor(tensors.tensor(value.base), value.block_shape)
+                value = TensorDescriptor.from_tensor(tensors.tensor(value.base), value.block_shape)
+            values.append(value)
         with on(device):
-            return self.kernel[self.grid](**args, **self.keywords())
+            return self.kernel[self.grid](*values, **self.keywords())
+
+
+_HERE = contextlib.nullcontext()
 
 
 def on(device: torch.device):
     """Make `device` current for a launch; nothing to do for the interpreter's CPU tensors."""
     if device.type == "cpu" or device.index is None:
-        return contextlib.nullcontext()
+        return _HERE
     return torch.get_device_module(device).device(device)
 
 
 def cdiv(a: int, b: int) -> int:
     """Return a / b rounded up."""
     return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """Return the least power of two that is n or more. Triton's own first wraps its argument."""
+    return 1 << (n - 1).bit_length()

@@ -31,7 +31,7 @@ class Memory:
         device: torch.device,
         copy_of: Union["Operand", None] = None,
     ):
-        self.shape, self.dtype, self.device, self.copy_of = tuple(shape), dtype, device, copy_of
+        self.shape, self.dtype, self.device, self.copy_of = shape, dtype, device, copy_of
 
     @property
     def nbytes(self) -> int:
@@ -42,8 +42,9 @@ class Memory:
 class Operand:
     """A view of an argument (`source` is its position) or of a plan's memory (`source` is the Memory).
 
-    Both begin at the same address. aligned: it is a multiple of 16. whole: the operand is its source
-    as that was made, in the same shape.
+    Both begin at the same address. stride: None for row-major, worked out when it is asked for.
+    aligned: the address is a multiple of 16. whole: the operand is its source as that was made, in
+    the same shape.
     """
 
     __slots__ = ("_contiguous", "_stride", "aligned", "device", "dtype", "shape", "source", "whole")
@@ -52,7 +53,7 @@ class Operand:
         self,
         source: int | Memory,
         shape: tuple[int, ...],
-        stride: tuple[int, ...],
+        stride: tuple[int, ...] | None,
         dtype: torch.dtype,
         device: torch.device,
         contiguous: bool = True,
@@ -64,13 +65,16 @@ class Operand:
         self._contiguous, self.aligned, self.whole = contiguous, aligned, whole
 
     def __repr__(self) -> str:
-        return f"Operand({self.source}, {tuple(self.shape)}, {self._stride}, {self.dtype})"
+        return f"Operand({self.source}, {self.shape}, {self.stride()}, {self.dtype})"
 
     # What decides a plan, under the names that tensors have.
 
     def stride(self, dim: int | None = None):
         """Return all strides, or that of one dimension, in elements."""
-        return self._stride if dim is None else self._stride[dim]
+        strides = self._stride
+        if strides is None:
+            strides = self._stride = row_major(self.shape)
+        return strides if dim is None else strides[dim]
 
     def dim(self) -> int:
         """Return the number of dimensions."""
@@ -97,11 +101,11 @@ class Operand:
         elif -1 in shape:
             known = -prod(shape)
             shape = tuple(self.numel() // known if n == -1 else n for n in shape)
-        if shape == tuple(self.shape):
+        if shape == self.shape:
             return self
         if self._contiguous:
-            return self._view(shape, row_major(shape), True)
-        meta = torch.empty_strided(self.shape, self._stride, dtype=self.dtype, device="meta")
+            return self._view(shape, None, True)
+        meta = torch.empty_strided(self.shape, self.stride(), dtype=self.dtype, device="meta")
         try:
             view = meta.view(shape)
         except RuntimeError:  # these strides have no view of that shape
@@ -114,7 +118,7 @@ class Operand:
 
     def float(self) -> "Operand":
         """Return self where it is float32, else a converted copy."""
-        return self if self.dtype == torch.float32 else self.copy(dtype=torch.float32)
+        return self if self.dtype is torch.float32 else self.copy(dtype=torch.float32)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Operand":
         """Return self where it has that device and type, else a copy that has."""
@@ -143,19 +147,18 @@ class Operand:
 def argument(position: int, tensor: torch.Tensor) -> Operand:
     """Return the operand for `tensor`, the argument at `position` of a call."""
     contiguous, aligned = tensor.is_contiguous(), tensor.data_ptr() % 16 == 0
-    shape, stride = tuple(tensor.shape), tensor.stride()
+    shape, stride = tuple(tensor.shape), None if contiguous else tensor.stride()
     return Operand(position, shape, stride, tensor.dtype, tensor.device, contiguous, aligned, True)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Operand:
     """Return unwritten contiguous memory: for a result, or for what passes from step to step."""
-    return all_of(Memory(shape, dtype, device))
+    return Operand(Memory(shape, dtype, device), shape, None, dtype, device, True, True, True)
 
 
 def all_of(memory: Memory) -> Operand:
     """Return the operand that is all of `memory`."""
-    shape = memory.shape
-    return Operand(memory, shape, row_major(shape), memory.dtype, memory.device, True, True, True)
+    return Operand(memory, memory.shape, None, memory.dtype, memory.device, True, True, True)
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -195,4 +198,4 @@ class Tensors:
         base = self.source(operand)
         if operand.whole:
             return base
-        return base.as_strided(operand.shape, operand._stride, base.storage_offset())
+        return base.as_strided(operand.shape, operand.stride(), base.storage_offset())

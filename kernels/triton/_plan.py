@@ -35,12 +35,14 @@ class Call:
 class Choice(NamedTuple):
     """Steps of which there are several equivalent ways; the tuner takes one (`_tuning.choose`).
 
-    steps(candidate): what that candidate does; it has the same effect however often it is run.
-    Copies of arguments that it needs are made outside, so that they are not measured.
+    key: what the choice depends on besides the candidates; a tuple is a format and its values, put
+    together when the choice is looked up on disk. steps(candidate): what that candidate does; it has
+    the same effect however often it is run. Copies of arguments that it needs are made outside, so
+    that they are not measured.
     """
 
     arch: Arch
-    key: str
+    key: str | tuple
     candidates: Sequence[Any]
     steps: Callable[[Any], Sequence["Step"]]
     device: torch.device

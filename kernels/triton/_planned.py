@@ -59,7 +59,7 @@ class planned:
         return (self.plan, os.environ.get("CONVERT_TO_QUANT_AUTOTUNE"), *kinds)
 
     def _plan(self, args: tuple) -> Plan:
-        return self.plan(*(argument(i, a) if isinstance(a, torch.Tensor) else a for i, a in enumerate(args)))
+        return self.plan(*[argument(i, a) if isinstance(a, torch.Tensor) else a for i, a in enumerate(args)])
 
     def _first(self, args: tuple, key: tuple) -> Any:
         plan = self._plan(args)

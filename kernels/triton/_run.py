@@ -29,7 +29,7 @@ class Run(Tensors):
 
     def __init__(self, args: tuple, outer: "Run | None" = None):
         self._args, self._outer = args, outer
-        self._memory: dict[Memory, torch.Tensor] = {}
+        self._known: dict[int | Memory, torch.Tensor] = dict(enumerate(args))
         self.done: list[Done] = []
         self.settled = True
 
@@ -56,29 +56,34 @@ class Run(Tensors):
         memory = operand.source
         if not isinstance(memory, Memory) or memory.copy_of is not None:
             raise ValueError(f"a plan's result must be memory of its own, not {operand}")
-        if operand.numel() and memory not in self._memory:
-            raise ValueError(f"no step of the plan writes its result {operand}")
-        made = self._of(memory)
+        made = self._known.get(memory)
+        if made is None:
+            if operand.numel():
+                raise ValueError(f"no step of the plan writes its result {operand}")
+            made = self._take(memory)
         return made if operand.whole else made.view(operand.shape)
 
     def source(self, operand: Operand) -> torch.Tensor:
         """Return the argument or the memory that an operand views."""
         source = operand.source
-        return self._args[source] if isinstance(source, int) else self._of(source)
+        known = self._known.get(source)
+        if known is None:
+            assert isinstance(source, Memory)  # arguments are known from the start
+            return self._take(source)
+        return known
 
-    def _of(self, memory: Memory) -> torch.Tensor:
-        """Return the tensor of `memory`, taken (and, if it is a copy, filled) where there is none yet."""
-        run: Run | None = self
-        while run is not None:
-            found = run._memory.get(memory)
-            if found is not None:
-                return found
-            last, run = run, run._outer
+    def _take(self, memory: Memory) -> torch.Tensor:
+        """Return the tensor of `memory` of an outer call, or take (and, if it is a copy, fill) one."""
+        run = self
+        while run._outer is not None:
+            run = run._outer
+            if memory in run._known:
+                return run._known[memory]
         made = torch.empty(memory.shape, dtype=memory.dtype, device=memory.device)
         if memory.copy_of is None:
-            self._memory[memory] = made
+            self._known[memory] = made
         else:  # the same for all trials
-            last._memory[memory] = made.copy_(self.tensor(memory.copy_of))
+            run._known[memory] = made.copy_(self.tensor(memory.copy_of))
         return made
 
 

@@ -10,10 +10,7 @@ element at 48 elements a thread on sm_90, against 27 as x @ H, then H @ ..).
 import triton
 import triton.language as tl
 
-_TINY = tl.constexpr(1e-30)  # scales.TINY
-_QMAX = tl.constexpr(127.0)  # scales.QMAX
-# 1.5 * 2 ** 23: the sum rounds half to even and its low byte is the int8 value.
-_ROUND = tl.constexpr(12582912.0)
+# Numbers stand in the functions: Triton compares every global of a kernel at each of its launches.
 
 
 @triton.jit
@@ -25,21 +22,24 @@ def magnitude(x):
 @triton.jit
 def scale_from_peak(peak):
     """`scales.scale_from_absmax` of a `magnitude`: the IEEE quotient by 127, at least TINY, NaN kept."""
-    scale = tl.div_rn(peak.to(tl.float32, bitcast=True), _QMAX)
-    return tl.where(scale < _TINY, _TINY, scale)
+    scale = tl.div_rn(peak.to(tl.float32, bitcast=True), 127.0)
+    return tl.where(scale < 1e-30, 1e-30, scale)
 
 
 @triton.jit
 def to_int8(x, inverse):
-    """round_half_even(x * inverse) as int8, for products within +-127.5."""
-    return (x * inverse + _ROUND).to(tl.int32, bitcast=True).to(tl.int8)
+    """round_half_even(x * inverse) as int8, for products within +-127.5.
+
+    The number is 1.5 * 2 ** 23: the sum rounds half to even, and its low byte is the int8 value.
+    """
+    return (x * inverse + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
 def to_int8_saturated(x, inverse):
     """As `to_int8`, clipped to +-127: for a scale that did not come from this x."""
-    y = tl.minimum(tl.maximum(x * inverse, -_QMAX), _QMAX)
-    return (y + _ROUND).to(tl.int32, bitcast=True).to(tl.int8)
+    y = tl.minimum(tl.maximum(x * inverse, -127.0), 127.0)
+    return (y + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit

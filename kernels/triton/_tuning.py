@@ -56,7 +56,7 @@ C = TypeVar("C", bound=Candidate)
 
 
 def choose(
-    arch: Arch, key: str, candidates: Sequence[C], run: Callable[[C], object], device: torch.device
+    arch: Arch, key: str | tuple, candidates: Sequence[C], run: Callable[[C], object], device: torch.device
 ) -> C | None:
     """Return the candidate to use for `key`: remembered, measured now, or the first.
 
@@ -80,19 +80,21 @@ def choose(
     return _chosen[memo]
 
 
-def _entry(key: str, candidates: Sequence[C]) -> str:
-    """The name of an entry in the file: the key, and which candidates it chose from."""
+def _entry(key: str | tuple, candidates: Sequence[C]) -> str:
+    """Return the name of an entry in the file: the key, and which candidates it chose from."""
+    if isinstance(key, tuple):
+        key = key[0].format(*key[1:])
     labels = "|".join(c.label for c in candidates)
     return f"{key} #{zlib.crc32(labels.encode()):08x}"
 
 
-def _remembered(arch: Arch, key: str, candidates: Sequence[C]) -> C | None:
+def _remembered(arch: Arch, key: str | tuple, candidates: Sequence[C]) -> C | None:
     with _lock:
         known = _table(arch).get(_entry(key, candidates))
     return next((c for c in candidates if known and c.label == known["choice"]), None)
 
 
-def _tune(arch: Arch, key: str, candidates: Sequence[C], run, device: torch.device) -> C:
+def _tune(arch: Arch, key: str | tuple, candidates: Sequence[C], run, device: torch.device) -> C:
     """Measure all candidates and keep the choice; the first where none could run."""
     with _lock:
         measured = [(t, c) for c in candidates if (t := _measure(c, run, device)) is not None]

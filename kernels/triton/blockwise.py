@@ -10,7 +10,7 @@ from .. import activations
 from .._library import Unsupported
 from ..blockwise import _check, _scale_shape
 from ._arch import arch_of
-from ._launch import Launch, cdiv
+from ._launch import Launch, cdiv, power_of_2
 from ._operands import Operand, empty, rows_of
 from ._plan import Choice, Plan
 from ._planned import planned
@@ -77,8 +77,8 @@ def launch_blocks(config, rows, q, scale, block_m: int, block_k: int, activation
     m, k = rows.shape[0], rows.shape[1] // activations.halves(activation)
     # 256 columns a program read whole sectors; beyond one block only as far as `elements` go.
     blocks = max(1, config.elements // (block_m * block_k))
-    blocks_k = min(triton.next_power_of_2(cdiv(k, block_k)), max(1, 256 // block_k), blocks)
-    blocks_m = min(triton.next_power_of_2(cdiv(m, block_m)), max(1, blocks // blocks_k))
+    blocks_k = min(power_of_2(cdiv(k, block_k)), max(1, 256 // block_k), blocks)
+    blocks_m = min(power_of_2(cdiv(m, block_m)), max(1, blocks // blocks_k))
     args = {
         "x_ptr": rows,
         "q_ptr": q,
@@ -113,7 +113,8 @@ def quantize_blocks(x: Operand, block_m: int, block_k: int, activation=None) -> 
     def steps(config):
         return [launch_blocks(config, rows, q, scale, block_m, block_k, activation)]
 
-    key = f"blockwise m{bucket(rows.shape[0])} k{k} {rows.dtype} {block_m}x{block_k} {activation}"
+    kind = "blockwise m{} k{} {} {}x{} {}"
+    key = kind, bucket(rows.shape[0]), k, rows.dtype, block_m, block_k, activation
     return Plan([Choice(arch, key, CONFIGS, steps, x.device)], (q, scale))
 
 

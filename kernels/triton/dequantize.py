@@ -9,7 +9,7 @@ from ..dequantize import _matrix_of_scales
 from ..rotation import check_rotation
 from ..scales import granularity
 from ._arch import arch_of
-from ._launch import Launch, cdiv
+from ._launch import Launch, cdiv, power_of_2
 from ._operands import Operand, empty, rows_of
 from ._plan import Plan
 from ._planned import planned
@@ -55,7 +55,7 @@ def launch_dequantize(rows, scales, out, edges: tuple[int, int], rotation: int) 
     m, k = rows.shape
     outer = 64 if rotation == 1024 else 16
     pieces = PIECES * 16 // outer
-    g = min(pieces, triton.next_power_of_2(cdiv(k, outer * 16)))
+    g = min(pieces, power_of_2(cdiv(k, outer * 16)))
     args = {
         "q_ptr": rows,
         "scale_ptr": scales,
@@ -64,8 +64,8 @@ def launch_dequantize(rows, scales, out, edges: tuple[int, int], rotation: int) 
         "K": k,
         "stride_qm": rows.stride(0),
         "stride_scale_m": 0 if scales.shape[0] == 1 else scales.stride(0),
-        "EDGE_M": triton.next_power_of_2(edges[0]),
-        "EDGE_K": triton.next_power_of_2(edges[1]),
+        "EDGE_M": power_of_2(edges[0]),
+        "EDGE_K": power_of_2(edges[1]),
         "BLOCKS": scales.shape[1] != 1 or scales.shape[0] not in (1, m),
         "ROTATION": rotation,
         "ROWS": pieces // g,

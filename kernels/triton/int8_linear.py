@@ -105,11 +105,8 @@ def int8_linear(
         epilogue = operands(scale, weight_scale, bias, output_activation, m, edges is not None)
         return [*quantized.steps, *product(engine, q, qweight, out, epilogue, edges)]
 
-    kind = "blocks" if edges else f"rotation{rotation}"
-    key = (
-        f"int8_linear m{bucket(m)} n{n} k{k} {x.dtype} {out_dtype} {kind} "
-        f"{input_activation} {output_activation}"
-    )
+    kind = "int8_linear m{} n{} k{} {} {} " + ("blocks{} {} {}" if edges else "rotation{} {} {}")
+    key = kind, bucket(m), n, k, x.dtype, out_dtype, rotation, input_activation, output_activation
     return Plan([Choice(arch, key, found, steps, x.device)], result)
 
 

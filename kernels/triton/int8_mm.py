@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import triton
 
 from .. import activations
 from .._library import Unsupported
@@ -19,7 +18,7 @@ from ..scales import granularity
 from ._arch import Arch, arch_of
 from ._epilogue import Epilogue, launch_finish
 from ._gemm import TileConfig, launch_product
-from ._launch import TensorDescriptor
+from ._launch import TensorDescriptor, power_of_2
 from ._operands import Operand, aligned, empty, rows_of
 from ._plan import Call, Choice, Plan, Step
 from ._planned import planned
@@ -155,17 +154,20 @@ def candidates(
     under 32 columns.
     """
     m, n, k = shape
+    found: list[TileConfig]
     if arch.family == "interpreter":
         found = [c if is_aligned else c._replace(descriptors=False) for c in INTERPRETER]
     elif is_aligned:
         pointers = TensorDescriptor is None and arch.family in ("sm90", "sm100")  # Triton before 3.4
-        table = TABLES["sm80" if pointers else arch.family][edges is not None]
-        found = list(next(configs for limit, configs in table if limit is None or m <= limit))
+        for limit, configs in TABLES["sm80" if pointers else arch.family][edges is not None]:
+            if limit is None or m <= limit:
+                found = list(configs)
+                break
     else:
         _say_unaligned(k)
         found = list(UNALIGNED)
     if edges:
-        block = triton.next_power_of_2(edges[1])
+        block = power_of_2(edges[1])
         if block < 32:
             raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one int8 product (32)")
         return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
@@ -199,14 +201,11 @@ def _int_mm(a: torch.Tensor, b: torch.Tensor, partial: torch.Tensor) -> None:
 
 
 def operands(a_scale, b_scale, bias, activation, rows: int, blockwise: bool) -> Epilogue:
-    """Return the epilogue of checked arguments: float32 scales, flat unless block-wise."""
+    """Return the epilogue of checked arguments: float32 scales, by rows and blocks if block-wise."""
     a_scale, b_scale = a_scale.float().contiguous(), b_scale.float().contiguous()
     if blockwise:
         a_scale = a_scale.reshape(rows, -1)
-    else:
-        a_scale, b_scale = a_scale.reshape(-1), b_scale.reshape(-1)
-    bias = None if bias is None else bias.contiguous()
-    return Epilogue(a_scale, b_scale, bias, activation)
+    return Epilogue(a_scale, b_scale, None if bias is None else bias.contiguous(), activation)
 
 
 @planned
@@ -228,5 +227,5 @@ def int8_mm(a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output_
     def steps(engine):
         return product(engine, rows, b, out, epilogue, edges)
 
-    key = f"int8_mm m{bucket(m)} n{n} k{k} {out_dtype} {'blocks' if edges else 'rows'}"
+    key = "int8_mm m{} n{} k{} {} {}", bucket(m), n, k, out_dtype, "blocks" if edges else "rows"
     return Plan([Choice(arch, key, found, steps, a.device)], result)

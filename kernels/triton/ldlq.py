@@ -9,7 +9,7 @@ import triton.language as tl
 from ..ldlq import _check
 from ..scales import QMAX
 from ._arch import arch_of
-from ._launch import Launch, cdiv
+from ._launch import Launch, cdiv, power_of_2
 from ._operands import Operand, empty
 from ._plan import Call, Choice, Plan
 from ._planned import planned
@@ -97,7 +97,7 @@ def launch_ldlq(config, q, columns, feedback, scale, errors, levels=QMAX) -> Lau
         "stride_scale": 0 if scale.numel() == 1 else 1,
         "stride_qn": q.stride(0),
         "stride_qb": q.stride(1),
-        "COLUMNS": max(16, triton.next_power_of_2(b)),
+        "COLUMNS": max(16, power_of_2(b)),
         "BLOCK_N": config.block_n,
         "LEVELS": float(levels),
     }
@@ -118,11 +118,11 @@ def ldlq_(q: Operand, w: Operand, feedback: Operand, scale: Operand, levels: int
     if not n:
         return Plan([], errors)
     columns = empty((b, n), torch.float32, w.device)
-    scales = scale.float().contiguous().reshape(-1)
+    scales = scale.float().contiguous()
 
     def steps(config):
         return [launch_ldlq(config, q, columns, feedback, scales, errors, levels)]
 
     found = CONFIGS[:1] if arch.family == "rdna" else CONFIGS
-    chosen = Choice(arch, f"ldlq n{n} b{b}", found, steps, w.device)
+    chosen = Choice(arch, ("ldlq n{} b{}", n, b), found, steps, w.device)
     return Plan([Call(_transpose, columns, w), chosen], errors)

@@ -7,7 +7,7 @@ import triton.language as tl
 from .. import _checks
 from ..rotation import check_rotation
 from ._arch import arch_of
-from ._launch import Launch, cdiv
+from ._launch import Launch, cdiv, power_of_2
 from ._operands import Operand, empty, rows_of
 from ._plan import Plan
 from ._planned import planned
@@ -54,7 +54,7 @@ def launch_rotate(rows: Operand, out: Operand, rotation: int, planes: int = 0) -
     m, k = rows.shape
     outer = 64 if rotation == 1024 else 16
     pieces = PIECES * 16 // outer
-    g = min(pieces, triton.next_power_of_2(cdiv(k, outer * 16)))
+    g = min(pieces, power_of_2(cdiv(k, outer * 16)))
     args = {
         "x_ptr": rows,
         "out_ptr": out,

@@ -1,5 +1,6 @@
 """Row-wise INT8 quantization: rotation, absmax and rounding with x read once and q written once."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -116,6 +117,7 @@ def _quantize_rowwise_kernel(
                 tl.store(q_ptr + start + cols, q, mask=start + cols < K)
 
 
+@lru_cache(maxsize=1024)
 def tile_for(k: int, rotation: int, elements: int) -> tuple[int, int, int, int]:
     """Return (warps, G, OUTER, chunks) for a row of k columns: a chunk is a tile of 8 elements per thread.
 
@@ -162,20 +164,23 @@ def quantize_rows(x: Operand, rotation=0, given: Operand | None = None, activati
     arch = arch_of(x.device)
     check_group(arch, rotation)
     k = x.shape[-1] // activations.halves(activation)
-    q = empty((*x.shape[:-1], k), torch.int8, x.device)
-    scale = empty((*x.shape[:-1], 1), torch.float32, x.device)
+    leading = x.shape[:-1]
+    q = empty((*leading, k), torch.int8, x.device)
+    scale = empty((*leading, 1), torch.float32, x.device)
     if x.numel() == 0:
         return Plan([], (q, scale))
     rows = rows_of(x)
     if given is not None:
-        given = given.to(device=x.device, dtype=torch.float32).contiguous().reshape(-1)
+        given = given.to(x.device, torch.float32).contiguous()
     mode = DYNAMIC if given is None else GIVEN
 
     def steps(config):
-        ends = {"mode": mode, "rotation": rotation, "activation": activation}
-        return [launch_rows(config, rows, q, scale, given, **ends)]
+        return [
+            launch_rows(config, rows, q, scale, given, mode=mode, rotation=rotation, activation=activation)
+        ]
 
-    key = f"rowwise m{bucket(rows.shape[0])} k{k} {rows.dtype} rotation{rotation} {activation} mode{mode}"
+    kind = "rowwise m{} k{} {} rotation{} {} mode{}"
+    key = kind, bucket(rows.shape[0]), k, rows.dtype, rotation, activation, mode
     return Plan([Choice(arch, key, CONFIGS, steps, x.device)], (q, scale))
 
 

@@ -18,7 +18,7 @@ from ..int8_mm import is_blockwise
 from ..scales import granularity
 from ._arch import arch_of
 from ._epilogue import Epilogue, finish, launch_finish
-from ._launch import Launch, cdiv
+from ._launch import Launch, cdiv, power_of_2
 from ._operands import Operand, aligned, empty, rows_of
 from ._plan import Choice, Plan, Step
 from ._planned import planned
@@ -161,8 +161,8 @@ def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None) -
         "stride_wk": w.stride(1),
         "stride_split": m * n if config.split_k > 1 else 0,
         "BLOCKWISE": edges is not None,
-        "EDGE_N": triton.next_power_of_2(edges[0]) if edges else 1,
-        "EDGE_K": triton.next_power_of_2(edges[1]) if edges else 1,
+        "EDGE_N": power_of_2(edges[0]) if edges else 1,
+        "EDGE_K": power_of_2(edges[1]) if edges else 1,
         "PLANES": parts,
         "SPLIT_K": config.split_k,
         "EVEN_K": k % config.block_k == 0,
@@ -203,7 +203,7 @@ def _candidates(arch, planes: Operand, w: Operand, edges):
         found = tuple(dict.fromkeys(c._replace(block_n=min(c.block_n, 32)) for c in found))
     if edges is None:
         return [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
-    block = triton.next_power_of_2(edges[1])
+    block = power_of_2(edges[1])
     if block < 16:
         raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one product (16)")
     found = [c for c in found if c.block_n <= 64]  # a second accumulator: 128 rows spill 8 bytes on sm_100
@@ -219,7 +219,6 @@ def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=N
     (n, k), m = qweight.shape, rows.shape[0]
     edges = granularity(n, k, weight_scale) if is_blockwise(qweight, weight_scale) else None
     b_scale = weight_scale.float().contiguous()
-    b_scale = b_scale if edges else b_scale.reshape(-1)
     epilogue = Epilogue(None, b_scale, None if bias is None else bias.contiguous(), activation)
     before, planes = _planes(rows, rotation)
 
@@ -230,8 +229,8 @@ def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=N
             return [first, launch_finish(partial, out, epilogue)]
         return [launch_weight_only(config, planes, qweight, out, epilogue, edges)]
 
-    kind = f"x{planes.shape[0]} {'blocks' if edges else 'rows'}"
-    key = f"weight_only m{bucket(m)} n{n} k{k} {planes.dtype} {kind} {activation}"
+    kind, parts = "weight_only m{} n{} k{} {} x{} {} {}", planes.shape[0]
+    key = kind, bucket(m), n, k, planes.dtype, parts, "blocks" if edges else "rows", activation
     found = _candidates(arch, planes, qweight, edges)
     return [*before, Choice(arch, key, found, steps, rows.device)]
 
