@@ -1,7 +1,9 @@
 """Sending ComfyUI's INT8 linears to this project's fused kernel where it is faster, by measurement."""
 
+import logging
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ BACKEND = "convert_to_quant"
 
 _ACTIVATIONS = (None, "gelu_tanh", "swiglu", "rms_norm")
 _TIMED_RUNS = 3
+_log = logging.getLogger("convert_to_quant.comfyui_nodes")
 
 
 class Router:
@@ -30,6 +33,7 @@ class Router:
     mode "auto": the first call of each (rows, shape, dtype, rotation, activation, residual, device), rows
         taken to the next power of two, is run both ways a few times and the faster is kept. "on": always
         the fused kernel. "off": as if it were not there.
+    Where the fused kernel fails, the call goes where it would have gone, with one line in the log.
     During CUDA graph capture nothing is timed: a shape that has not been measured before takes the back end
     that comfy-kitchen would have taken. So does a call that the fused kernel does not know.
     """
@@ -66,7 +70,12 @@ class Router:
         if not _known(call):
             return stock()
         if self.mode == "on" or self._choose(call, stock):
-            return fused(call)
+            try:
+                return fused(call)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a call that is wrong in itself fails below as well
+                _say_once(type(error).__name__, str(error))
         return stock()
 
     def _choose(self, call: dict[str, Any], stock: Callable[[], torch.Tensor]) -> bool:
@@ -80,7 +89,7 @@ class Router:
         if key not in self.choices:
             if x.is_cuda and torch.cuda.is_current_stream_capturing():
                 return False
-            self.choices[key] = _seconds(lambda: fused(call), x) < _seconds(stock, x)
+            self.choices[key] = _fused_seconds(call) < _seconds(stock, x)
         return self.choices[key]
 
 
@@ -146,6 +155,23 @@ def _stock(call: dict[str, Any]) -> Callable[[], torch.Tensor]:
         return registry.get_implementation("int8_linear", backend=chosen, kwargs=call)(**call)
 
     return run
+
+
+def _fused_seconds(call: dict[str, Any]) -> float:
+    """Return the time of the fused kernel; infinite where it fails, as with a Triton that cannot build."""
+    try:
+        return _seconds(lambda: fused(call), call["x"])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _say_once(type(error).__name__, str(error))
+        return float("inf")
+
+
+@lru_cache(maxsize=64)
+def _say_once(kind: str, message: str) -> None:
+    first = (message or "no message").splitlines()[0]
+    _log.warning("an INT8 linear stays with comfy-kitchen: the fused kernel failed (%s: %s)", kind, first)
 
 
 def _seconds(call: Callable[[], torch.Tensor], x: torch.Tensor) -> float:

@@ -80,16 +80,24 @@ def on_device(name: str, eager: Callable, target: str | None) -> Callable:
     return run
 
 
-@lru_cache(maxsize=64)
 def _launcher(target: str) -> Callable:
+    launcher, why = _find(target)
+    if launcher is None:
+        raise Unsupported(why)
+    return launcher
+
+
+@lru_cache(maxsize=64)
+def _find(target: str) -> tuple[Callable | None, str]:
+    """Return the launcher, or None and the reason: a failed import too is tried once and not at each call."""
     module, _, function = target.partition(".")
     try:
         found = importlib.import_module("triton").__version__
-    except ImportError as error:
-        raise Unsupported(f"Triton cannot be imported ({error})") from error
-    if tuple(int(n) for n in found.split(".")[:2]) < _OLDEST_TRITON:
-        raise Unsupported(f"Triton {found} is older than {'.'.join(map(str, _OLDEST_TRITON))}")
-    return getattr(importlib.import_module(f"{__package__}.triton.{module}"), function)
+        if tuple(int(n) for n in found.split(".")[:2]) < _OLDEST_TRITON:
+            return None, f"Triton {found} is older than {'.'.join(map(str, _OLDEST_TRITON))}"
+        return getattr(importlib.import_module(f"{__package__}.triton.{module}"), function), ""
+    except Exception as error:  # a broken install may raise anything
+        return None, f"Triton cannot be imported ({type(error).__name__}: {error})"
 
 
 @lru_cache(maxsize=256)

@@ -22,6 +22,18 @@ def check_weight(x, qweight, weight_scale, bias, rotation, input_activation=None
         raise ValueError("block-wise weights have no rotation: the block-wise format cannot say so")
 
 
+def check_input_scale(x, qweight, weight_scale, input_scale) -> None:
+    """Refuse a static activation scale that is not one element or one per row, or has a block-wise weight."""
+    if input_scale is None:
+        return
+    if is_blockwise(qweight, weight_scale):
+        raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
+    if input_scale.numel() != 1 and input_scale.shape != (*x.shape[:-1], 1):
+        raise ValueError(
+            f"input_scale must have one element or shape {(*x.shape[:-1], 1)}, not {tuple(input_scale.shape)}"
+        )
+
+
 def _int8_linear(
     x,
     qweight,
@@ -34,11 +46,10 @@ def _int8_linear(
     output_activation=None,
 ):
     check_weight(x, qweight, weight_scale, bias, rotation, input_activation)
+    check_input_scale(x, qweight, weight_scale, input_scale)
     out_dtype = out_dtype or x.dtype
     x = activations.apply(input_activation, x)
     if is_blockwise(qweight, weight_scale):
-        if input_scale is not None:
-            raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
         edge_k = granularity(qweight.shape[0], qweight.shape[1], weight_scale)[1]
         q, scale = _quantize_blockwise(x, 1, 1 << (edge_k - 1).bit_length())
     else:
@@ -87,8 +98,8 @@ def int8_linear(
         already rotated when `rotation` is.
     weight_scale: float32 [], [N, 1] or block-wise [ceil(N / b), ceil(K / b)].
     rotation: the weight's ConvRot group, applied to x before it is quantized; 0 for none.
-    input_scale: one-element static activation scale; None quantizes each row by its own absmax
-        (block-wise weights: each row's blocks of the weight's width).
+    input_scale: static activation scale of one element, or one per row [.., 1]; None quantizes each row
+        by its own absmax (block-wise weights: each row's blocks of the weight's width).
     out_dtype: x.dtype when None. input_activation / output_activation: None, "gelu",
         "gelu_tanh" or "silu", folded into the quantizer's load and into the epilogue; for the
         input also "swiglu", silu(first half of x) * second half.

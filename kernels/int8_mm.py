@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 
 from . import _checks, activations
 from ._library import define
@@ -14,22 +15,37 @@ EXACT_K = 1024
 _CHUNK_ROWS = 512
 
 
-@lru_cache(maxsize=1)
-def _cpu_has_int8_dot() -> bool:
-    """Return whether this CPU multiplies int8 in hardware (VNNI, AMX), as a fast ``torch._int_mm`` needs."""
-    return torch.cpu._is_vnni_supported()
+@lru_cache(maxsize=32)
+def _has_int8_product(device: torch.device) -> bool:
+    """Return whether ``torch._int_mm`` is the way to multiply int8 on `device`.
+
+    On a CPU it is with int8 instructions (VNNI, AMX); without them it took 24 times as long as float32.
+    On a GPU it is wherever it runs, which one small product tells.
+    """
+    if device.type == "cpu":
+        return torch.cpu._is_vnni_supported()
+    try:
+        ones = torch.ones(32, 32, dtype=torch.int8, device=device)
+        torch._int_mm(ones, ones.t())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return False
+    return True
 
 
 def int32_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Multiply a int8 [M, K] by b int8 [N, K] transposed, exactly; return int32 [M, N].
 
-    Without int8 instructions ``torch._int_mm`` took 24 times as long as float32 on a CPU, so
-    there the sum is taken in float32 over pieces of K short enough to be exact.
+    By ``torch._int_mm`` where that is fast, else in float32 over pieces of K short enough to be exact.
     """
     m, k = a.shape
     n = b.shape[0]
-    if a.device.type == "cpu" and _cpu_has_int8_dot() and m > 16 and k % 8 == 0 and n % 8 == 0:
-        return torch._int_mm(a, b.t())
+    if _has_int8_product(a.device):
+        if m > 16 and k % 8 == 0 and n % 8 == 0:
+            return torch._int_mm(a, b.t())
+        if a.device.type != "cpu":
+            return _padded_int_mm(a, b)
     out = torch.zeros(m, n, dtype=torch.int32, device=a.device)
     for k0 in range(0, k, EXACT_K):
         left = a[:, k0 : k0 + EXACT_K].float()
@@ -37,6 +53,15 @@ def int32_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             right = b[n0 : n0 + _CHUNK_ROWS, k0 : k0 + EXACT_K].float()
             out[:, n0 : n0 + _CHUNK_ROWS] += (left @ right.t()).to(torch.int32)
     return out
+
+
+def _padded_int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return `int32_mm` of any shape by ``torch._int_mm``, which wants 17 rows and multiples of 8."""
+    (m, k), n = a.shape, b.shape[0]
+    columns = -k % 8
+    a = F.pad(a, (0, columns, 0, max(0, 32 - m)))
+    b = F.pad(b, (0, columns, 0, -n % 8))
+    return torch._int_mm(a, b.t())[:m, :n]
 
 
 def _check(a, b, a_scale, b_scale, bias) -> None:

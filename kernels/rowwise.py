@@ -57,7 +57,7 @@ def quantize_rowwise(
     scale: None takes absmax / 127 of what is quantized; a given scale (one element or
         [.., 1], float32) saturates at +-127 and is returned broadcast to [.., 1].
     q = round_half_even(x * (1 / scale)). All-zero rows get zeros and scale 1e-30. NaN or Inf
-    in a row shows as a non-finite scale. TypeError for a non-float x; ValueError for a rotation
-    that does not divide K or a scale of another shape.
+    in a row shows as a non-finite scale; with a given scale NaN becomes 0. TypeError for a non-float x;
+    ValueError for a rotation that does not divide K or a scale of another shape.
     """
     return _op(x, rotation, scale)

@@ -26,11 +26,11 @@ def quantize_with(work: torch.Tensor, scale: torch.Tensor, saturate: bool) -> to
     """Scale and round `work` (float32, overwritten) half to even; the result holds integers.
 
     The quotient is taken as x * (1 / scale), which is what the GPU kernels do: one
-    division per row instead of one per element. `saturate` clips to [-127, 127]: only a given scale needs
-    it, a scale from the absmax cannot overflow.
+    division per row instead of one per element. `saturate` clips to [-127, 127] and takes NaN as 0: only a
+    given scale needs it, a scale from the absmax cannot overflow, and shows NaN itself.
     """
     work.mul_(scale.reciprocal()).round_()
-    return work.clamp_(-QMAX, QMAX) if saturate else work
+    return work.clamp_(-QMAX, QMAX).nan_to_num_(nan=0.0) if saturate else work
 
 
 def absmax_rows(work: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from .._library import Unsupported
+from . import _probe
 
 
 class Arch(NamedTuple):
@@ -18,18 +19,26 @@ class Arch(NamedTuple):
         memory and mma.sync are Ada's), "sm90" or "sm100" (tensor descriptors), "cdna" (64 lanes),
         "rdna" (32 lanes), "xpu" or "interpreter".
     name: the device's own name: the key of its tuning cache.
+    int8: whether its int8 product is worth having. Blackwell Ultra (sm_103) has cut it.
     """
 
     family: str
     name: str
+    int8: bool = True
 
 
 _ARCH: ContextVar[Arch | None] = ContextVar("convert_to_quant_arch", default=None)
 
 
 def arch_of(device: torch.device) -> Arch:
-    """The family of `device`; Unsupported, with the reason, where the kernels do not run."""
-    return _ARCH.get() or _arch_of(device)
+    """Return the family of `device`; Unsupported, with the reason, where the kernels do not run."""
+    assumed = _ARCH.get()
+    if assumed is not None:
+        return assumed
+    arch = _arch_of(device)
+    if arch.family != "interpreter":
+        _probe.check(device)
+    return arch
 
 
 @contextlib.contextmanager
@@ -58,7 +67,7 @@ def _arch_of(device: torch.device) -> Arch:
     if major < 8:
         raise Unsupported(f"sm_{major}{minor} has no int8 tensor-core product in Triton (sm_80 is the least)")
     family = {9: "sm90", 10: "sm100"}.get(major, "sm80")
-    return Arch(family, properties.name)
+    return Arch(family, properties.name, int8=(major, minor) != (10, 3))
 
 
 def check_group(arch: Arch, rotation: int) -> None:

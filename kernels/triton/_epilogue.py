@@ -83,6 +83,7 @@ def _finish_kernel(
     a_scale_ptr,
     b_scale_ptr,
     bias_ptr,
+    FIRST,
     M,
     N,
     stride_split,
@@ -95,11 +96,12 @@ def _finish_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Sum SPLIT_K partial products [M, N] in order and finish them."""
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Sum SPLIT_K partial products [M - FIRST, N] in order and finish them: rows FIRST to M of the result."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_m = FIRST + rows
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    partial = partial_ptr + offs_m.to(tl.int64)[:, None] * stride_pm + offs_n[None, :]
+    partial = partial_ptr + rows.to(tl.int64)[:, None] * stride_pm + offs_n[None, :]
     y = tl.load(partial, mask=mask, other=0)
     for _ in range(1, SPLIT_K):
         partial += stride_split
@@ -110,13 +112,20 @@ def _finish_kernel(
     )  # fmt: skip
 
 
-def launch_finish(partial: Operand, out: Operand, epilogue: Epilogue, scaled=False) -> Launch:
-    """Return the launch that sums partial, int32 or float32 [splits, M, N], into contiguous out [M, N]."""
+def launch_finish(
+    partial: Operand, out: Operand, epilogue: Epilogue, scaled=False, rows: tuple[int, int] | None = None
+) -> Launch:
+    """Return the launch that sums partial, int32 or float32 [splits, M, N], into contiguous out [M, N].
+
+    rows: first and last (exclusive) row of out that partial begins with; None for all.
+    """
     splits, m, n = partial.shape
+    first, stop = rows or (0, m)
     args = {
         "partial_ptr": partial,
         "out_ptr": out,
-        "M": m,
+        "FIRST": first,
+        "M": stop,
         "N": n,
         "stride_split": partial.stride(0),
         "stride_pm": partial.stride(1),
@@ -126,4 +135,5 @@ def launch_finish(partial: Operand, out: Operand, epilogue: Epilogue, scaled=Fal
         "BLOCK_N": BLOCK_N,
         **epilogue.arguments(),
     }
-    return Launch(_finish_kernel, (cdiv(m, BLOCK_M), cdiv(n, BLOCK_N)), args, num_warps=4, num_stages=1)
+    grid = (cdiv(stop - first, BLOCK_M), cdiv(n, BLOCK_N))
+    return Launch(_finish_kernel, grid, args, num_warps=4, num_stages=1)

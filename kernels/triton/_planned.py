@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import _kept
-from ._operands import argument
+from ._operands import Operand, argument
 from ._plan import Plan
 from ._replay import Replay
 from ._run import Done, run
@@ -59,7 +59,38 @@ class planned:
         return (self.plan, os.environ.get("CONVERT_TO_QUANT_AUTOTUNE"), *kinds)
 
     def _plan(self, args: tuple) -> Plan:
-        return self.plan(*[argument(i, a) if isinstance(a, torch.Tensor) else a for i, a in enumerate(args)])
+        operands: list[Any] = []
+        home, mixed = None, False
+        for i, a in enumerate(args):
+            if isinstance(a, torch.Tensor):
+                a = argument(i, a)
+                if home is None:
+                    home = a.device
+                elif a.device != home:
+                    mixed = True
+            operands.append(a)
+        if mixed:
+            self._bring_home(operands)
+        return self.plan(*operands)
+
+    def _bring_home(self, operands: list[Any]) -> None:
+        """Replace one-element floats that are on the CPU by copies on the device; refuse other mixtures.
+
+        PyTorch takes such scalars too, and ComfyUI has some scales there. ValueError names what else is
+        not on the device of the first argument.
+        """
+        names = list(self._signature.parameters)
+        first = next(i for i, operand in enumerate(operands) if isinstance(operand, Operand))
+        home = operands[first].device
+        for i, operand in enumerate(operands):
+            if not isinstance(operand, Operand) or operand.device == home:
+                continue
+            if operand.device.type != "cpu" or operand.numel() != 1 or not operand.dtype.is_floating_point:
+                raise ValueError(
+                    f"{self.plan.__name__}: {names[i]} is on {operand.device} and {names[first]} on {home}; "
+                    "move them to one device"
+                )
+            operands[i] = operand.copy(device=home)
 
     def _first(self, args: tuple, key: tuple) -> Any:
         plan = self._plan(args)

@@ -45,10 +45,8 @@ class Run(Tensors):
         def trial(candidate):
             Run(self._args, self).do(choice.steps(candidate))
 
-        chosen = choose(choice.arch, choice.key, choice.candidates, trial, choice.device)
-        if chosen is None:
-            self.settled = False
-            return choice.candidates[0]
+        chosen, settled = choose(choice.arch, choice.key, choice.candidates, trial, choice.device)
+        self.settled = self.settled and settled
         return chosen
 
     def result(self, operand: Operand) -> torch.Tensor:

@@ -37,8 +37,9 @@ def to_int8(x, inverse):
 
 @triton.jit
 def to_int8_saturated(x, inverse):
-    """As `to_int8`, clipped to +-127: for a scale that did not come from this x."""
-    y = tl.minimum(tl.maximum(x * inverse, -127.0), 127.0)
+    """As `to_int8`, clipped to +-127, and NaN to 0: for a scale that did not come from this x."""
+    y = x * inverse
+    y = tl.where(y == y, tl.minimum(tl.maximum(y, -127.0), 127.0), 0.0)
     return (y + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
 
 
@@ -105,9 +106,11 @@ def high_part(x):
     """x (float32) rounded to 8 significant bits: (as bfloat16, as float32).
 
     By integer arithmetic: a conversion instruction here compiles to an unpacked F2F, which
-    runs at an eighth of the rate.
+    runs at an eighth of the rate. NaN is left as it is: rounded up, the one that NVIDIA's
+    instructions make (0x7FFFFFFF) would become -0.0.
     """
-    bits = (x.to(tl.int32, bitcast=True) + 0x8000) & -65536
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + tl.where(x == x, 0x8000, 0)) & -65536
     return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), bits.to(tl.float32, bitcast=True)
 
 

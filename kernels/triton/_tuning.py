@@ -1,42 +1,38 @@
-"""Choice among a handful of equivalent candidates, measured once a GPU and kept on disk.
+"""Choice among a handful of equivalent candidates, measured once per GPU and kept on disk (`_stored`).
 
-Without a measurement the first candidate is used: every table puts its safest entry first.
-The file is ``<cache>/convert_to_quant/<GPU name>-triton-<version>.json``, written whole and
-renamed, so that two processes can share it.
+Without a measurement the first candidate is used: every table begins with the entry that the static
+model of its family puts first.
 """
 
-import json
-import logging
 import os
-import re
-import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol, TypeVar
 
 import torch
-import triton
 
-from . import _kept
+from . import _kept, _stored
 from ._arch import Arch
+from ._launch import on
+from ._timing import microseconds
 
-ROUNDS = 5
-"""Timed runs a candidate, each after the L2 cache was overwritten; the median counts."""
+BUCKETS = (16, 64, 256, 1024, 4096, 8192, 16384, 32768, 65536)
+ABOVE = 131072
+"""Rows that share a measurement, up to each and above all. Video models have 30,000 to 130,000 rows: the best
+candidate for 5,000 need not be theirs."""
 
-FLUSH = 256 << 20
-"""Bytes overwritten at once: more than any L2 (H100: 50 MB, B200: 126 MB)."""
+RETRY = 60.0
+"""Seconds until a choice that want of memory prevented is tried again."""
 
-QUEUED = 0.5
-"""Milliseconds of overwriting queued before each timed run: more than the host takes to submit one,
-so that the device's time is measured and not the host's."""
-
-_log = logging.getLogger("convert_to_quant.kernels")
 _lock = threading.RLock()
-_tables: dict[str, dict] = {}
+_tables: dict[Path, dict] = {}
 _chosen: dict[tuple, Any] = {}
+_waiting: dict[tuple, tuple[float, Any]] = {}
+"""What to take until when, for choices that could not be made."""
 
 
 class Candidate(Protocol):
@@ -57,27 +53,72 @@ C = TypeVar("C", bound=Candidate)
 
 def choose(
     arch: Arch, key: str | tuple, candidates: Sequence[C], run: Callable[[C], object], device: torch.device
-) -> C | None:
-    """Return the candidate to use for `key`: remembered, measured now, or the first.
+) -> tuple[C, bool]:
+    """Return the candidate to use for `key`, and whether that is settled: remembered, measured or given.
 
-    None where it would have to be measured and may not, inside graph capture: the caller then takes
-    one for this call only. run: executes one candidate completely, any number of times with the same effect.
+    Not settled, so for this call only, is a choice inside graph capture, where nothing may be
+    measured, and one that want of memory prevented. run: executes one candidate completely, any number
+    of times with the same effect.
     Measures only on a real device, outside graph capture, with CONVERT_TO_QUANT_AUTOTUNE
-    (read at each call) not 0. A candidate that does not compile or fit is left out.
+    (read at each call) not 0. A candidate that fails is left out.
     """
     if len(candidates) == 1 or device.type == "cpu" or os.environ.get("CONVERT_TO_QUANT_AUTOTUNE") == "0":
-        return candidates[0]
+        return candidates[0], True
     # Which candidates there are is part of the key: alignment and the workspace limit change them
     # within one bucket of M, and two sets sharing an entry would measure again at every change.
     memo = (arch, key, tuple(candidates))
-    if memo not in _chosen:
+    found = _chosen.get(memo)
+    if found is not None:
+        return found, True
+    with on(device):  # its stream is timed, and asked whether it is captured
+        return _settle(memo, run, device)
+
+
+def _settle(memo: tuple, run: Callable, device: torch.device) -> tuple[Any, bool]:
+    arch, key, candidates = memo
+    with _lock:
         found = _remembered(arch, key, candidates)
         if found is None:
             if _capturing(device):
-                return None
-            found = _tune(arch, key, candidates, run, device)
+                return candidates[0], False
+            until, meanwhile = _waiting.get(memo, (0.0, None))
+            if meanwhile is not None and time.monotonic() < until:
+                return meanwhile, False
+            found, settled = _tune(arch, key, candidates, run, device)
+            if not settled:
+                _waiting[memo] = time.monotonic() + RETRY, found
+                return found, False
         _chosen[memo] = found
-    return _chosen[memo]
+        return found, True
+
+
+def _tune(arch: Arch, key, candidates: Sequence[C], run, device: torch.device) -> tuple[C, bool]:
+    """Return the fastest candidate, and whether all were given their chance; then the choice is kept."""
+    times: dict[C, float] = {}
+    short = False
+    for candidate in candidates:
+        try:
+            taken = microseconds(candidate.label, partial(run, candidate), device)
+        except torch.OutOfMemoryError:
+            short = True
+            continue
+        if taken is not None:
+            times[candidate] = taken
+    if not times:  # the launch itself will say why
+        return candidates[0], False
+    best = min(times, key=lambda c: times[c] * c.handicap)
+    if short:
+        return best, False
+    measured = {c.label: round(t, 2) for c, t in times.items()}
+    entry = {_entry(key, candidates): {"choice": best.label, "microseconds": measured}}
+    path = _stored.cache_path(arch)
+    _tables[path] = _stored.add(path, {**_table(arch), **entry})
+    return best, True
+
+
+def _remembered(arch: Arch, key: str | tuple, candidates: Sequence[C]) -> C | None:
+    known = _table(arch).get(_entry(key, candidates))
+    return next((c for c in candidates if known and c.label == known["choice"]), None)
 
 
 def _entry(key: str | tuple, candidates: Sequence[C]) -> str:
@@ -88,36 +129,16 @@ def _entry(key: str | tuple, candidates: Sequence[C]) -> str:
     return f"{key} #{zlib.crc32(labels.encode()):08x}"
 
 
-def _remembered(arch: Arch, key: str | tuple, candidates: Sequence[C]) -> C | None:
-    with _lock:
-        known = _table(arch).get(_entry(key, candidates))
-    return next((c for c in candidates if known and c.label == known["choice"]), None)
-
-
-def _tune(arch: Arch, key: str | tuple, candidates: Sequence[C], run, device: torch.device) -> C:
-    """Measure all candidates and keep the choice; the first where none could run."""
-    with _lock:
-        measured = [(t, c) for c in candidates if (t := _measure(c, run, device)) is not None]
-        if not measured:
-            return candidates[0]
-        best = min(measured, key=lambda pair: pair[0] * pair[1].handicap)[1]
-        times = {c.label: round(t, 2) for t, c in measured}
-        table = _table(arch)
-        table[_entry(key, candidates)] = {"choice": best.label, "microseconds": times}
-        _save(arch, table)
-        return best
+def _table(arch: Arch) -> dict:
+    path = _stored.cache_path(arch)
+    if path not in _tables:
+        _tables[path] = _stored.read(path)
+    return _tables[path]
 
 
 def bucket(m: int) -> int:
-    """M as the key of a table: the next of 16, 64, 256, 1024, 4096, 16384 (the last for all above)."""
-    return next((b for b in (16, 64, 256, 1024, 4096) if m <= b), 16384)
-
-
-def cache_path(arch: Arch) -> Path:
-    """Where the choices for this GPU and this Triton are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    name = re.sub(r"[^A-Za-z0-9]+", "-", arch.name).strip("-").lower()
-    return Path(root) / "convert_to_quant" / f"{name}-triton-{triton.__version__}.json"
+    """Return the key of M in a table: the next of `BUCKETS`, or `ABOVE`."""
+    return next((b for b in BUCKETS if m <= b), ABOVE)
 
 
 def forget() -> None:
@@ -125,77 +146,10 @@ def forget() -> None:
     with _lock:
         _tables.clear()
         _chosen.clear()
+        _waiting.clear()
     _kept.forget()
 
 
-def _table(arch: Arch) -> dict:
-    path = str(cache_path(arch))
-    if path not in _tables:
-        _tables[path] = _read(path)
-    return _tables[path]
-
-
-def _read(path: str) -> dict:
-    try:
-        with open(path, encoding="utf-8") as file:
-            table = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    entries = table.items() if isinstance(table, dict) else ()
-    return {k: v for k, v in entries if isinstance(v, dict) and isinstance(v.get("choice"), str)}
-
-
-def _save(arch: Arch, table: dict) -> None:
-    """Merge with what others wrote meanwhile and replace the file; a failure costs only a later tuning."""
-    path = cache_path(arch)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        merged = {**_read(str(path)), **table}
-        table.update(merged)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(merged, file, indent=1, sort_keys=True)
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-    except OSError as error:
-        _log.warning("tuning results were not kept: %s", error)
-
-
 def _capturing(device: torch.device) -> bool:
+    """Return whether the current stream of `device`, which is current, is being captured."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _passes(flush: torch.Tensor, module, device: torch.device) -> int:
-    """How often to overwrite `flush` to keep the device busy for QUEUED milliseconds."""
-    start, stop = module.Event(enable_timing=True), module.Event(enable_timing=True)
-    start.record()
-    flush.zero_()
-    stop.record()
-    module.synchronize(device)
-    return min(32, 1 + int(QUEUED / max(start.elapsed_time(stop), 1e-3)))
-
-
-def _measure(candidate: C, run: Callable[[C], object], device: torch.device) -> float | None:
-    """Median microseconds of one run from a cold cache, or None when it cannot run here."""
-    module = torch.get_device_module(device)
-    try:
-        run(candidate)
-        module.synchronize(device)
-        flush = torch.empty(FLUSH, dtype=torch.int8, device=device)  # released again: memory is scarce here
-    except (triton.runtime.errors.OutOfResources, triton.CompilationError, RuntimeError) as error:
-        _log.info("candidate %s left out: %s", candidate.label, error)
-        return None
-    passes, times = _passes(flush, module, device), []
-    for _ in range(ROUNDS):
-        for _ in range(passes):
-            flush.zero_()
-        start, stop = module.Event(enable_timing=True), module.Event(enable_timing=True)
-        start.record()
-        run(candidate)
-        stop.record()
-        module.synchronize(device)
-        times.append(start.elapsed_time(stop) * 1e3)
-    return median(times)

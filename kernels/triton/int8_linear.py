@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import activations
-from ..int8_linear import check_weight
+from ..int8_linear import check_input_scale, check_weight
 from ..int8_mm import is_blockwise
 from ..scales import granularity
 from ._arch import arch_of
@@ -31,7 +31,7 @@ FEW_ROWS = 16
 class FloatLinear(NamedTuple):
     """Dequantize and call the float linear: only where it was *measured* faster by more than 5 %.
 
-    Some GPUs have little int8 throughput (B300 has cut it), and there the int8 product cannot win.
+    On some GPUs the int8 product cannot win; where it was cut (sm_103) this is the only engine.
     Its result lacks the activations' rounding noise; nothing else differs.
     """
 
@@ -63,6 +63,7 @@ def int8_linear(
 ) -> Plan:
     """Plan `kernels.int8_linear`: two launches; one to three where another engine measured faster."""
     check_weight(x, qweight, weight_scale, bias, rotation, input_activation)
+    check_input_scale(x, qweight, weight_scale, input_scale)
     activations.check(output_activation)
     arch = arch_of(x.device)
     n, k = qweight.shape
@@ -71,8 +72,6 @@ def int8_linear(
     m = rows.shape[0]
     edges = None
     if is_blockwise(qweight, weight_scale):
-        if input_scale is not None:
-            raise ValueError("block-wise weights take dynamic activation blocks: input_scale must be None")
         edges = granularity(n, k, weight_scale)
     out = empty((m, n), out_dtype, x.device)
     result = out.reshape(*x.shape[:-1], n)
@@ -84,8 +83,9 @@ def int8_linear(
         input_scale = input_scale.to(x.device, torch.float32)
     is_aligned = k % 16 == 0 and aligned(qweight)
     found: list[Engine | FloatLinear | WeightOnly] = []
-    found += candidates(arch, (m, n, k), is_aligned, edges, output_activation)
-    if x.dtype == out_dtype != torch.float32 and arch.family != "interpreter":
+    if arch.int8:
+        found += candidates(arch, (m, n, k), is_aligned, edges, output_activation)
+    if not arch.int8 or (x.dtype == out_dtype != torch.float32 and arch.family != "interpreter"):
         found.append(FloatLinear())
         if m <= FEW_ROWS and input_activation is None and input_scale is None:
             found.append(WeightOnly())

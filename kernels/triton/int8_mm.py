@@ -7,6 +7,7 @@ registers / KiB of shared memory as compiled by Triton 3.9.
 
 import logging
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from ..scales import granularity
 from ._arch import Arch, arch_of
 from ._epilogue import Epilogue, launch_finish
 from ._gemm import TileConfig, launch_product
-from ._launch import TensorDescriptor, power_of_2
+from ._launch import TensorDescriptor, cdiv, power_of_2
 from ._operands import Operand, aligned, empty, rows_of
 from ._plan import Call, Choice, Plan, Step
 from ._planned import planned
@@ -126,11 +127,12 @@ UNALIGNED = (TileConfig(32, 32, 64, 4, 2), TileConfig(32, 64, 64, 4, 2))
 INTERPRETER = (TileConfig(64, 64, 128, 4, 1), TileConfig(32, 64, 64, 4, 1, split_k=3))
 
 MAX_WORKSPACE = 64 << 20
-"""Bytes of int32 partial sums that split-K may allocate; beyond, the launch is wide enough without."""
+"""Bytes of int32 sums that an engine may allocate. Where split-K would need more, the launch is wide enough
+without; ``torch._int_mm`` takes as many rows at a time as fit."""
 
 
 class IntMM(NamedTuple):
-    """``torch._int_mm`` and the epilogue as a second launch: int32 [M, N] goes through memory."""
+    """``torch._int_mm`` and the epilogue as a second launch: int32 goes through memory, a part at a time."""
 
     label: str = "torch._int_mm"
     handicap: float = 1.0
@@ -174,7 +176,7 @@ def candidates(
     found = [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
     if activation is not None:  # the activation's registers beside a wide tile's spill 152 bytes on sm_90
         found = [c for c in found if c.block_m * c.block_n <= 128 * 128]
-    with_library = is_aligned and arch.family not in ("interpreter", "xpu") and m > 16 and n % 8 == 0
+    with_library = is_aligned and arch.family not in ("interpreter", "xpu") and n % 8 == 0 and _parts(m, n)
     return [*found, IntMM()] if with_library else [*found]
 
 
@@ -188,16 +190,35 @@ def product(
 ) -> list[Step]:
     """Return the steps of one engine: a int8 [M, K], b int8 [N, K] into contiguous out [M, N]."""
     if isinstance(engine, IntMM):
-        partial = empty((1, *out.shape), torch.int32, a.device)
-        return [Call(_int_mm, a, b, partial), launch_finish(partial, out, epilogue)]
+        m, n = out.shape
+        parts = _parts(m, n)
+        partial = empty((1, max(stop - start for start, stop in parts), n), torch.int32, a.device)
+        return [
+            step
+            for rows in parts
+            for step in (
+                Call(_int_mm, a, b, partial, *rows),
+                launch_finish(partial, out, epilogue, rows=rows),
+            )
+        ]
     if engine.split_k > 1:
         partial = empty((engine.split_k, *out.shape), torch.int32, a.device)
         return [launch_product(engine, a, b, partial, epilogue), launch_finish(partial, out, epilogue)]
     return [launch_product(engine, a, b, out, epilogue, edges)]
 
 
-def _int_mm(a: torch.Tensor, b: torch.Tensor, partial: torch.Tensor) -> None:
-    torch._int_mm(a.contiguous(), b.t(), out=partial[0])
+def _parts(m: int, n: int) -> list[tuple[int, int]]:
+    """Return the rows (first, last exclusive) that ``torch._int_mm`` takes at a time; none where it cannot.
+
+    It wants more than 16, so they are shared out evenly.
+    """
+    count = cdiv(m, max(1, MAX_WORKSPACE // (4 * n)))
+    edges = [m * i // count for i in range(count + 1)]
+    return list(pairwise(edges)) if m // count > 16 else []
+
+
+def _int_mm(a: torch.Tensor, b: torch.Tensor, partial: torch.Tensor, start: int, stop: int) -> None:
+    torch._int_mm(a[start:stop].contiguous(), b.t(), out=partial[0, : stop - start])
 
 
 def operands(a_scale, b_scale, bias, activation, rows: int, blockwise: bool) -> Epilogue:
@@ -214,6 +235,8 @@ def int8_mm(a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output_
     _check(a, b, a_scale, b_scale, bias)
     activations.check(output_activation)
     arch = arch_of(a.device)
+    if not arch.int8:
+        raise Unsupported(f"{arch.name} has hardly any int8 tensor-core throughput (sm_103)")
     rows = rows_of(a)
     (m, k), n = rows.shape, b.shape[0]
     out = empty((m, n), out_dtype, a.device)

@@ -43,9 +43,10 @@ def _rotate_kernel(
     out = out_ptr + row * K + cols
     if PLANES == 0:
         tl.store(out, y.to(out_ptr.dtype.element_ty), mask=mask)
-    for p in tl.static_range(PLANES):
+    for _ in tl.static_range(PLANES):
         high, taken = high_part(y)
-        tl.store(out + p * stride_plane, high, mask=mask)
+        tl.store(out, high, mask=mask)
+        out += stride_plane  # a step at a time: p times the stride may not fit its int32
         y -= taken
 
 

@@ -119,11 +119,13 @@ def _int8_weight_only_kernel(
             part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         else:
             part = acc
-        for p in tl.static_range(PLANES):
+        plane = x
+        for _ in tl.static_range(PLANES):
             if EVEN_K:
-                right = tl.load(x + p * stride_plane + k[:, None])
+                right = tl.load(plane + k[:, None])
             else:
-                right = tl.load(x + p * stride_plane + k[:, None], mask=(k < K)[:, None], other=0.0)
+                right = tl.load(plane + k[:, None], mask=(k < K)[:, None], other=0.0)
+            plane += stride_plane  # a step at a time: a multiple of the stride may not fit its int32
             part = tl.dot(weight, right, part)
         if BLOCKWISE:
             scale = tl.load(b_scale_ptr + (row_n // EDGE_N) * stride_b_scale + step * BLOCK_K // EDGE_K)

@@ -1,6 +1,7 @@
 """Sending INT8 linears to the fused kernel, beside a stand-in for ComfyUI and the real comfy-kitchen."""
 
 import inspect
+import logging
 import sys
 
 import pytest
@@ -105,6 +106,28 @@ def test_an_explicit_back_end_is_respected(router):
         patch.setattr(f"{PACK}.routing.fused", lambda c: pytest.fail("not asked for"))
         with comfy_kitchen.use_backend("eager"):
             comfy_kitchen.int8_linear(x, q, scale, None, torch.float32)
+
+
+@pytest.mark.parametrize("mode", ["on", "auto"])
+def test_a_fused_kernel_that_fails_gives_way(router, mode, caplog):
+    import comfy_kitchen
+
+    x, q, scale = torch.randn(20, 128), torch.ones(96, 128, dtype=torch.int8), torch.rand(96, 1)
+    stock = comfy_kitchen.int8_linear(x, q, scale, None, torch.float32)
+    router.set(mode)
+
+    def fails(call):
+        raise RuntimeError(f"no C compiler for {mode}\nmore")
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(f"{PACK}.routing.fused", fails)
+        for _ in range(3):
+            assert torch.equal(comfy_kitchen.int8_linear(x, q, scale, None, torch.float32), stock)
+    said = [r.getMessage() for r in caplog.records if "fused kernel failed" in r.getMessage()]
+    assert said == [
+        "an INT8 linear stays with comfy-kitchen: the fused kernel failed "
+        f"(RuntimeError: no C compiler for {mode})"
+    ]
 
 
 def test_routing_without_the_hook_says_so(pack, monkeypatch):

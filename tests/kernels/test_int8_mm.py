@@ -110,8 +110,35 @@ def test_large_odd_sums_are_exact():
 def test_hardware_int8_path_gives_the_same_sums(m, k, n, monkeypatch):
     a, b = int8(m, k), int8(n, k, seed=1)
     plain = module.int32_mm(a, b)
-    monkeypatch.setattr(module, "_cpu_has_int8_dot", lambda: True)
+    monkeypatch.setattr(module, "_has_int8_product", lambda device: True)
     assert torch.equal(module.int32_mm(a, b), plain)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 64, 16), (17, 123, 8), (5, 70, 13)], ids=short)
+def test_any_shape_is_padded_for_the_library_product(m, k, n):
+    a, b = int8(m, k), int8(n, k, seed=1)
+    assert torch.equal(module._padded_int_mm(a, b), module.int32_mm(a, b))
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_twins_on_a_gpu_use_the_library_product_where_it_runs(runs, monkeypatch):
+    """Turing, an old Triton, Windows without one: the twin would otherwise multiply in float32."""
+    product, served = torch._int_mm, []
+
+    def int_mm(a, b):
+        if not runs:
+            raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+        served.append(a.shape)
+        return product(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
+    module._has_int8_product.cache_clear()
+    device = torch.device("meta")  # any device that is no CPU
+    for m, k, n in ((20, 64, 16), (3, 70, 13)):
+        a, b = (torch.empty(size, dtype=torch.int8, device=device) for size in ((m, k), (n, k)))
+        assert module.int32_mm(a, b).shape == (m, n)
+    module._has_int8_product.cache_clear()
+    assert served == ([(32, 32), (20, 64), (32, 72)] if runs else [])
 
 
 def test_strides_do_not_matter():

@@ -134,6 +134,53 @@ def rowwise_shows_non_finite(ops, place, bad, rotation):
     assert finite.tolist() == [True, False, True]
 
 
+NANS = ("7fffffff", "ffffffff", "7fc00000")
+"""What NVIDIA's instructions make; the same negated; what PyTorch calls NaN."""
+
+
+def with_nan(bits: str, *shape: int) -> torch.Tensor:
+    """Small whole numbers with one NaN, of these bits, in row 1."""
+    x = integers(-8, 8, shape, torch.float32)
+    x.view(torch.int32).view(-1, shape[-1])[1, 3] = int.from_bytes(bytes.fromhex(bits), signed=True)
+    return x
+
+
+def rows_with_nan(y: torch.Tensor) -> list[bool]:
+    return y.cpu().flatten(1).isnan().any(1).tolist()
+
+
+@case(bits=NANS, rotation=[0, 64], rows=[3, 20])
+def nan_shows(ops, place, bits, rotation, rows):
+    """In the scale of its row, and in its row of every linear's result."""
+    x = with_nan(bits, rows, 128)
+    q, scale = integers(-127, 127, (24, 128)), torch.ones(24, 1)
+    alone = [i == 1 for i in range(rows)]
+    assert rows_with_nan(ops.quantize_rowwise(place(x), rotation)[1]) == alone
+    assert rows_with_nan(ops.int8_linear(place(x), place(q), place(scale), None, rotation)) == alone
+    assert (
+        rows_with_nan(ops.int8_weight_only_linear(place(x), place(q), place(scale), None, rotation)) == alone
+    )
+    assert ops.quantize_tensorwise(place(x), None, rotation)[1].isnan()
+    if rotation:
+        assert rows_with_nan(ops.rotate(place(x), rotation)) == alone
+    else:
+        assert rows_with_nan(ops.quantize_blockwise(place(x), 1, 64)[1]) == alone
+
+
+@case(bits=NANS, rotation=[0, 16], scales=["one", "rows"])
+def nan_under_a_given_scale(ops, place, bits, rotation, scales):
+    """Becomes 0, in kernel and twin alike: the scale that could show it is not theirs."""
+    x = with_nan(bits, 3, 48)
+    scale = torch.tensor(0.25) if scales == "one" else torch.full((3, 1), 0.5)
+    got, want = (
+        ops.quantize_rowwise(place(x), rotation, place(scale)),
+        kernels.quantize_rowwise(x, rotation, scale),
+    )
+    for g, w in zip(got, want, strict=True):
+        same(g, w)
+    assert want[0][1, 3] == 0
+
+
 @case(view=["columns", "transposed", "batch"])
 def rowwise_strides(ops, place, view):
     base = place(integers(-9, 9, (4, 6, 64), torch.bfloat16))

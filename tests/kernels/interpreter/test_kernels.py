@@ -84,8 +84,10 @@ def test_split_weight_only_matches_eager_twin(case, place, monkeypatch):
     case.check(OPS, place)
 
 
-def test_library_product_with_our_epilogue(place):
-    """The `torch._int_mm` engine gives the bits of the tiles."""
+@pytest.mark.parametrize("workspace", [1 << 20, 2000], ids=["whole", "in parts"])
+def test_library_product_with_our_epilogue(workspace, place, monkeypatch):
+    """The `torch._int_mm` engine gives the bits of the tiles, also in parts of 20 rows."""
+    monkeypatch.setattr(mm, "MAX_WORKSPACE", workspace)
     a = torch.randint(-127, 128, (40, 64), dtype=torch.int8)
     b = torch.randint(-127, 128, (24, 64), dtype=torch.int8)
     scales = torch.rand(40, 1), torch.rand(24, 1)

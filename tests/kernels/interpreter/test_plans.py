@@ -1,5 +1,6 @@
 """What a plan may hold, when a call is replayed and when it is not. The bits are `test_kernels`' matter."""
 
+import contextlib
 import gc
 import logging
 import weakref
@@ -10,7 +11,7 @@ from test_kernels import PLAIN
 from triton_cases import same
 
 from convert_to_quant import kernels
-from convert_to_quant.kernels.triton import _arch, _kept, _planned, _tuning, rotation
+from convert_to_quant.kernels.triton import _arch, _kept, _planned, _stored, _tuning, rotation
 from convert_to_quant.kernels.triton._operands import empty
 from convert_to_quant.kernels.triton._plan import Call, Choice, Plan
 from convert_to_quant.kernels.triton._planned import planned
@@ -326,15 +327,17 @@ def test_errors_are_raised_each_time():
 def test_measuring_is_not_part_of_a_plan(monkeypatch):
     """The tuner runs every candidate; only the one chosen is replayed. A choice made blind is not kept."""
     done = []
-    monkeypatch.setattr(_tuning, "_measure", lambda c, run, device: run(c) or c.time)
+    times = {"slow": 2.0, "fast": 1.0}
+    monkeypatch.setattr(_tuning, "microseconds", lambda label, run, device: run() or times[label])
+    monkeypatch.setattr(_tuning, "on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(_tuning, "_capturing", lambda d: capturing)
-    monkeypatch.setattr(_tuning, "_save", lambda arch, table: None)
+    monkeypatch.setattr(_stored, "add", lambda path, entries: entries)
     capturing = False
 
     class Option(tuple):
-        label, handicap, time = property(lambda s: s[0]), 1.0, property(lambda s: s[1])
+        label, handicap = property(lambda s: s[0]), 1.0
 
-    options, device = (Option(("slow", 2.0)), Option(("fast", 1.0))), torch.device("cuda", 0)
+    options, device = (Option(("slow",)), Option(("fast",))), torch.device("cuda", 0)
     arch = _arch.Arch("sm90", "a GPU of test_plans")
 
     @planned

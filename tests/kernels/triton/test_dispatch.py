@@ -1,12 +1,10 @@
-"""How an op finds its device implementation, and how a configuration is chosen and remembered."""
+"""How an op finds its device implementation, and what runs where there is none."""
 
-import json
 import logging
 import subprocess
 import sys
 import threading
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,10 +14,9 @@ from convert_to_quant.kernels import _library
 
 pytest.importorskip("triton")
 
-from convert_to_quant.kernels.triton import _arch, _tuning
+from convert_to_quant.kernels.triton import _arch
 
 CUDA = torch.device("cuda", 0)
-ARCH = _arch.Arch("sm90", "Some GPU 80GB")
 
 
 def test_import_loads_no_triton_and_touches_no_device():
@@ -78,20 +75,21 @@ def test_other_errors_are_not_swallowed(op):
 
 def test_without_triton_the_twin_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    _library._launcher.cache_clear()
+    _library._find.cache_clear()
     run = _library.on_device("example", lambda: "eager", "rowwise.quantize_rowwise")
     assert run() == "eager"
-    _library._launcher.cache_clear()
+    _library._find.cache_clear()
 
 
 def test_an_old_triton_is_refused_by_name(monkeypatch):
     import triton
 
     monkeypatch.setattr(triton, "__version__", "3.2.0")
-    _library._launcher.cache_clear()
+    _library._find.cache_clear()
     with pytest.raises(_library.Unsupported, match=r"Triton 3\.2\.0 is older than 3\.3"):
         _library._launcher("rowwise.quantize_rowwise")
     monkeypatch.setattr(triton, "__version__", "3.3.0")
+    _library._find.cache_clear()
     assert callable(_library._launcher("rowwise.quantize_rowwise"))
 
 
@@ -140,101 +138,6 @@ def test_without_tensor_descriptors_nvidia_takes_pointers(monkeypatch, family, l
     assert found == want
 
 
-class Option(NamedTuple):
-    label: str
-    time: float | None
-    handicap: float = 1.0
-
-
-@pytest.fixture
-def tuner(monkeypatch, tmp_path):
-    """`choose` with measured times taken from the options; tuner.measured lists what was timed."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("CONVERT_TO_QUANT_AUTOTUNE", raising=False)
-    measured = []
-
-    def measure(option, run, device):
-        measured.append(option.label)
-        return option.time
-
-    monkeypatch.setattr(_tuning, "_measure", measure)
-    monkeypatch.setattr(_tuning, "_capturing", lambda device: False)
-    _tuning.forget()
-    yield SimpleNamespace(
-        measured=measured,
-        pick=lambda *options, key="op m16": getattr(
-            _tuning.choose(ARCH, key, options, lambda o: None, CUDA), "label", None
-        ),
-        path=_tuning.cache_path(ARCH),
-    )
-    _tuning.forget()
-
-
-SLOW, FAST, BROKEN = Option("slow", 9.0), Option("fast", 5.0), Option("broken", None)
-
-
-def test_the_fastest_is_chosen_and_a_second_process_does_not_measure(tuner):
-    assert tuner.pick(SLOW, FAST, BROKEN) == "fast"
-    assert tuner.measured == ["slow", "fast", "broken"]
-    stored = json.loads(tuner.path.read_text())
-    assert list(stored.values()) == [{"choice": "fast", "microseconds": {"fast": 5.0, "slow": 9.0}}]
-    assert next(iter(stored)).startswith("op m16 #")
-    _tuning.forget()
-    assert tuner.pick(SLOW, FAST, BROKEN) == "fast"
-    assert len(tuner.measured) == 3
-    assert [p.name for p in tuner.path.parent.iterdir()] == [tuner.path.name]
-
-
-def test_a_handicap_needs_a_clear_win(tuner):
-    assert tuner.pick(Option("int8", 100.0), Option("float", 97.0, 1.05)) == "int8"
-    assert tuner.pick(Option("int8", 100.0), Option("float", 90.0, 1.05), key="other") == "float"
-
-
-def test_the_variable_is_read_at_each_call(tuner, monkeypatch):
-    monkeypatch.setenv("CONVERT_TO_QUANT_AUTOTUNE", "0")
-    assert tuner.pick(SLOW, FAST) == "slow"
-    assert not tuner.measured
-    monkeypatch.setenv("CONVERT_TO_QUANT_AUTOTUNE", "1")
-    assert tuner.pick(SLOW, FAST) == "fast"
-
-
-def test_nothing_is_measured_or_kept_while_a_graph_is_captured(tuner, monkeypatch):
-    monkeypatch.setattr(_tuning, "_capturing", lambda device: True)
-    assert tuner.pick(SLOW, FAST) is None
-    assert not tuner.measured
-    assert not tuner.path.exists()
-
-
-@pytest.mark.parametrize("content", ["", "[1]", '{"ENTRY": 3}', '{"ENTRY": {"choice": "gone"}}'])
-def test_a_useless_cache_is_measured_again(tuner, content):
-    entry = _tuning._entry("op m16", (SLOW, FAST))
-    tuner.path.parent.mkdir(parents=True)
-    tuner.path.write_text(content.replace("ENTRY", entry))
-    assert tuner.pick(SLOW, FAST) == "fast"
-    assert json.loads(tuner.path.read_text())[entry]["choice"] == "fast"
-
-
-def test_sets_of_candidates_do_not_share_an_entry(tuner):
-    """Aligned and unaligned calls of one shape have different tiles; alternating must not measure again."""
-    aligned, unaligned = (SLOW, FAST), (Option("bytes", 20.0), Option("more bytes", 30.0))
-    for _ in range(3):
-        assert tuner.pick(*aligned) == "fast"
-        assert tuner.pick(*unaligned) == "bytes"
-    assert len(tuner.measured) == 4
-
-
-def test_an_unwritable_cache_costs_a_warning_only(tuner, caplog):
-    tuner.path.parent.parent.mkdir(parents=True, exist_ok=True)
-    tuner.path.parent.write_text("a file where the folder should be")
-    assert tuner.pick(SLOW, FAST) == "fast"
-    assert "not kept" in caplog.text
-
-
-@pytest.mark.parametrize(("m", "bucket"), [(1, 16), (17, 64), (256, 256), (4097, 16384), (75600, 16384)])
-def test_buckets(m, bucket):
-    assert _tuning.bucket(m) == bucket
-
-
 def test_a_model_with_these_ops_compiles_without_graph_breaks():
     q, scale = kernels.quantize_rowwise(torch.randn(32, 64), 16)
 
@@ -246,34 +149,3 @@ def test_a_model_with_these_ops_compiles_without_graph_breaks():
     x = torch.randn(5, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
-
-
-class FakeEvent:
-    """A device event on a clock that the runs advance."""
-
-    now = 0.0
-
-    def __init__(self, enable_timing):
-        self.at = 0.0
-
-    def record(self):
-        self.at = FakeEvent.now
-
-    def elapsed_time(self, other):
-        return other.at - self.at
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no kernel"), None], ids=["fails", "runs"])
-def test_measuring_takes_the_median_and_leaves_out_what_cannot_run(monkeypatch, error):
-    module = SimpleNamespace(Event=FakeEvent, synchronize=lambda device: None)
-    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
-    monkeypatch.setattr(_tuning, "FLUSH", 16)
-    steps = iter([100.0, 3.0, 1.0, 2.0, 9.0, 2.5])
-
-    def run(option):
-        if error:
-            raise error
-        FakeEvent.now += next(steps)
-
-    found = _tuning._measure(FAST, run, torch.device("cpu"))
-    assert found == (None if error else 2500.0)
