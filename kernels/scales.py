@@ -12,7 +12,7 @@ TINY = 1e-30
 The same floor as comfy-kitchen's, so both give such rows the same bytes."""
 
 
-def scale_from_absmax(absmax: torch.Tensor, levels: int = QMAX) -> torch.Tensor:
+def scale_from_absmax(absmax: torch.Tensor, levels: float = QMAX) -> torch.Tensor:
     """Return absmax / levels, at least TINY, float32. NaN and Inf pass through for the caller to see.
 
     The divisor is a tensor: by a Python number, CUDA multiplies with the rounded reciprocal,

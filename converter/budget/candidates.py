@@ -46,9 +46,9 @@ def candidates(checkpoint: Checkpoint, settings: Settings) -> tuple[list[Candida
                 known[name] = step
     if settings.max_format == KEEP:
         rules = layer_rules(settings, layer_names(checkpoint)).by_layer
-        for layer, found in ways.items():
+        for layer, steps in ways.items():
             if layer not in rules or rules[layer].override.format is None:
-                found[KEEP] = _kept(next(iter(found.values())).source)
+                steps[KEEP] = _kept(next(iter(steps.values())).source)
     found = [Candidate(layer, tuple(steps), tuple(steps.values())) for layer, steps in ways.items()]
     return found, plans[allowed[0]]
 

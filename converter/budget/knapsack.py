@@ -112,7 +112,7 @@ def _exact(items: Sequence[Sequence[Option]], taken: list[int], price: float, bu
     # An option whose own cost over the lowest already lifts the bound over what is at hand is out.
     # The last bits of these sums are noise.
     slack = best_error - bound + 1e-12 * (sum(lowest) + price * budget)
-    open_options = [np.flatnonzero(c - low <= slack) for c, low in zip(costs, lowest, strict=True)]
+    open_options = [np.flatnonzero(c - low <= slack).tolist() for c, low in zip(costs, lowest, strict=True)]
     size, error, lift = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
     fixed_size, fixed_error, fixed_lift, unsettled = 0, 0.0, 0.0, []
     for i, found in enumerate(open_options):
@@ -138,13 +138,13 @@ def _exact(items: Sequence[Sequence[Option]], taken: list[int], price: float, bu
             nearest = np.argsort(lifts[fits][keep], kind="stable")[:MOST_STATES]
             keep, whole = keep[np.sort(nearest)], False
         chosen = fits[keep]
-        parents.append((chosen // len(found), found[chosen % len(found)]))
+        parents.append((chosen // len(found), np.array(found)[chosen % len(found)]))
         size, error, lift = sizes[chosen], errors[chosen], lifts[chosen]
     result = list(taken)
     if len(error):
         at = int(np.lexsort((size, error))[0])
         if error[at] < best_error or whole:
-            result = [int(found[0]) for found in open_options]
+            result = [found[0] for found in open_options]
             for i, (previous, option) in zip(unsettled[::-1], parents[::-1], strict=True):
                 result[i], at = int(option[at]), int(previous[at])
     total = sum(o[t].error for o, t in zip(items, result, strict=True))

@@ -77,7 +77,9 @@ class CalibrationData:
             if name in values
         }
         return LayerStats(
-            **tensors, input_scale=None if scale is None else float(scale), synthetic=self.synthetic
+            *(tensors.get(name) for name in FIELDS[:3]),
+            input_scale=None if scale is None else float(scale),
+            synthetic=self.synthetic,
         )
 
     def _read(self, record: str) -> dict[str, torch.Tensor]:
