@@ -144,6 +144,13 @@ class OutputFile:
         self._journal.write(json.dumps([key, note]) + "\n")
         self._journal.flush()
 
+    def amend(self, metadata: Mapping[str, str]) -> None:
+        """Write the header anew, with metadata that takes as many bytes; ValueError where it does not."""
+        header, offsets, size = build_header(self._outputs.values(), metadata)
+        if (offsets, size) != (self._offsets, self.size):
+            raise ValueError("the new metadata does not take the place of the old")
+        self._pwrite(memoryview(header), 0)
+
     def finish(self) -> None:
         """Sync the file and give it its name, in one step that either happens or does not.
 

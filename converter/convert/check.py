@@ -118,7 +118,7 @@ class _Written:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise): inf for no noise, -inf for noise without signal."""
+    """Return 10 log10(signal / noise): inf for no noise, -inf for noise without signal or without bounds."""
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * math.log10(signal / noise) if signal / noise > 0 else -math.inf

@@ -16,6 +16,7 @@ from ..options.settings import Settings
 from ..plan.estimate import bytes_held, in_flight_limit
 from ..plan.merges import merged_note
 from ..plan.steps import Plan, Step
+from ..stored.record import filled
 from . import pipeline
 from .check import Sample, check_layer, sample_rows
 from .layer import cast_weight, layer_options, quantize_step
@@ -39,6 +40,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
         file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan, settings))
         try:
             layers = _Run(checkpoint, plan, file, settings, progress or Silent()).execute()
+            file.amend(filled(plan.metadata, plan.outputs, file.read))
             file.finish()
         finally:
             file.close()

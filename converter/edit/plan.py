@@ -16,6 +16,8 @@ from ..plan.steps import Plan, Step
 from ..stored.faults import examine_file
 from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer
+from ..stored.record import KEY as RECORD
+from ..stored.record import Record, read_record
 from .settings import EditSettings, compile_filter, suggestion
 
 _READ_KEYS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult", "group_size")
@@ -274,6 +276,9 @@ class _Work:
     def metadata(self) -> dict[str, str]:
         """Return the header's metadata: everything, and the list of layers made to agree with the tensors."""
         metadata = dict(self.stored.checkpoint.metadata)
+        record = (read_record(metadata) or Record(complete=False)).less(self.dropped, self.floats)
+        if record or RECORD in metadata:
+            metadata[RECORD] = record.text()
         if not (self.stored.listed or self.settings.save_quant_metadata):
             return metadata
         header = dict(self.stored.header or {"format_version": "1.0"})

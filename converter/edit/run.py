@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..convert.progress import Progress, Silent
 from ..plan.steps import Plan, Step
 from ..stored.judge import Examined, Problem
 from ..stored.layers import stored_file
+from ..stored.record import filled
 from .plan import Change, EditPlan, build_edit_plan
 from .settings import EditSettings
 
@@ -105,9 +107,17 @@ def _write(checkpoint: Checkpoint, decided: EditPlan, output: Path, progress: Pr
                 progress.advance(step.layer_name, step.output_bytes)
         finally:
             progress.stop()
+        file.amend(filled(plan.metadata, plan.outputs, file.read, set(_anew(plan))))
         file.finish()
     finally:
         file.close()
+
+
+def _anew(plan: Plan) -> Iterator[str]:
+    """Name the tensors that are not copied as they are."""
+    for step in plan:
+        if step.action != "keep" or any(o.dtype != step.source.dtype for o in step.outputs):
+            yield from (o.name for o in step.outputs)
 
 
 def _perform(checkpoint: Checkpoint, step: Step, file: OutputFile) -> None:
@@ -132,7 +142,7 @@ def _dequantize(checkpoint: Checkpoint, step: Step, examined: Examined, file: Ou
     """Write a layer's float values, in pieces of rows."""
     import torch
 
-    from ..verify.quality import Quantized
+    from ..verify.weights import Quantized
 
     output, layer = step.outputs[0], Quantized.of(checkpoint, examined)
     width = output.nbytes // output.shape[0]

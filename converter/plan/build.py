@@ -22,6 +22,7 @@ from ..lora.merge import Merge, Merges, merge_notes, settings_merges
 from ..options.settings import Settings
 from ..options.values import KEEP
 from ..presets import Match, assume, detect
+from ..stored import record
 from ..stored.companions import StoredQuant, is_marker, standard_name, stored_quant
 from .calibration import (
     Calibration,
@@ -32,6 +33,7 @@ from .calibration import (
 )
 from .devices import Placer
 from .merges import left_out, merged_note, merges_of
+from .recorded import planned
 from .steps import Plan, Step, layer_outputs
 
 NO_MIX: Mapping[str, str] = {}
@@ -244,8 +246,10 @@ def _check_scale(scale: TensorInfo, weight: TensorInfo) -> None:
 
 
 def _metadata(checkpoint: Checkpoint, steps: tuple[Step, ...], settings: Settings) -> dict[str, str]:
-    """Return the source's metadata, less an old layer list: ComfyUI would believe it over the tensors."""
-    metadata = {k: v for k, v in checkpoint.metadata.items() if k != METADATA_KEY}
+    """Return the source's metadata, less an old layer list, which ComfyUI would believe; with our record."""
+    metadata = {k: v for k, v in checkpoint.metadata.items() if k not in (METADATA_KEY, record.KEY)}
+    if made := planned(steps):
+        metadata[record.KEY] = made.text()
     if settings.save_quant_metadata:
         layers = {s.layer_name: s.format.config() for s in steps if s.format}
         layers |= {s.layer_name: json.loads(s.data) for s in steps if s.action == "write"}

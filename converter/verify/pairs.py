@@ -1,21 +1,19 @@
-"""Which tensor of a quantized file belongs to which of its original, and whether kept ones are unchanged."""
+"""Which tensor of a quantized file belongs to which of its original."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ...files.checkpoint import Checkpoint, TensorInfo
-from ...files.dtypes import torch_dtype
 from ...formats import companion_suffixes
+from ...formats.names import CONFIG, tensor_name
 from ...names.prefixes import CHECKPOINT
 from ..layers.selection import select
 from ..presets import KEEP_SETS, detect
 from ..stored.companions import is_marker, spellings, stored_quant
 from ..stored.judge import Examined, Problem
-from ..stored.layers import StoredFile
+from ..stored.layers import StoredFile, StoredLayer
+from ..stored.record import Record
 
-_ELEMENTS = 1 << 21
 _WEIGHT = ".weight"
 
 
@@ -33,10 +31,15 @@ class Pairs:
     problems: tuple[Problem, ...]
 
 
-def pair(original: Checkpoint, stored: StoredFile, examined: Mapping[str, Examined]) -> Pairs:
-    """Match the tensors of the two by name, across the usual prefixes, and report what has no partner."""
+def pair(
+    original: Checkpoint, stored: StoredFile, examined: Mapping[str, Examined], record: Record | None = None
+) -> Pairs:
+    """Match the tensors of the two by name, across the usual prefixes, and report what has no partner.
+
+    record: what the quantized file says of its making, None where it says nothing.
+    """
     theirs, ours = prefixes(original.tensors, stored.checkpoint.tensors)
-    owned = {t.name: layer.weight for layer in stored.layers.values() for t in layer.companions()}
+    owned = {t.name: (layer, s) for layer in stored.layers.values() for s, t in _companions(layer)}
     layers: dict[str, str] = {}
     kept: dict[str, str] = {}
     problems: list[Problem] = []
@@ -46,13 +49,20 @@ def pair(original: Checkpoint, stored: StoredFile, examined: Mapping[str, Examin
 
     for name, info in stored.checkpoint.tensors.items():
         source = partner(name)
+        if name in owned:
+            layer, suffix = owned[name]
+            weight = original.tensors.get(partner(layer.weight.name))
+            if _quantized_anew(layer.weight, weight):
+                continue
+            beside = (partner(tensor_name(layer.name, s)) for s in spellings(suffix))
+            source = next((s for s in beside if s in original.tensors), source)
+            if source not in original.tensors and weight is not None and suffix == CONFIG:
+                continue  # made of the header's list, or of an older file's marker
         before = original.tensors.get(source)
-        weight = owned.get(name)
-        if weight is not None and _quantized_anew(weight, original.tensors.get(partner(weight.name))):
-            continue
         if before is None:
-            if name not in owned and name not in stored.orphans:
-                problems.append(Problem("extra tensor", name, "the original has no such tensor", fatal=False))
+            told = name in stored.orphans and name.endswith(f".{CONFIG}")
+            if not told and not is_marker(name):
+                problems.append(Problem("extra tensor", name, "the original has no such tensor"))
         elif before.shape != _logical_shape(info, examined):
             text = f"shape {list(info.shape)}, but {list(before.shape)} in the original"
             problems.append(Problem("shape", name, text))
@@ -60,10 +70,17 @@ def pair(original: Checkpoint, stored: StoredFile, examined: Mapping[str, Examin
             layers[name.removesuffix(_WEIGHT)] = source
         else:
             kept[name] = source
-    removed = set(_removed(original))
+    removed = {*_removed(original), *(record.dropped if record else ())}
     there = {*layers.values(), *kept.values()} | {theirs + n[len(ours) :] for n in stored.checkpoint.tensors}
     problems += _missing(original, there, theirs, removed)
-    return Pairs(layers, kept, tuple(sorted(removed - there)), tuple(problems))
+    return Pairs(layers, kept, tuple(sorted(removed & original.tensors.keys() - there)), tuple(problems))
+
+
+def _companions(layer: StoredLayer) -> Iterator[tuple[str, TensorInfo]]:
+    """Yield what stands beside a weight, by its suffix."""
+    yield from layer.tensors.items()
+    if layer.config is not None:
+        yield CONFIG, layer.config
 
 
 def _quantized_anew(weight: TensorInfo, before: TensorInfo | None) -> bool:
@@ -122,54 +139,3 @@ def _consumed(original: Checkpoint) -> Iterator[str]:
             layer = name.removesuffix(_WEIGHT)
             beside = (f"{layer}.{name}" for suffix in companion_suffixes() for name in spellings(suffix))
             yield from (name for name in beside if name in original.tensors)
-
-
-def changed(original: Checkpoint, source: str, quantized: Checkpoint, name: str) -> Problem | None:
-    """Return the problem with a tensor that should be as in the original, or None. Reads both in pieces."""
-    before, after = original.tensors[source], quantized.tensors[name]
-    if before.dtype == after.dtype:
-        count = _unequal_bytes(original, before, quantized, after)
-        if not count:
-            return None
-        text = f"{count} of its {after.nbytes} bytes differ from the original's"
-        if name.endswith(".bias"):
-            return Problem("changed bias", name, f"{text}: a bias correction, or another model", fatal=False)
-        return Problem("changed tensor", name, text)
-    if torch_dtype(before.dtype) is None or torch_dtype(after.dtype) is None:
-        return Problem("changed dtype", name, f"{before.dtype} became {after.dtype}; not compared")
-    if _same_when_cast(original, before, quantized, after):
-        return Problem("changed dtype", name, f"{before.dtype} became {after.dtype}", fatal=False)
-    return Problem("changed tensor", name, f"{before.dtype} became {after.dtype} with other values")
-
-
-def read_elements(checkpoint: Checkpoint, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-    """Read elements [start, stop) of a tensor in its stored dtype, flat. torch must have the dtype."""
-    dtype = torch_dtype(info.dtype)
-    assert dtype is not None
-    raw = torch.empty((stop - start) * dtype.itemsize, dtype=torch.uint8)
-    checkpoint.read_into(info, raw.numpy().data, start * dtype.itemsize)
-    return raw.view(dtype)
-
-
-def _unequal_bytes(a: Checkpoint, before: TensorInfo, b: Checkpoint, after: TensorInfo) -> int:
-    size, step = before.nbytes, 4 * _ELEMENTS
-    x, y = (torch.empty(min(size, step), dtype=torch.uint8) for _ in range(2))
-    unequal = 0
-    for start in range(0, size, step):
-        n = min(step, size - start)
-        a.read_into(before, x[:n].numpy().data, start)
-        b.read_into(after, y[:n].numpy().data, start)
-        if not torch.equal(x[:n], y[:n]):
-            unequal += int((x[:n] != y[:n]).sum())
-    return unequal
-
-
-def _same_when_cast(a: Checkpoint, before: TensorInfo, b: Checkpoint, after: TensorInfo) -> bool:
-    dtype = torch_dtype(after.dtype)
-    assert dtype is not None
-    for start in range(0, before.numel, _ELEMENTS):
-        stop = min(start + _ELEMENTS, before.numel)
-        x, y = read_elements(a, before, start, stop), read_elements(b, after, start, stop)
-        if not torch.equal(x.to(dtype).view(torch.uint8), y.view(torch.uint8)):
-            return False
-    return True

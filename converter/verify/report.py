@@ -20,7 +20,8 @@ class VerifiedLayer:
 
     weight_db: SQNR of its weight over all rows, None when it could not be read. w8a8_db, w8a16_db: SQNR of
     its output on recorded inputs, with INT8 and with exact activations; None without inputs. fault: why it
-    fails, "" when it does not.
+    fails, "" when it does not. told: what the file's record says was done to it, "" for rounding to nearest.
+    static: whether it has an ``input_scale``.
     """
 
     name: str
@@ -33,6 +34,8 @@ class VerifiedLayer:
     w8a8_db: float | None = None
     w8a16_db: float | None = None
     fault: str = ""
+    told: str = ""
+    static: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,31 @@
 """A verification from start to end: a quantized file against the original it was made from."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.memory import return_freed_buffers
+from ...formats import Format
 from ...formats.errors import ConversionError
+from ...formats.names import INPUT_SCALE
 from ...quant.calibration import CalibrationData
 from ..convert.check import REFUSE_DB
 from ..convert.progress import Progress, Silent
 from ..stored.faults import examine_file
 from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer, stored_file
-from .pairs import Pairs, changed, pair
-from .quality import Quality, Quantized, Source, diagnose, fits, measure
+from ..stored.record import Entry, Record, read_record
+from .beside import scale_faults
+from .honest import faults, nearest
+from .kept import as_written, changed
+from .pairs import Pairs, pair
+from .quality import diagnose, fits, measure
 from .report import VerifiedLayer, VerifyReport, family_of
+from .weights import Quantized, Source
 
 _MAX_INPUTS = 512
 """Tokens of a calibration record that are used: they are a random sample already."""
@@ -45,13 +53,14 @@ def verify(
     with open_checkpoint(original) as before, open_checkpoint(quantized) as after:
         stored = stored_file(after)
         examined, problems = examine_file(stored)
-        pairs = pair(before, stored, examined)
+        record = read_record(after.metadata)
+        pairs = pair(before, stored, examined, record)
         if not pairs.layers and not pairs.kept:
             raise ConversionError(
                 f"{after.path} and {before.path} have no tensor in common; are they one model?"
             )
         inputs = _Inputs.open(activations, list(pairs.layers))
-        run = _Run(before, stored, examined, pairs, inputs, threshold, progress or Silent())
+        run = _Run(before, stored, examined, pairs, inputs, record, threshold, progress or Silent())
         layers, moved, unchanged = run.execute()
         return VerifyReport(
             original=str(before.path),
@@ -65,7 +74,7 @@ def verify(
             bytes_after=after.nbytes,
             seconds=time.perf_counter() - started,
             activations=None if activations is None else str(activations),
-            notes=tuple(_notes(pairs, inputs)),
+            notes=tuple(_notes(pairs, inputs, layers, run.unexplained)),
         )
 
 
@@ -114,11 +123,13 @@ class _Run:
         examined: dict[str, Examined],
         pairs: Pairs,
         inputs: _Inputs,
+        record: Record | None,
         threshold: float,
         progress: Progress,
     ):
         self._original, self._stored, self._examined = original, stored, examined
-        self._pairs, self._inputs = pairs, inputs
+        self._pairs, self._inputs, self._record = pairs, inputs, record
+        self.unexplained: list[str] = []
         self._threshold, self._progress = threshold, progress
 
     def execute(self) -> tuple[tuple[VerifiedLayer, ...], list[Problem], int]:
@@ -138,7 +149,7 @@ class _Run:
 
     def _kept(self) -> Iterator[Problem]:
         for name, source in self._pairs.kept.items():
-            problem = changed(self._original, source, self._stored.checkpoint, name)
+            problem = changed(self._original, source, self._stored.checkpoint, name, self._record)
             self._progress.advance(name, self._original.tensors[source].nbytes)
             if problem:
                 yield problem
@@ -162,22 +173,51 @@ class _Run:
             quantized = Quantized.of(self._stored.checkpoint, examined)
         except ConversionError as e:
             return VerifiedLayer(*fields, fault=str(e))
-        quality = measure(source, quantized, self._inputs.of(layer.name, layer.weight.shape[1]))
-        fault = ""
-        if quality.scales_wrong or not quality.weight_db >= self._threshold:
-            fault = self._why(source, quantized, source_name, quality)
-        return VerifiedLayer(*fields, quality.weight_db, quality.w8a8_db, quality.w8a16_db, fault)
+        quality, rows = measure(source, quantized, self._inputs.of(layer.name, quantized.shape[1]))
+        entry = self._record.layer(layer.name) if self._record else None
+        written = self._written(layer, form, entry) or scale_faults(quantized)
+        rounded = True if self._record and self._record.complete and entry is None else None
+        found, fault = faults(rows, rounded), ""
+        merged = entry is not None and entry.merged and not written  # the original is without the LoRAs
+        if not merged and (found or not quality.weight_db >= self._threshold):
+            fault = self._why(source, quantized, source_name, quality.weight_db, found)
+        fault = "; ".join(filter(None, (written, fault)))
+        if not fault and entry is None and not rounded and not nearest(rows):
+            self.unexplained.append(layer.name)
+        told = entry.what if entry else ""
+        static = INPUT_SCALE in layer.tensors
+        return VerifiedLayer(
+            *fields, quality.weight_db, quality.w8a8_db, quality.w8a16_db, fault, told, static
+        )
 
-    def _why(self, source: Source, quantized: Quantized, source_name: str, quality: Quality) -> str:
+    def _written(self, layer: StoredLayer, form: Format | None, entry: Entry | None) -> str:
+        """Say how a layer is not what the file's record says that was written; "" where it is."""
+        if self._record is None:
+            return ""
+        if entry is None:
+            there = form.extra if form and self._record.complete else ()
+            extra = [s for s in there if s in layer.tensors]
+        else:
+            extra = [s for s, t in layer.tensors.items() if t.name not in entry.tensors]
+        if extra:
+            return f"it has {extra[0]}, of which the file's record says nothing"
+        if entry is None:
+            return ""
+        if not as_written(self._stored.checkpoint, entry.tensors, entry.digest):
+            return f"its bytes are not those that were written ({entry.what})"
+        return ""
+
+    def _why(
+        self, source: Source, quantized: Quantized, source_name: str, weight_db: float, found: list[str]
+    ) -> str:
         """Say what is wrong with a layer that fails."""
-        if found := diagnose(source, quantized):
-            return found
-        if quality.scales_wrong:
-            return f"the scales are not those of its rows (best scales: {quality.refit_db:.1f} dB)"
-        if not quality.weight_db >= REFUSE_DB:
-            other = self._belongs_to(quantized, source_name)
-            return f"its integers are those of {other}" if other else "its integers do not fit the original"
-        return f"below {self._threshold:g} dB"
+        if told := diagnose(source, quantized):
+            return told
+        if not weight_db >= REFUSE_DB:
+            if other := self._belongs_to(quantized, source_name):
+                return f"its integers are those of {other}"
+            found = ["its integers do not fit the original", *found]
+        return "; ".join(found) or f"below {self._threshold:g} dB"
 
     def _belongs_to(self, quantized: Quantized, source_name: str) -> str:
         """Name the original weight of this shape that some integers were made from, "" when none is near."""
@@ -189,9 +229,25 @@ class _Run:
         return ""
 
 
-def _notes(pairs: Pairs, inputs: _Inputs) -> Iterator[str]:
+def _notes(
+    pairs: Pairs, inputs: _Inputs, layers: Sequence[VerifiedLayer], unexplained: Sequence[str]
+) -> Iterator[str]:
     if pairs.removed:
         yield f"{len(pairs.removed)} tensors are left out on purpose ({pairs.removed[0]}, ...)"
+    for what, count in Counter(r.told for r in layers if r.told).items():
+        compared = "" if "merged" not in what else ": as written; the original is without the LoRAs"
+        yield f"{count} layers: {what}, as the file's record says{compared}"
+    if unexplained:
+        yield (
+            f"{len(unexplained)} layers are not rounded to nearest ({unexplained[0]}, ...), and nothing in "
+            "the file says how they were made: judged by what LDLQ and learned rounding leave"
+        )
+    static = [r.name for r in layers if r.static and not r.told]
+    if static:
+        yield (
+            f"{len(static)} layers have an input_scale ({static[0]}, ...), which the original cannot "
+            "confirm: only its range was looked at"
+        )
     if inputs.given and len(inputs.found) < len(pairs.layers):
         without = next(n for n in pairs.layers if n not in inputs.found)
         yield f"{len(pairs.layers) - len(inputs.found)} layers have no recorded inputs ({without}, ...)"

@@ -95,6 +95,14 @@ class TensorCoreFP8Layout(WeightLayout):
         out, scale = qdata.float(), params.get("scale")
         return out if scale is None else out.mul_(scale)
 
+    @classmethod
+    def nearest(cls, work: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """Round `work` to the FP8 type, saturated."""
+        scale, most = params.get("scale"), torch.finfo(qdata.dtype).max
+        out = work if scale is None else work / scale
+        out = out.clamp(-most, most).to(qdata.dtype).float()
+        return out if scale is None else out.mul_(scale)
+
 
 def _dtype(form: Format) -> torch.dtype:
     return torch.float8_e5m2 if form.weight_dtype == "F8_E5M2" else torch.float8_e4m3fn

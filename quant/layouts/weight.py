@@ -95,6 +95,24 @@ class WeightLayout(QuantizedLayout):
         return cls.pack(codes, torch.cat(found) if scale is None else scale, form, tensor.dtype)
 
     @classmethod
+    def scales(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return the scales of a weight as its grid takes them, float32 in `scale_shape`."""
+        form = cls.form(params)
+        scale: torch.Tensor = params["scale"]
+        return scale.float().reshape(cls.grid(form).scale_shape(form.shape(tuple(qdata.shape))))
+
+    @classmethod
+    def nearest(cls, work: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return the values nearest to float32 rows `work` [n, K] that other codes with these scales allow.
+
+        In the space of `values`. It is what an honest rounding of `work` makes: a verification measures by
+        it, in every format. (qdata, params): the same rows as they are stored.
+        """
+        grid = cls.grid(cls.form(params))
+        scale = grid.view(cls.scales(qdata, params), slice(0, work.shape[0]), work.shape[1])
+        return grid.values(grid.round(work, scale), scale)
+
+    @classmethod
     def quantize(
         cls,
         tensor: torch.Tensor,
