@@ -34,13 +34,10 @@ from .calibration import (
 from .devices import Placer
 from .merges import left_out, merged_note, merges_of
 from .recorded import planned
-from .steps import Plan, Step, layer_outputs
+from .steps import LEFT_OVER, Plan, Step, layer_outputs
 
 NO_MIX: Mapping[str, str] = {}
 """All layers have the settings' format."""
-
-LEFT_OVER = "left over from an earlier quantization, beside a weight of floats"
-"""Why a companion of a float weight is not carried over: the layer gets its own."""
 
 
 def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str, str] = NO_MIX) -> Plan:

@@ -7,7 +7,7 @@ from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, tensor_name
 from ..lora.merge import Merge
 from ..stored.record import Entry, Record
 from .merges import merged_note
-from .steps import Step
+from .steps import LEFT_OVER, Step
 
 
 def planned(steps: Iterable[Step]) -> Record:
@@ -21,9 +21,9 @@ def planned(steps: Iterable[Step]) -> Record:
             if "bias" in step.companions:
                 bias = tensor_name(step.layer_name, "bias")
                 tensors[bias] = Entry("bias corrected" + _merged(step.bias_merges), "", (bias,))
-        elif step.action == "drop":
+        elif step.action == "drop" and step.reason != LEFT_OVER:
             dropped[step.name] = step.reason
-        elif step.action == "cast" or step.merges:
+        elif step.action == "cast" or (step.action == "keep" and step.merges):
             name = step.outputs[0].name
             what = f"cast to {step.outputs[0].dtype}" if step.action == "cast" else "kept"
             tensors[name] = Entry(what + _merged(step.merges), "", (name,))

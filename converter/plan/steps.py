@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ...quant.placement import Placement
 
 
+LEFT_OVER = "left over from an earlier quantization, beside a weight of floats"
+"""Why a companion of a float weight is not carried over: the layer gets its own."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What happens to one source tensor.

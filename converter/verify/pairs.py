@@ -70,10 +70,20 @@ def pair(
             layers[name.removesuffix(_WEIGHT)] = source
         else:
             kept[name] = source
+    beside = {tensor_name(_layer(w), s) for w in layers.values() for s in _companion_names()}
     removed = {*_removed(original), *(record.dropped if record else ())}
     there = {*layers.values(), *kept.values()} | {theirs + n[len(ours) :] for n in stored.checkpoint.tensors}
-    problems += _missing(original, there, theirs, removed)
+    problems += _missing(original, there | beside, theirs, removed)
     return Pairs(layers, kept, tuple(sorted(removed & original.tensors.keys() - there)), tuple(problems))
+
+
+def _layer(weight: str) -> str:
+    return weight.removesuffix(_WEIGHT)
+
+
+def _companion_names() -> list[str]:
+    """Return every name that a tensor beside a quantized weight may have."""
+    return [CONFIG, *(name for suffix in companion_suffixes() for name in spellings(suffix))]
 
 
 def _companions(layer: StoredLayer) -> Iterator[tuple[str, TensorInfo]]:
@@ -136,6 +146,5 @@ def _consumed(original: Checkpoint) -> Iterator[str]:
             yield name
         elif name.endswith(_WEIGHT) and (quant := stored_quant(original, name)):
             yield from quant.names()
-            layer = name.removesuffix(_WEIGHT)
-            beside = (f"{layer}.{name}" for suffix in companion_suffixes() for name in spellings(suffix))
+            beside = (tensor_name(_layer(name), s) for s in _companion_names())
             yield from (name for name in beside if name in original.tensors)

@@ -63,3 +63,12 @@ def test_the_plan_names_each_output_once(tmp_path, suffix):
     model = save(tmp_path / "m.safetensors", {**block_weights(), **left_overs([(layers()[0], suffix)])})
     plan = plan_int8(model)
     assert [t.action for t in plan.tensors if t.name.endswith(f".{suffix}")].count("drop") == 1
+
+
+def test_left_overs_are_nothing_that_a_verified_file_is_without(tmp_path):
+    names = [(layers()[0], suffix) for suffix in SUFFIXES]
+    dirty = save(tmp_path / "dirty.safetensors", {**block_weights(), **left_overs(names)})
+    convert_to_int8(dirty, tmp_path / "out.safetensors")
+    report = verify(dirty, tmp_path / "out.safetensors")
+    assert report.ok
+    assert not report.violations
