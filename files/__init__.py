@@ -4,6 +4,7 @@ dtypes      the names of element types, their sizes, and what they are in torch
 header      the header of a safetensors file, parsed and built
 regular     opening files that others made, and reading their JSON
 checkpoint  reading: one file, a sharded index or a folder of shards
+joined      a tensor put together from the rows of others, where it is read
 atomic      a file that has its name only when it is whole
 save        writing tensors that are all there, in one go
 writer      writing a file as a stream that an interrupted run goes on with

@@ -51,6 +51,12 @@ class Checkpoint:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
+    def with_tensors(self, tensors: dict[str, TensorInfo]) -> Checkpoint:
+        """Return it with other tensors, made from these: renamed or `joined`. Closing one closes both."""
+        view = Checkpoint(self.path, list(self.files), tensors, self.metadata)
+        view._descriptors = self._descriptors
+        return view
+
     def reopen(self) -> Checkpoint:
         """Return it again with descriptors of its own, for another thread; no header is read anew."""
         return Checkpoint(self.path, list(self.files), self.tensors, self.metadata)
@@ -96,6 +102,12 @@ class Checkpoint:
 
         CheckpointError when the file ends before the buffer is full.
         """
+        for part in info.parts:
+            piece = buffer[: max(0, part.nbytes - start)]
+            self.read_into(part, piece, start)
+            buffer, start = buffer[len(piece) :], max(0, start - part.nbytes)
+        if not len(buffer):
+            return
         done, total = 0, len(buffer)
         fd = self.descriptor(info.file)
         while done < total:

@@ -26,7 +26,11 @@ _MAX_RANK = 64
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor as the header describes it: where its bytes are and what they mean."""
+    """One tensor as the header describes it: where its bytes are and what they mean.
+
+    parts: the tensors whose rows it has, one below the other, where it is put together from several places
+    (`files.joined`); file and offset are then those of the first. Empty for one that lies in one place.
+    """
 
     name: str
     dtype: str
@@ -34,6 +38,12 @@ class TensorInfo:
     file: Path
     offset: int
     nbytes: int
+    parts: tuple[TensorInfo, ...] = ()
+
+    @property
+    def pieces(self) -> tuple[TensorInfo, ...]:
+        """Return the tensors in one place that its rows are in, in order: itself where it is one."""
+        return self.parts or (self,)
 
     @property
     def numel(self) -> int:

@@ -105,9 +105,14 @@ class OutputFile:
             raise ValueError(f"{name}: {start + len(view)} bytes, {self._outputs[name].nbytes} planned")
         self._pwrite(view, self._offsets[name] + start)
 
-    def copy(self, name: str, source: int, offset: int) -> None:
-        """Copy a whole tensor's bytes from an open file, inside the kernel where it can."""
-        left, target = self._outputs[name].nbytes, self._offsets[name]
+    def copy(self, name: str, source: int, offset: int, start: int = 0, count: int | None = None) -> None:
+        """Copy a tensor's bytes from an open file, inside the kernel where it can.
+
+        start, count: the bytes of the tensor that lie there; by default all. The parts of a tensor must add
+        up to it.
+        """
+        left = self._outputs[name].nbytes - start if count is None else count
+        target = self._offsets[name] + start
         while left:
             n = self._copy_range(source, offset, target, min(left, 1 << 30))
             if n == 0:

@@ -1,9 +1,9 @@
-"""Flux 1 and 2; Chroma and LongCat-Image are named as Flux 1 is.
+"""Flux 1 and 2; Chroma and LongCat-Image are named as Flux 1 is, but for their embedders.
 
 Sources: the released checkpoints' headers, diffusers' model classes (0.42) and conversion scripts.
 """
 
-from .rows import Row, under
+from .rows import Row, same, under
 
 
 def norms(ours: str, query: str, key: str) -> tuple[Row, ...]:
@@ -74,12 +74,24 @@ ENDS = (
 
 _GUIDANCE = ("guidance_in", "guidance_embedder")
 
-FLUX = (
-    *embedders("time_text_embed", ("vector_in", "text_embedder"), _GUIDANCE),
+FLUX_BLOCKS = (
     *double_blocks("0", "2", "net.0.proj", "net.2"),
     *modulations("lin"),
     *SINGLE_BLOCKS,
     *ENDS,
+)
+
+FLUX = (*embedders("time_text_embed", ("vector_in", "text_embedder"), _GUIDANCE), *FLUX_BLOCKS)
+
+# Its released file, like what ComfyUI saves, ends the names of RMSNorms in .weight.
+LONGCAT = (*embedders("time_embed"), *(row for row in FLUX_BLOCKS if not row.ours.endswith(".scale")))
+
+CHROMA = (
+    *same("distilled_guidance_layer.in_proj", "distilled_guidance_layer.out_proj"),
+    Row("distilled_guidance_layer.layers.{i}.in_layer", "distilled_guidance_layer.layers.{i}.linear_1"),
+    Row("distilled_guidance_layer.layers.{i}.out_layer", "distilled_guidance_layer.layers.{i}.linear_2"),
+    Row("distilled_guidance_layer.norms.{i}.scale", "distilled_guidance_layer.norms.{i}.weight"),
+    *FLUX_BLOCKS,
 )
 
 FLUX2 = (

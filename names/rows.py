@@ -15,6 +15,7 @@ SPLITS: dict[str, Callable[[int, int], tuple[int, ...]]] = {
     # As many rows as columns for q; k and v share the rest (fewer heads in Lumina).
     "qkv": lambda n, k: (k, (n - k) // 2, (n - k) // 2),
     # Single blocks of Flux: q, k, v of K rows each, then the MLP.
+    "kv": lambda n, k: (n // 2, n // 2),
     "qkv+mlp": lambda n, k: (k, k, k, n - 3 * k),
 }
 """How the rows of a fused weight are divided: name -> from its (N, K) to the rows of each layer in it."""
@@ -26,7 +27,7 @@ class Row(NamedTuple):
     ours: its name in ComfyUI's checkpoints; or a whole tensor's name. ``{i}`` is the number of a block.
     theirs: diffusers' name; several in order of the rows where the checkpoint fuses them; none for what
     diffusers does not have. how: a name in `SPLITS` where they are several, "swap" where the two halves of
-    the rows are exchanged, else "".
+    the rows are exchanged, "swap pair" where that is so only of a layer of two rows per column, else "".
     """
 
     ours: str
@@ -39,6 +40,11 @@ class Row(NamedTuple):
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
 
+def swaps(how: str, rows: int, columns: int) -> bool:
+    """Tell whether the halves of a layer [rows, columns] are exchanged, by its `Row.how`."""
+    return how == "swap" or (how == "swap pair" and rows == 2 * columns)
+
+
 class Part(NamedTuple):
     """Which of a checkpoint layer's rows a diffusers layer is: the `Row.how` of its line, its place there."""
 
@@ -47,9 +53,9 @@ class Part(NamedTuple):
 
     def segments(self, n: int, k: int) -> Segments:
         """Return which rows of the checkpoint's weight [n, k] the diffusers layer is; none: all of them."""
-        if self.how == "swap":
+        if swaps(self.how, n, k):
             return (n // 2, 0, n // 2), (0, n // 2, n // 2)
-        if not self.how:
+        if self.how not in SPLITS:
             return ()
         sizes = SPLITS[self.how](n, k)
         return ((sum(sizes[: self.place]), 0, sizes[self.place]),)
@@ -57,6 +63,11 @@ class Part(NamedTuple):
 
 ALL_ROWS = Part()
 """A layer that is the whole of a checkpoint's layer."""
+
+
+def same(*names: str) -> tuple[Row, ...]:
+    """Return rows of layers that are called the same on both sides: a table that lists them is complete."""
+    return tuple(Row(name, name) for name in names)
 
 
 def under(ours: str, theirs: str, rows: Iterable[tuple]) -> tuple[Row, ...]:

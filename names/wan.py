@@ -3,7 +3,7 @@
 Sources: the released checkpoints' headers, diffusers' model classes (0.42) and conversion scripts.
 """
 
-from .rows import Row, under
+from .rows import Row, same, under
 
 _ATTENTION = (
     ("q", "to_q"),
@@ -57,6 +57,7 @@ WAN = (
     ),
     Row("head.modulation", "scale_shift_table"),
     Row("head.head", "proj_out"),
+    *same("patch_embedding", "vace_patch_embedding"),
     *_blocks("blocks"),
     *_blocks("vace_blocks"),
 )

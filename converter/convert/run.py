@@ -23,7 +23,7 @@ from .layer import cast_weight, layer_options, quantize_step
 from .output_path import output_path
 from .progress import Progress, Silent
 from .report import ConversionReport, KeptTensor, LayerReport
-from .source import read_bias, read_merged, read_weight
+from .source import copy_tensor, read_bias, read_merged, read_weight
 
 
 def convert(settings: Settings, progress: Progress | None = None) -> ConversionReport:
@@ -134,8 +134,7 @@ class _Run:
         if step.action == "keep" and result is not None:
             self._file.write(step.outputs[0].name, _bytes(result))
         elif step.action == "keep":
-            descriptor = self._checkpoint.descriptor(step.source.file)
-            self._file.copy(step.outputs[0].name, descriptor, step.source.offset)
+            copy_tensor(self._checkpoint, step.source, self._file, step.outputs[0].name)
         elif step.action == "write":
             self._file.write(step.outputs[0].name, step.data)
         elif step.action == "cast":

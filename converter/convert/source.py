@@ -5,6 +5,7 @@ import torch
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import FLOAT8, torch_dtype
 from ...files.memory import in_huge_pages
+from ...files.writer import OutputFile
 from ...formats.errors import ConversionError
 from ..lora.delta import merge_into
 from ..lora.merge import Merge
@@ -23,7 +24,7 @@ def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     """
     if step.merges:
         return merge_into(_read_float32(checkpoint, step), step.merges, checkpoint.read_tensor)
-    weight = checkpoint.read(step.name)
+    weight = checkpoint.read_tensor(step.source)
     if step.source.dtype in FLOAT8:
         scale = step.companions.get("scale")
         if scale is None:
@@ -39,14 +40,22 @@ def read_merged(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
 
 def read_bias(checkpoint: Checkpoint, step: Step) -> torch.Tensor | None:
     """Read the bias among a step's companions and merge its LoRAs, in its own dtype; None without one."""
-    name = step.companions.get("bias")
-    if name is None:
+    info = step.companions.get("bias")
+    if info is None:
         return None
-    bias = checkpoint.read(name)
+    bias = checkpoint.read_tensor(info)
     if not step.bias_merges:
         return bias
     merged = merge_into(bias, step.bias_merges, checkpoint.read_tensor)
-    return _narrowed(merged, checkpoint.tensors[name], step.bias_merges)
+    return _narrowed(merged, info, step.bias_merges)
+
+
+def copy_tensor(checkpoint: Checkpoint, info: TensorInfo, file: OutputFile, name: str) -> None:
+    """Copy a tensor's bytes, wherever they lie, to the output's `name`; inside the kernel if it can."""
+    start = 0
+    for piece in info.pieces:
+        file.copy(name, checkpoint.descriptor(piece.file), piece.offset, start, piece.nbytes)
+        start += piece.nbytes
 
 
 def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...]) -> torch.Tensor:
@@ -62,15 +71,15 @@ def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...])
 def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     """Read the weight as float32, converted part by part: it is never held in two dtypes."""
     info = step.source
+    scale = step.companions.get("scale")
     weight = in_huge_pages(torch.empty(info.shape, dtype=torch.float32))
     flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
     for start in range(0, info.numel, _PART):
         piece = part[: info.numel - start]
         checkpoint.read_into(info, piece.view(torch.uint8).numpy().data, start * piece.itemsize)
         flat[start : start + len(piece)] = piece
-    scale = step.companions.get("scale")
     return weight if scale is None else weight.mul_(_scale(checkpoint, scale))
 
 
-def _scale(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    return checkpoint.read(name).float().reshape(-1, 1)
+def _scale(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
+    return checkpoint.read_tensor(info).float().reshape(-1, 1)

@@ -15,6 +15,7 @@ from ...formats.errors import ConversionError
 from ...names.families import FAMILIES
 from ...names.prefixes import checkpoint_forms, is_flattened, lora_readings
 from ...names.rows import ALL_ROWS, Part
+from ...names.unet import UNET
 
 _NUMBER = re.compile(r"(?<![^_])\d+(?![^_])")
 _NOT_LAYERS = (".bias", ".weight_scale", ".scale_weight", ".input_scale", ".scale_input", ".comfy_quant")
@@ -91,7 +92,7 @@ def alias_table() -> dict[str, list[tuple[str, Part]]]:
     ``.0`` behind an attention's ``to_out``.
     """
     table: dict[str, list[tuple[str, Part]]] = {}
-    for row in (row for rows in FAMILIES.values() for row in rows):
+    for row in (row for rows in (*FAMILIES.values(), UNET) for row in rows):
         found = table.setdefault(normal(row.ours), [])
         for place, name in enumerate(row.targets):
             aliases = (name, name.removesuffix(".0")) if name.endswith(".to_out.0") else (name,)
@@ -100,11 +101,10 @@ def alias_table() -> dict[str, list[tuple[str, Part]]]:
 
 
 def _aliases_of(layer: str) -> Iterator[tuple[str, Part]]:
-    """Yield (alias, rows) of a layer by its normal name. Only the first number is the block's."""
+    """Yield (alias, rows) of a layer by its normal name. One of its numbers may be the block's."""
     table = alias_table()
     yield from table.get(layer, ())
-    number = _NUMBER.search(layer)
-    if number:
+    for number in _NUMBER.finditer(layer):
         template = f"{layer[: number.start()]}{{i}}{layer[number.end() :]}"
         for alias, rows in table.get(template, ()):
             yield alias.replace("{i}", number.group()), rows

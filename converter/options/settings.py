@@ -129,6 +129,15 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         action="append_const",
         help="names of further sets of layers to keep in high precision",
     )
+    keep_names: bool = option(
+        False,
+        "--keep-names",
+        "--keep_names",
+        group="model",
+        action="store_true",
+        help="keep the names of a checkpoint from diffusers, for loading it with diffusers (default: write "
+        "ComfyUI's names)",
+    )
     save_quant_metadata: bool = option(
         False,
         "--save-quant-metadata",

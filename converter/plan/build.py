@@ -33,6 +33,7 @@ from .calibration import (
 )
 from .devices import Placer
 from .merges import left_out, merged_note, merges_of
+from .naming import name_for_output
 from .recorded import planned
 from .steps import LEFT_OVER, Plan, Step, layer_outputs
 
@@ -41,7 +42,7 @@ NO_MIX: Mapping[str, str] = {}
 
 
 def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str, str] = NO_MIX) -> Plan:
-    """Decide what happens to every tensor. Reads nothing but the header.
+    """Decide what happens to every tensor, under the names of the output. Reads nothing but the header.
 
     formats: the format of single layers, by layer, where that is not the settings' for all; "keep" leaves a
     layer as it is.
@@ -49,6 +50,8 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
     ConversionError when nothing would be quantized, for a rotation group or block size that a layer cannot
     have, and for a LoRA that does not fit.
     """
+    named = name_for_output(checkpoint, settings)
+    checkpoint = named.checkpoint
     shapes = checkpoint.shapes()
     matches = recognise(checkpoint, settings)
     merges = settings_merges(settings, shapes)
@@ -68,6 +71,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
     calibration = open_calibration(settings, list(asked), shapes)
     steps = tuple(_Steps(checkpoint, settings, chosen, stored, merges, calibration, asked))
     notes = (
+        *named.notes,
         *_notes(steps, matches, settings.preset == "auto"),
         *rules.notes,
         *_overruled(steps, decisions),
@@ -75,7 +79,8 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
         *left_out(steps, merges),
         *algorithm_notes(asked, calibration),
     )
-    plan = Plan(steps, _metadata(checkpoint, steps, settings), notes, merges.loras, calibration)
+    metadata = {**_metadata(checkpoint, steps, settings), **named.metadata}
+    plan = Plan(steps, metadata, notes, merges.loras, calibration)
     names = Counter(o.name for o in plan.outputs)
     if twice := [name for name, count in names.items() if count > 1]:
         raise ConversionError(f"{checkpoint.path}: two tensors of the output would be named {twice[0]!r}")
@@ -178,7 +183,7 @@ class _Steps:
         if bias is not None:
             source = self.checkpoint.tensors[bias]
             outputs = (*outputs, OutputTensor(bias, source.dtype, source.shape))
-            companions = {**companions, "bias": bias}
+            companions = {**companions, "bias": source}
             bias_merges = merges_of(source, True, self.scaled, self.merges)
         return Step(
             info,
@@ -215,13 +220,14 @@ class _Steps:
             out = OutputTensor(tensor_name(_layer(info.name), CONFIG), "U8", (len(data),))
             yield Step(info, "write", "format of a layer kept as it was", (out,), data=data)
 
-    def _scale_of(self, info: TensorInfo) -> dict[str, str]:
-        """Name the scale that a stored FP8 weight is read with, by role."""
+    def _scale_of(self, info: TensorInfo) -> dict[str, TensorInfo]:
+        """Return the scale that a stored FP8 weight is read with, by role."""
         quant = self.stored.get(info.name)
         if not (quant and quant.scale):
             return {}
-        _check_scale(self.checkpoint.tensors[quant.scale], info)
-        return {"scale": quant.scale}
+        scale = self.checkpoint.tensors[quant.scale]
+        _check_scale(scale, info)
+        return {"scale": scale}
 
 
 def _kept(info: TensorInfo, reason: str, name: str | None = None, merges: tuple[Merge, ...] = ()) -> Step:

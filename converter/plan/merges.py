@@ -27,7 +27,9 @@ def merges_of(info: TensorInfo, kept: bool, scaled: Collection[str], merges: Mer
 
 def left_out(steps: Sequence[Step], merges: Merges) -> Iterator[str]:
     """Yield a line where LoRAs change tensors that no step of the plan keeps."""
-    reached = {s.name for s in steps if s.merges} | {s.companions["bias"] for s in steps if s.bias_merges}
+    reached = {s.name for s in steps if s.merges} | {
+        s.companions["bias"].name for s in steps if s.bias_merges
+    }
     lost = sorted(merges.by_tensor.keys() - reached)
     if lost:
         shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")

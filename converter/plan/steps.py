@@ -25,7 +25,7 @@ LEFT_OVER = "left over from an earlier quantization, beside a weight of floats"
 
 @dataclass(frozen=True)
 class Step:
-    """What happens to one source tensor.
+    """What happens to one source tensor, under the name it has in the output (see `naming`).
 
     action: "quantize" it as `format` with `algorithm`; "dequantize" it; "cast" it to its output's dtype;
     "keep" its bytes (under the output's name); "write" `data`, which came from the header; "drop" it.
@@ -42,7 +42,7 @@ class Step:
     outputs: tuple[OutputTensor, ...] = ()
     format: Format | None = None
     algorithm: str = ""
-    companions: Mapping[str, str] = field(default_factory=dict)
+    companions: Mapping[str, TensorInfo] = field(default_factory=dict)
     data: bytes = b""
     merges: tuple[Merge, ...] = ()
     bias_merges: tuple[Merge, ...] = ()
@@ -51,7 +51,7 @@ class Step:
 
     @property
     def name(self) -> str:
-        """The source tensor's name."""
+        """The source tensor's name in the output."""
         return self.source.name
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from ...files.checkpoint import TensorInfo
 from ...formats.names import CONFIG, MARKER, WEIGHT
+from ...names.diffusers import DIFFUSERS, NAMES_KEY, recognise, renamed_without_a_table
 from .judge import Examined, Problem, examine
 from .layers import StoredFile
 
@@ -14,7 +15,7 @@ def examine_file(stored: StoredFile) -> tuple[dict[str, Examined], list[Problem]
     """Judge every layer, by name, and list all problems of the file: the layers' first, in file order."""
     examined = {name: examine(layer, _marker(stored, name)) for name, layer in stored.layers.items()}
     problems = [p for e in examined.values() for p in e.problems]
-    for check in (_biases, _raw_integers, _orphans, _prefix, _header, _unlisted):
+    for check in (_biases, _raw_integers, _orphans, _prefix, _names, _header, _unlisted):
         problems += check(stored)
     return examined, problems
 
@@ -58,6 +59,26 @@ def _prefix(stored: StoredFile) -> Iterator[Problem]:
             f"without prefix or under 'model.diffusion_model.'"
         )
         yield Problem("prefix", inside[0], text)
+
+
+def _names(stored: StoredFile) -> Iterator[Problem]:
+    """Report quantized layers under diffusers' names: a note where the file says that it is meant so."""
+    if not stored.layers:
+        return
+    found = recognise(stored.checkpoint.tensors)
+    renamed = found[1].renamed if found else renamed_without_a_table(stored.checkpoint.tensors)
+    if not found and not renamed:
+        return
+    what = (
+        "ComfyUI renames the weights when it loads the file and leaves their scales behind: noise"
+        if renamed
+        else "ComfyUI does not load them"
+    )
+    meant = stored.checkpoint.metadata.get(NAMES_KEY) == DIFFUSERS
+    text = f"the {len(stored.layers)} quantized layers have diffusers' names: stock {what}"
+    if not meant:
+        text += "; convert the original again: ComfyUI's names are written by default"
+    yield Problem("diffusers names", next(iter(stored.layers)), text, fatal=not meant)
 
 
 def _header(stored: StoredFile) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from ...formats.names import INPUT_SCALE
 from ...quant.calibration import CalibrationData
 from ..convert.check import REFUSE_DB
 from ..convert.progress import Progress, Silent
+from ..plan.naming import named_as
 from ..stored.faults import examine_file
 from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer, stored_file
@@ -50,7 +51,8 @@ def verify(
     """
     started = time.perf_counter()
     return_freed_buffers()
-    with open_checkpoint(original) as before, open_checkpoint(quantized) as after:
+    with open_checkpoint(original) as source, open_checkpoint(quantized) as after:
+        before = named_as(source, after)
         stored = stored_file(after)
         examined, problems = examine_file(stored)
         record = read_record(after.metadata)

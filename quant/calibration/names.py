@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ...names.aliases import Aliases
 from ...names.prefixes import RUNNING, strip
 
 
@@ -40,8 +41,10 @@ def bare(name: str) -> str:
 def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str], MatchReport]:
     """Find which record belongs to which layer: by the same name, else by the same `bare` name.
 
-    A bare name that two records share is ambiguous and matches neither. NothingMatched when no layer
-    found a record, with names of both sides.
+    A bare name that two records share is ambiguous and matches neither. A layer without such a record takes
+    one that was recorded under diffusers' name where its own is ComfyUI's, or the other way round; of layers
+    that ComfyUI fuses, which have one input, the first. NothingMatched when no layer found a record, with
+    names of both sides.
     """
     layers, records = list(layers), list(records)
     known = set(records)
@@ -49,18 +52,20 @@ def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str]
     for record in records:
         key = bare(record)
         by_bare[key] = None if key in by_bare else record
-    found = {}
+    aliases = Aliases(by_bare)
+    found, used = {}, set()
     for layer in layers:
         own = layer.removesuffix(".weight")
-        own_or_bare = next((r for r in (layer, own) if r in known), None) or by_bare.get(bare(layer))
-        if own_or_bare is not None:
-            found[layer] = own_or_bare
+        record = next((r for r in (layer, own) if r in known), None) or by_bare.get(bare(layer))
+        others = [] if record else [r for name in aliases.of(bare(layer)) if (r := by_bare[name])]
+        if record or others:
+            found[layer] = record or others[0]
+            used.update(others, [found[layer]])
     if not found:
         raise NothingMatched(
             f"calibration: none of {len(records)} records ({_some(tuple(records))}) matches any of "
             f"{len(layers)} layers ({_some(tuple(layers))})"
         )
-    used = set(found.values())
     return found, MatchReport(
         tuple(found),
         tuple(name for name in layers if name not in found),

@@ -280,7 +280,7 @@ def _aliases(targets: dict[str, torch.Tensor]) -> dict[str, list[str]]:
 
 def _place(model, targets, aliases, source, tensor, device) -> None:
     names = source.mapped.targets
-    if source.mapped.swap:
+    if source.mapped.swapped(targets):
         tensor = swap_halves(tensor, source.name)
     start = 0
     for name in names:

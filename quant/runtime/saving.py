@@ -81,7 +81,7 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
 def _renamed(tensors: dict[str, torch.Tensor], table: KeyMap) -> Iterator[tuple[str, torch.Tensor]]:
     for name, mapped in table.inverse(tensors).items():
         whole = join_rows([tensors[t] for t in mapped.targets], name)
-        yield name, swap_halves(whole, name) if mapped.swap else whole
+        yield name, swap_halves(whole, name) if mapped.swapped(tensors) else whole
 
 
 def write_tensors(

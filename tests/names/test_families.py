@@ -13,7 +13,7 @@ def test_a_line_says_how_its_rows_are_dealt_out_and_numbers_both_sides_alike(fam
     if len(row.targets) > 1:
         assert len(SPLITS[row.how](9216, 1024)) == len(row.targets)
     else:
-        assert row.how in ("", "swap")
+        assert row.how in ("", "swap", "swap pair")
     assert all(target.count("{i}") == row.ours.count("{i}") <= 1 for target in row.targets)
 
 

@@ -21,7 +21,7 @@ RULES = (
         ("in.weight", Mapped(("embed.weight",))),
         ("blocks.12.qkv.bias", Mapped(("layers.12.q.bias", "layers.12.k.bias", "layers.12.v.bias"))),
         ("blocks.0.norm.scale", Mapped(("layers.0.norm.weight",))),
-        ("final.weight_scale", Mapped(("out.weight_scale",), swap=True)),
+        ("final.weight_scale", Mapped(("out.weight_scale",), how="swap")),
         ("unused.weight", Mapped(())),
         ("blocks.x.qkv.weight", Mapped(("blocks.x.qkv.weight",))),
         ("inner.weight", Mapped(("inner.weight",))),
@@ -35,7 +35,7 @@ def test_the_way_back_joins_in_order_of_the_rows_whatever_order_is_given():
     names = ["layers.3.v.weight", "out.bias", "layers.3.q.weight", "other", "layers.3.k.weight"]
     assert KeyMap(RULES).inverse(names) == {
         "blocks.3.qkv.weight": Mapped(("layers.3.q.weight", "layers.3.k.weight", "layers.3.v.weight")),
-        "final.bias": Mapped(("out.bias",), swap=True),
+        "final.bias": Mapped(("out.bias",), how="swap"),
         "other": Mapped(("other",)),
     }
 

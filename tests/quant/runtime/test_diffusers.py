@@ -115,10 +115,11 @@ def test_rows_land_where_diffusers_own_converter_puts_them(name):
     want = convert(dict(marked))
     with torch.device("meta"):
         model = RELEASED[name]()
-    table, rows, found = map_for(model), {k: v.shape[0] for k, v in model.state_dict().items()}, {}
+    state = model.state_dict()
+    table, rows, found = map_for(model), {k: v.shape[0] for k, v in state.items()}, {}
     for source, values in marked.items():
         mapped, start = table(source), 0
-        if mapped.swap:
+        if mapped.swapped(state):
             values = torch.cat(values.chunk(2)[::-1])
         for target in mapped.targets:
             found[target] = values[start : start + rows[target]]
