@@ -15,6 +15,7 @@ from convert_to_quant.converter.cli.parser import ConvertParser
 from convert_to_quant.converter.options.peer import EDIT_FLAGS, PEER_OPTIONS
 from convert_to_quant.converter.options.settings import KEEP_SET_NAMES, keywords
 from convert_to_quant.converter.options.translate import translated
+from convert_to_quant.formats.choose import options
 
 OPTIONS = json.loads((Path(__file__).parents[2] / "data" / "peer_options.json").read_text())
 """Every option of its release 1.3.4: spellings, name in Python, whether a value follows."""
@@ -66,7 +67,7 @@ def test_every_keyword_is_known():
 @pytest.mark.parametrize("peer", PEER_OPTIONS, ids=lambda o: o.flags[0])
 def test_each_row_means_something_says_something_or_is_refused(peer):
     value = "1" if peer.value else True
-    if peer.instead or peer.edits or peer.sets.get("format") not in (None, "int8"):
+    if peer.instead or peer.edits or peer.sets.get("format", "int8") not in options():
         with pytest.raises(ValueError, match=peer.instead[:20] or "ctq edit|not written"):
             translated({peer.name: (peer.flags[0], value)}, {})
         return
@@ -83,6 +84,7 @@ def model(tmp_path):
 
 SAME = [
     ("--int8", "--format int8"),
+    ("--fp8", "--format fp8"),
     ("--int8 --comfy_quant --scaling_mode block2d --group-size 64", "--scaling_mode block --block_size 64"),
     ("--dynamic-convrot", "--convrot --convrot-group-size auto"),
     ("--manual_seed 7 --int8", "--quip-seed 7"),
@@ -120,7 +122,7 @@ def test_settings_of_an_absent_optimizer_are_told_in_one_line(tmp_path, model, c
         ("--make_hybrid_mxfp8", "--format lists those that can be written"),
         ("--legacy_input_add", "ctq edit FILE"),
         ("--remove-keys a", "belongs to ctq edit"),
-        ("--mxfp8", "--mxfp8: mxfp8 is not written; --format takes int8"),
+        ("--mxfp8", "--mxfp8: mxfp8 is not written; --format takes"),
         ("--manual_seed 1 --quip-seed 2", "--manual_seed and --quip-seed 2 contradict each other"),
         ("--manual_seed x", "invalid literal"),
         ("--custom-layer x", "there is no option --custom-layer; did you mean --custom-layers?"),
