@@ -25,6 +25,8 @@ def show_report(report: ConversionReport, every_layer: bool = False) -> None:
         title = "Every layer, worst first" if every_layer else "Worst layers"
         console.print(_layers(ranked, title))
     say(report.summary())
+    if report.error_lora is not None:
+        say(report.error_lora.summary())
     sys.stdout.flush()
     for note in report.notes:
         say(f"note: {note}", file=sys.stderr)

@@ -91,6 +91,10 @@ def plan_batch(
     folder = Path(settings.output_file) if settings.output_file else None
     if folder is not None and (folder.is_file() or folder.suffix == ".safetensors"):
         raise ConversionError(f"-o {folder}: with several models -o names a folder for the outputs")
+    if settings.lora_output:
+        raise ConversionError(
+            "--lora-output names one file; leave it out: each LoRA then stands by its output"
+        )
     outputs = {model: _output(model, settings, folder) for model in dict.fromkeys(models)}
     results = {output.resolve() for output in outputs.values()}
     own = [model for model in outputs if model.resolve() in results]

@@ -4,6 +4,7 @@ A wrong scale or rotation flag gives noise in ComfyUI and no error; here it show
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +116,14 @@ class _Written:
         assert dtype is not None, f"{name} was written, so torch has its dtype"
         values = torch.frombuffer(bytearray(raw), dtype=dtype)
         return values.view((last - first, *shape[1:]) if shape else ())
+
+
+def written_rows(file: OutputFile, step: Step, count: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, float32 rows) of a layer as it stands in the file, about `count` at a time."""
+    layer, total = _Written.of(file, step), step.shape[0]
+    count = -(-count // layer.form.row_step) * layer.form.row_step
+    for first in range(0, total, count):
+        yield first, layer.rows(first, min(count, total - first))
 
 
 def decibels(signal: float, noise: float) -> float:

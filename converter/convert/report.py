@@ -42,6 +42,36 @@ class KeptTensor:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """A layer of an error LoRA: its weight SQNR in dB without it and with it beside the weight."""
+
+    name: str
+    without_db: float
+    with_db: float
+
+
+@dataclass(frozen=True)
+class ErrorLora:
+    """A file of quantization errors (``--extract-lora``): its rank, its bytes, what it regains per layer."""
+
+    path: str
+    rank: int
+    nbytes: int
+    layers: tuple[Correction, ...]
+
+    def summary(self) -> str:
+        """Say in one line what it regains where it is applied beside the weights."""
+        lossy = [c for c in self.layers if math.isfinite(c.without_db)]
+        without = sum(c.without_db for c in lossy) / max(1, len(lossy))
+        beside = sum(c.with_db for c in lossy) / max(1, len(lossy))
+        return (
+            f"{self.path}: error LoRA of rank {self.rank} for {len(self.layers)} layers, "
+            f"{self.nbytes / 2**20:,.1f} MiB: mean weight SQNR {without:.2f} -> {beside:.2f} dB beside the "
+            "weights (in ComfyUI: Load LoRA (Bypass); an ordinary loader rounds it away)"
+        )
+
+
+@dataclass(frozen=True)
 class ConversionReport:
     """The result of a conversion. `warnings` are for people; an empty tuple is good news."""
 
@@ -55,6 +85,7 @@ class ConversionReport:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     loras: tuple[MergedLora, ...] = ()
+    error_lora: ErrorLora | None = None
 
     def worst(self, count: int = 5) -> list[LayerReport]:
         """Return the checked layers with the lowest SQNR, worst first."""

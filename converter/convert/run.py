@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from ...files.memory import return_freed_buffers
 from ...files.writer import OutputFile
 from ..budget.plan import make_plan
 from ..options.settings import Settings
+from ..plan.error_lora import plan_error_lora
 from ..plan.estimate import bytes_held, in_flight_limit
 from ..plan.merges import merged_note
 from ..plan.steps import Plan, Step
 from ..stored.record import filled
 from . import pipeline
 from .check import Sample, check_layer, sample_rows
+from .error_lora import write_error_lora
 from .layer import cast_weight, layer_options, quantize_step
 from .output_path import output_path
 from .progress import Progress, Silent
@@ -37,14 +39,18 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     with open_checkpoint(settings.input_file) as checkpoint:
         plan = make_plan(checkpoint, settings)
         output = output_path(checkpoint, plan, settings)
-        file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan, settings))
+        asked = plan_error_lora(checkpoint, plan, output, settings)
+        job = _job(checkpoint, plan, settings)
+        file = OutputFile(output, plan.outputs, plan.metadata, job)
         try:
             layers = _Run(checkpoint, plan, file, settings, progress or Silent()).execute()
             file.amend(filled(plan.metadata, plan.outputs, file.read))
+            lost = write_error_lora(asked, checkpoint, file, job, progress or Silent()) if asked else None
             file.finish()
         finally:
             file.close()
-        return _report(checkpoint, plan, settings, output, layers, time.perf_counter() - started)
+        report = _report(checkpoint, plan, settings, output, layers, time.perf_counter() - started)
+        return replace(report, error_lora=lost)
 
 
 def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:

@@ -5,10 +5,20 @@ from os import PathLike
 
 from .values import finite, option, switch
 
+DEFAULT_RANK = 32
+
+
+def lora_rank(value: str | int) -> int:
+    """Return a rank from 1 to 1024, DEFAULT_RANK for True; else ValueError."""
+    rank = DEFAULT_RANK if value is True else int(value)
+    if not 1 <= rank <= 1024:
+        raise ValueError(f"the rank of a LoRA must be from 1 to 1024, not {value}")
+    return rank
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
-    """Which LoRAs are merged into the weights, and how strongly."""
+    """Which LoRAs are merged into the weights, and how strongly; the LoRA of what quantization lost."""
 
     merge_lora_path: str | None = option(
         None,
@@ -47,6 +57,34 @@ class LoraOptions:
         const=True,
         help="merge each further LoRA at 0.9 of the strength of the one before: 1, 0.9, 0.81, ... (default "
         "true)",
+    )
+    extract_lora: int | None = option(
+        None,
+        "--extract-lora",
+        "--extract_lora",
+        group="lora",
+        metavar="RANK",
+        nargs="?",
+        const=True,
+        type=lora_rank,
+        help="also write what quantization lost of each layer, as a LoRA of this rank (default 32); it helps "
+        "where a LoRA is applied beside the weights (in ComfyUI: Load LoRA (Bypass))",
+    )
+    lora_target: str | None = option(
+        None,
+        "--lora-target",
+        "--lora_target",
+        group="lora",
+        metavar="REGEX",
+        help="only for layers whose name has a match (default: all)",
+    )
+    lora_output: str | None = option(
+        None,
+        "--lora-output",
+        "--lora_output",
+        group="lora",
+        metavar="FILE",
+        help="the file that --extract-lora writes (default: beside the output)",
     )
 
 

@@ -71,6 +71,7 @@ _CALIBRATE = (
 _OLD_FP8 = "ctq edit FILE writes an old scaled FP8 file with comfy_quant, which ComfyUI reads"
 _HYBRID = "no format here has a second set of scales; --format lists those that can be written"
 _EDIT = "it belongs to ctq edit FILE (or add --edit-quant)"
+_TARGET = "name the layers whose error you want with --lora-target REGEX"
 
 PEER_OPTIONS = (
     # Formats.
@@ -145,6 +146,10 @@ PEER_OPTIONS = (
     _knob("early-stop-loss", "-esloss"),
     _knob("early-stop-lr", "-eslr"),
     _knob("early-stop-stall", "-esstall"),
+    # The error as a LoRA.
+    PeerOption(_spelled("lora-rank"), True, sets={"extract_lora": GIVEN}),
+    _refused("lora-depth", _TARGET),
+    _refused("lora-ar-threshold", _TARGET),
     # Work on files that are quantized already.
     PeerOption(_spelled("convert-fp8-scaled"), edits=True),
     PeerOption(_spelled("convert-int8-scaled"), edits=True),

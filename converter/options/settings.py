@@ -21,7 +21,7 @@ GROUPS = {
     "format": "Format",
     "model": "Which model, which layers",
     "layers": "Layer by layer",
-    "lora": "LoRA merge",
+    "lora": "LoRA: merge, and what quantization lost",
     "quality": "Algorithm and calibration",
     "memory": "Devices and memory",
     "run": "Dry run and batch",

@@ -17,6 +17,7 @@ from ..convert.report import kinds
 from ..layers.config import write_layer_config
 from ..options.settings import Settings
 from .devices import describe_placement
+from .error_lora import plan_error_lora
 from .estimate import estimate
 from .mix import Mix
 from .steps import Step
@@ -97,13 +98,14 @@ def plan_conversion(settings: Settings) -> PlanReport:
     with open_checkpoint(settings.input_file) as checkpoint:
         plan = make_plan(checkpoint, settings)
         output = output_path(checkpoint, plan, settings)
+        lost = plan_error_lora(checkpoint, plan, output, settings)
         expected = estimate(plan, settings)
         layers = {id(step) for step in layer_steps(plan)}
         return PlanReport(
             input=str(checkpoint.path),
             output=str(output),
             tensors=tuple(_planned(step, id(step) in layers) for step in plan),
-            notes=plan.notes,
+            notes=plan.notes + ((lost.note,) if lost else ()),
             bytes_before=checkpoint.nbytes,
             bytes_after=build_header(plan.outputs, plan.metadata)[2],
             seconds=expected.seconds,

@@ -1,0 +1,70 @@
+"""``--extract-lora``: what quantization lost of each layer, as a LoRA file of its own.
+
+The error of a layer, its source less what a loader makes of the written tensors, is approximated by two
+narrow matrices, up [N, r] and down [r, K] in bfloat16. They help where they are applied *beside* the
+quantized weight (ComfyUI's "Load LoRA (Bypass)" nodes): added to the weight, which is then quantized anew,
+they are lost in the rounding that they mend.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...files.checkpoint import Checkpoint
+from ...files.writer import OutputFile
+from ..lora.low_rank import low_rank
+from ..plan.error_lora import ErrorLoraPlan, lora_outputs
+from ..plan.steps import Step
+from .check import decibels, written_rows
+from .progress import Progress
+from .report import Correction, ErrorLora
+from .source import read_weight
+
+_ROWS = 1024
+
+
+def write_error_lora(
+    asked: ErrorLoraPlan, checkpoint: Checkpoint, written: OutputFile, job: str, progress: Progress
+) -> ErrorLora:
+    """Write the LoRA, layer by layer, from the source and the quantized layers as they stand in `written`."""
+    metadata = {"format": "pt", "convert_to_quant.error_of": written.path.name}
+    file = OutputFile(asked.path, asked.outputs, metadata, f"error lora {job}")
+    progress.start(sum(s.source.nbytes for s, _ in asked.layers), 0)
+    try:
+        found = [
+            _corrected(asked.rank, step, name, checkpoint, written, file, progress)
+            for step, name in asked.layers
+        ]
+        file.finish()
+    finally:
+        progress.stop()
+        file.close()
+    return ErrorLora(str(asked.path), asked.rank, asked.path.stat().st_size, tuple(found))
+
+
+def _corrected(
+    rank: int,
+    step: Step,
+    name: str,
+    checkpoint: Checkpoint,
+    written: OutputFile,
+    file: OutputFile,
+    progress: Progress,
+) -> Correction:
+    done = file.finished.get(name)
+    if done is None:
+        source = read_weight(checkpoint, step).float()
+        signal = float(source.double().square().sum())
+        error = source
+        for first, rows in written_rows(written, step, _ROWS):
+            error[first : first + len(rows)] -= rows
+        up, down = (t.to(torch.bfloat16).contiguous() for t in low_rank(error, rank))
+        before = float(error.double().square().sum())
+        error.addmm_(up.float(), down.float(), alpha=-1)
+        after = float(error.double().square().sum())
+        for planned, tensor in zip(lora_outputs(step, name, rank), (up, down), strict=True):
+            file.write(planned.name, tensor.view(-1).view(torch.uint8).numpy().data)
+        done = [decibels(signal, before), decibels(signal, after)]
+        file.mark(name, done)
+    progress.advance(step.layer_name, step.source.nbytes)
+    return Correction(step.layer_name, *done)
