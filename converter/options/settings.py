@@ -43,7 +43,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         required=True,
         nargs="+",
         action="extend",
-        help="a .safetensors file, a *.safetensors.index.json or a folder of shards; several make a batch",
+        help="a .safetensors, its index, a folder, a .pth or .ckpt; or several",
     )
     output_file: str | None = option(
         None,
@@ -59,7 +59,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         "--comfy-quant",
         group="main",
         action="store_true",
-        help="write a file that ComfyUI loads: always done, accepted because people type it",
+        help="write what ComfyUI loads: always done, but people type it",
     )
     format: str = option(
         DEFAULT,
@@ -144,7 +144,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         "--save_quant_metadata",
         group="format",
         action="store_true",
-        help="also list the quantized layers in the file's header, as _quantization_metadata",
+        help="also list the layers in the header (_quantization_metadata)",
     )
     verify: bool = option(
         True,
