@@ -22,7 +22,8 @@ def _handles(op: Any) -> Any:
 
 @_handles(aten.slice.Tensor)
 def _slice(func: Any, args: tuple, kwargs: dict) -> Any:
-    q, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    given = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    q, dim, start, end, step = given[0], given[1], given[2], given[3], given[4]
     first, last, _ = slice(start, end).indices(q.shape[0])
     if step == 1 and (first, last) == (0, q.shape[0]) and dim in (0, -q.dim()):
         return q.alias()
@@ -40,7 +41,8 @@ def _split(func: Any, args: tuple, kwargs: dict) -> Any:
 
 @_handles(aten.split_with_sizes.default)
 def _split_with_sizes(func: Any, args: tuple, kwargs: dict) -> Any:
-    q, sizes, bounds = args[0], args[1], []
+    q, sizes = args[0], args[1]
+    bounds: list[tuple[int, int]] = []
     for size in sizes:
         start = bounds[-1][1] if bounds else 0
         bounds.append((start, start + size))

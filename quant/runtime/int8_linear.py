@@ -97,9 +97,10 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output [.., N] for x [.., K], in x's dtype; differentiable in x."""
-        if self.pre_quant_scale is not None:
-            x = x * self.pre_quant_scale.to(x.dtype)
-        return weight_layout(self.layout).linear(x, self.weight, self._params(), self.bias)
+        params, bias = self._params(), self._buffers.get("bias")
+        if "pre_quant_scale" in params:
+            x = x * params["pre_quant_scale"].to(x.dtype)
+        return weight_layout(self.layout).linear(x, self.weight, params, bias)
 
     def extra_repr(self) -> str:
         """Return sizes and rotation, for ``print(model)``."""

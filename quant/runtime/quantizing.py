@@ -78,14 +78,19 @@ def quantize_model(
     """
     report = QuantizeReport()
     todo, report.skipped = select_layers(model, skip, include, keep)
-    stats = _statistics(calibration, list(todo))
+    stats = statistics(calibration, list(todo))
     settings = LayerSettings(layout or default_format().layout, rotation, scaling, block_size, options)
     for name, module in todo.items():
+        if why := settings.why_not(module.weight):
+            report.skipped[name] = why
+            continue
         record = stats(name) if stats is not None else None
         if stats is not None and record is None:
             report.notes[name] = "no calibration record: rounded to nearest"
-        weight, note = _quantize(name, module, record, settings)
+        weight, bias, note = quantize_weight(name, module.weight, record, settings, module.bias)
         module.weight = as_parameter(weight)
+        if bias is not None:
+            module.bias = nn.Parameter(bias, requires_grad=False)
         report.quantized[name] = repr(weight)
         if note:
             report.notes[name] = note
@@ -117,8 +122,18 @@ class LayerSettings:
             group = int(self.rotation)
         return found.make(Asked(self.scaling or "", group if found.rotates else 0, self.block_size))
 
+    def why_not(self, weight: torch.Tensor) -> str:
+        """Return why a weight [N, K] cannot be stored so; "" if it can."""
+        form = self.form(weight.shape[1])
+        why = form.why_not((weight.shape[0], weight.shape[1])) if form is not None else ""
+        return f"{form.name} cannot hold it: {why}" if form is not None and why else ""
 
-def _statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str], LayerStats | None] | None":
+
+def statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str], LayerStats | None] | None":
+    """Return what finds a layer's record by its name; None without a calibration.
+
+    ValueError where no layer of `names` has a record.
+    """
     if calibration is None:
         return None
     if isinstance(calibration, Mapping):
@@ -136,23 +151,32 @@ def _statistics(calibration: "Calibration", names: list[str]) -> "Callable[[str]
     return lambda name: calibration.stats(found[name]) if name in found else None
 
 
-def _quantize(name, module, record, settings: LayerSettings) -> tuple[QuantizedTensor, str | None]:
-    weight = module.weight.detach()
+def quantize_weight(
+    name: str,
+    weight: torch.Tensor,
+    record: "LayerStats | None",
+    settings: LayerSettings,
+    bias: torch.Tensor | None = None,
+) -> tuple[QuantizedTensor, torch.Tensor | None, str | None]:
+    """Return the quantized weight [N, K] of layer `name`, its corrected bias or None, and a note or None.
+
+    record: its calibration; None rounds to nearest unless the settings name an algorithm. bias: read for bias
+    correction only. ValueError, naming the layer, for NaN or Inf and for what the format cannot have.
+    """
+    weight = weight.detach()
     form = settings.form(weight.shape[1])
     if form is None:
-        return QuantizedTensor.from_float(weight, settings.layout), None
+        return QuantizedTensor.from_float(weight, settings.layout), None, None
     try:
         if record is None and settings.options is None:
-            return _nearest(weight, form), None
+            return _nearest(weight, form), None, None
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from e
     from ..algorithms import QuantizeOptions, quantize_layer
 
     base = settings.options or QuantizeOptions(algorithm="ldlq")
-    result = quantize_layer(weight, record, replace(base, format=form), module.bias, name)
-    if result.bias is not None:
-        module.bias = nn.Parameter(result.bias, requires_grad=False)
-    return _with(result.weight, result.pre_quant_scale, result.input_scale), result.note
+    result = quantize_layer(weight, record, replace(base, format=form), bias, name)
+    return _with(result.weight, result.pre_quant_scale, result.input_scale), result.bias, result.note
 
 
 def _nearest(weight: torch.Tensor, form: Format) -> QuantizedTensor:

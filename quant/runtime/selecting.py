@@ -22,12 +22,17 @@ Keep = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, str]]
 
 
 def select_layers(
-    model: nn.Module, skip: Layers = None, include: Layers = None, keep: Keep | None = None
+    model: nn.Module,
+    skip: Layers = None,
+    include: Layers = None,
+    keep: Keep | None = None,
+    empty: bool = False,
 ) -> tuple[dict[str, nn.Linear], dict[str, str]]:
     """Return the linear layers to quantize, by name, and why the others are not.
 
     The second also lists weights that no ``nn.Linear`` holds (``in_proj_weight`` of an attention module).
-    ValueError for a pattern that matches no linear layer.
+    empty: also those on the meta device, whose data come later. ValueError for a pattern that matches no
+    linear layer.
     """
     named = dict(model.named_modules())
     linears = {name: module for name, module in named.items() if isinstance(module, nn.Linear)}
@@ -39,6 +44,8 @@ def select_layers(
     todo, skipped = {}, {}
     for name, module in linears.items():
         reason = _reason(name, module, refuse, owners)
+        if not reason and module.weight.is_meta and not empty:
+            reason = "has no data (meta device)"
         if not reason and not insist(name, module):
             reason = kept.get(_weight(name))
         if reason:
@@ -104,8 +111,6 @@ def _reason(name: str, module: nn.Linear, refuse: Callable, owners: dict[int, st
         return "asked to skip"
     if isinstance(weight, QuantizedTensor):
         return "already quantized"
-    if weight.is_meta:
-        return "has no data (meta device)"
     if owners[id(weight)] != _weight(name):
         return f"shares its weight with {owners[id(weight)]}"
     if min(weight.shape) < MIN_FEATURES:

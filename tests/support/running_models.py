@@ -135,3 +135,128 @@ def output(model, inputs: dict) -> torch.Tensor:
 
 def sqnr(got, want) -> float:
     return float(10 * torch.log10(want.float().square().sum() / (got.float() - want.float()).square().sum()))
+
+
+TINY = {
+    "flux2": (
+        "Flux2Transformer2DModel",
+        {
+            "in_channels": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 64,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 48,
+            "timestep_guidance_channels": 32,
+            "axes_dims_rope": (16, 16, 16, 16),
+        },
+    ),
+    "sd3": (
+        "SD3Transformer2DModel",
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 64,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 48,
+            "caption_projection_dim": 128,
+            "pooled_projection_dim": 32,
+            "pos_embed_max_size": 8,
+            "dual_attention_layers": (0,),
+            "qk_norm": "rms_norm",
+        },
+    ),
+    "ltx-video": (
+        "LTXVideoTransformer3DModel",
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_attention_heads": 4,
+            "attention_head_dim": 32,
+            "cross_attention_dim": 128,
+            "num_layers": 1,
+            "caption_channels": 48,
+        },
+    ),
+    "hunyuan-video": (
+        "HunyuanVideoTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 64,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "num_refiner_layers": 1,
+            "text_embed_dim": 48,
+            "pooled_projection_dim": 32,
+            "rope_axes_dim": (16, 24, 24),
+        },
+    ),
+    "lumina2": (
+        "Lumina2Transformer2DModel",
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "hidden_size": 128,
+            "num_layers": 1,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 4,
+            "num_kv_heads": 4,
+            "cap_feat_dim": 48,
+            "axes_dim_rope": (8, 12, 12),
+            "axes_lens": (64, 32, 32),
+        },
+    ),
+    "chroma": (
+        "ChromaTransformer2DModel",
+        {
+            "in_channels": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 64,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 48,
+            "axes_dims_rope": (16, 24, 24),
+            "approximator_num_channels": 16,
+            "approximator_hidden_dim": 64,
+            "approximator_layers": 1,
+        },
+    ),
+    "auraflow": (
+        "AuraFlowTransformer2DModel",
+        {
+            "sample_size": 8,
+            "num_mmdit_layers": 1,
+            "num_single_dit_layers": 1,
+            "attention_head_dim": 32,
+            "num_attention_heads": 4,
+            "joint_attention_dim": 48,
+            "caption_projection_dim": 128,
+            "pos_embed_max_size": 16,
+        },
+    ),
+    "pixart": (
+        "PixArtTransformer2DModel",
+        {
+            "num_attention_heads": 4,
+            "attention_head_dim": 32,
+            "num_layers": 1,
+            "cross_attention_dim": 128,
+            "caption_channels": 48,
+            "sample_size": 8,
+            "use_additional_conditions": True,
+        },
+    ),
+}
+"""More families, without inputs: (class, its sizes)."""
+
+
+def builder(family: str):
+    """A function that makes the family's model."""
+    if family in MODELS:
+        return MODELS[family][0]
+    kind, sizes = TINY[family]
+    return lambda: getattr(diffusers, kind)(**sizes)
