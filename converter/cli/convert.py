@@ -74,7 +74,7 @@ def _show(report: Any, settings: Settings, command: CommandOptions) -> None:
     if command.dry_run:
         from .show_plan import show_plan
 
-        show_plan(report)
+        show_plan(report, bool(command.verbose))
         return
     from .show import show_report
 

@@ -3,18 +3,18 @@
 import sys
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from ..edit.run import EditReport
 from ..stored.judge import Problem
-from .show import table_console
-from .text import row, say
+from .collapse import Group, collapse
+from .show import show_table
+from .table import Table
+from .text import say
 
 
 def show_edit(report: EditReport, limit: int | None = None) -> None:
     """Print the changes, at most `limit` of each kind, the summary, and what could not be put right."""
     if report.changes:
-        table_console().print(_changes(report, limit))
+        show_table(_changes(report, limit))
     say(report.summary())
     sys.stdout.flush()
     for line in problem_lines(report.left):
@@ -24,16 +24,17 @@ def show_edit(report: EditReport, limit: int | None = None) -> None:
 
 
 def _changes(report: EditReport, limit: int | None) -> Table:
-    table = Table(title="Changes", title_justify="left")
-    table.add_column("kind")
-    table.add_column("layer or tensor", overflow="fold")
-    table.add_column("what", overflow="fold")
+    table = Table("Changes", ("layer or tensor", "kind", "what"))
     for kind in dict.fromkeys(c.kind for c in report.changes):
-        rows = [c for c in report.changes if c.kind == kind]
-        for change in rows[:limit]:
-            row(table, kind, change.where, change.text)
-        if limit is not None and len(rows) > limit:
-            row(table, kind, f"and {len(rows) - limit} more", "--all lists them")
+        changes = [c for c in report.changes if c.kind == kind]
+        groups = collapse([c.where for c in changes], [c.text for c in changes])
+        if limit is None:
+            groups = [Group(c.where, (i,)) for i, c in enumerate(changes)]
+        for group in groups[:limit]:
+            count = f" ({len(group.indices)} times)" if len(group.indices) > 1 else ""
+            table.add(group.name, kind, changes[group.indices[0]].text + count)
+        if limit is not None and len(groups) > limit:
+            table.add(f"and {len(groups) - limit} more", kind, "--all lists them")
     return table
 
 

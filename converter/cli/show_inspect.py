@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from ..stored.inspect import Inspection
 from ..stored.judge import Problem
-from .show import table_console
+from .show import show_table
 from .show_edit import problem_lines
-from .text import row, say
+from .table import Table
+from .text import say
 
 
 def show_inspection(found: Inspection) -> None:
@@ -16,15 +15,12 @@ def show_inspection(found: Inspection) -> None:
     files = f" in {found.files} files" if found.files > 1 else ""
     say(f"{found.path}: {found.nbytes / 2**20:,.1f} MiB{files}")
     say(f"model: {'; '.join(found.architectures) or 'not recognised'}")
-    table = Table(title="Tensors", title_justify="left")
-    table.add_column("what")
-    for name in ("count", "parameters", "MiB"):
-        table.add_column(name, justify="right")
+    table = Table("Tensors", ("what", "count", "parameters", "MiB"), right=(1, 2, 3))
     for kind, shares in (("layers", found.formats), ("tensors", found.dtypes)):
         for s in shares:
             size = f"{s.nbytes / 2**20:,.1f}"
-            row(table, f"{kind} in {s.name}", str(s.tensors), f"{s.parameters:,}", size)
-    table_console().print(table)
+            table.add(f"{kind} in {s.name}", s.tensors, f"{s.parameters:,}", size)
+    show_table(table)
     if found.rotations:
         say("rotation groups: " + ", ".join(f"{g}: {n} layers" for g, n in found.rotations.items()))
     if found.metadata:

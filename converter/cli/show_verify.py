@@ -3,25 +3,23 @@
 import sys
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from ..verify.report import VerifiedLayer, VerifyReport
-from .show import table_console
+from .show import show_table
 from .show_edit import problem_lines
-from .text import row, say
+from .table import Table
+from .text import say
 
-_SHOWN = 20
+_SHOWN = 5
 
 
 def show_verification(report: VerifyReport, every_layer: bool = False) -> None:
     """Print the families, the worst layers (or all), the summary, and every kind of problem."""
-    console = table_console()
     if report.layers:
-        console.print(_families(report))
+        show_table(_families(report))
         rows = report.worst_first()
         shown = rows if every_layer else rows[: max(_SHOWN, len(report.faults))]
         title = "Layers, worst first" + ("" if len(shown) == len(rows) else f" ({len(shown)} of {len(rows)})")
-        console.print(_layers(shown, title))
+        show_table(_layers(shown, title))
     say(report.summary())
     sys.stdout.flush()
     for line in report.notes:
@@ -42,26 +40,19 @@ def decibel_text(value: float | None) -> str:
 
 
 def _families(report: VerifyReport) -> Table:
-    table = Table(title="Layer families, worst first", title_justify="left")
-    table.add_column("family", overflow="fold")
-    table.add_column("layers", justify="right")
-    table.add_column("worst dB", justify="right")
-    table.add_column("median dB", justify="right")
+    table = Table(
+        "Layer families, worst first", ("family", "layers", "worst dB", "median dB"), right=(1, 2, 3)
+    )
     for f in report.families():
-        row(table, f.name, str(len(f.layers)), decibel_text(f.worst), decibel_text(f.median))
+        table.add(f.name, len(f.layers), decibel_text(f.worst), decibel_text(f.median))
     return table
 
 
 def _layers(rows: Sequence[VerifiedLayer], title: str) -> Table:
     outputs = any(r.w8a16_db is not None for r in rows)
-    table = Table(title=title, title_justify="left")
-    table.add_column("layer", overflow="fold")
-    table.add_column("shape", justify="right", no_wrap=True)
-    table.add_column("format")
-    for name in ("weight dB", *(("W8A8 dB", "W8A16 dB") if outputs else ())):
-        table.add_column(name, justify="right")
+    measured = ("weight dB", *(("W8A8 dB", "W8A16 dB") if outputs else ()))
+    table = Table(title, ("layer", "shape", *measured, "format"), right=range(1, 2 + len(measured)))
     for r in rows:
         values = (r.weight_db, *((r.w8a8_db, r.w8a16_db) if outputs else ()))
-        shape = " x ".join(map(str, r.shape))
-        row(table, r.name, shape, r.format, *map(decibel_text, values))
+        table.add(r.name, " x ".join(map(str, r.shape)), *map(decibel_text, values), r.format)
     return table

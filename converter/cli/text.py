@@ -1,10 +1,7 @@
 """Text for a terminal: what comes from a file is shown as it is, never obeyed as markup or as an escape."""
 
 import sys
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import TextIO
 
 
 def plain(text: str) -> str:
@@ -24,8 +21,3 @@ def _escaped(character: str) -> str:
 def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
     """Print a line of `plain` text on stdout, or on `file`."""
     print(plain(str(text)), file=file or sys.stdout, end=end, flush=flush)
-
-
-def row(table: "Table", *cells: str) -> None:
-    """Add a row of `plain` cells to a table of `show.table_console`, which reads no markup."""
-    table.add_row(*(plain(cell).replace("\n", "\\n") for cell in cells))

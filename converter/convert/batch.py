@@ -45,6 +45,9 @@ class BatchReport:
         """The models that did not come through."""
         return [o for o in self.outcomes if o.error]
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Say in one line how many of how many models were converted."""
         done = len(self.outcomes) - len(self.failed)

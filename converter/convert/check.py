@@ -14,6 +14,7 @@ from ...files.writer import OutputFile
 from ...formats import ConversionError, Format, StoredTensor, Tensors, read_format
 from ...formats.config import decode_config
 from ...formats.names import CONFIG, tensor_name
+from ...kernels.scales import absmax_rows
 from ...quant.layouts import weight_layout
 from ..plan.steps import Step
 
@@ -22,6 +23,12 @@ REFUSE_DB = 3.0
 
 WARN_DB = 20.0
 """Below this a person should look."""
+
+_EXTREME = 1e12
+"""Beyond it and its inverse, squares and their sums leave the range of float32."""
+
+_NOTHING = 1e-27
+"""Weights this small are nothing beside any others; the smallest scale is 1e-30."""
 
 _RUN = 128
 _EVERY = 8
@@ -58,26 +65,53 @@ def sample_rows(weight: torch.Tensor, row_step: int, every_row: bool) -> Sample:
     return Sample(runs, tuple(weight[r].clone() for r in runs))
 
 
-def check_layer(file: OutputFile, step: Step, sample: Sample) -> float:
+@dataclass(frozen=True)
+class Checked:
+    """What the check of a layer found. zeroed: a sentence on weights that became zero, "" where none did."""
+
+    sqnr_db: float
+    zeroed: str
+
+
+def check_layer(file: OutputFile, step: Step, sample: Sample) -> Checked:
     """Measure the weight SQNR in dB of a layer as it stands in the file.
 
     Reads its ``comfy_quant``, and its tensors in the rows of the sample, back from the file. inf where
-    nothing was lost. ConversionError below REFUSE_DB.
+    nothing was lost. ConversionError below REFUSE_DB, but for a layer of which every weight is too small for
+    any scale: that is only told.
     """
     layer = _Written.of(file, step)
     signal = noise = 0.0
+    zeroed, rows, largest = 0, 0, 0.0
     for run, source in zip(sample.runs, sample.rows, strict=True):
-        flat = source.float().reshape(-1)
-        error = layer.rows(run.start, run.stop - run.start).reshape(-1).sub_(flat)
-        signal += float(torch.dot(flat, flat))
-        noise += float(torch.dot(error, error))
+        given = source.float()
+        values = layer.rows(run.start, run.stop - run.start)
+        peaks = absmax_rows(given).squeeze(1)
+        gone = (absmax_rows(values).squeeze(1) == 0) & (peaks > 0)
+        if bool(gone.any()):
+            zeroed, largest = zeroed + int(gone.sum()), max(largest, float(peaks[gone].max()))
+        rows += len(peaks)
+        unit = in_range(peaks)
+        flat = given.reshape(-1) * unit if unit != 1.0 else given.reshape(-1)
+        error = values.reshape(-1).mul_(unit).sub_(flat) if unit != 1.0 else values.reshape(-1).sub_(flat)
+        signal += float(torch.dot(flat, flat)) / unit**2
+        noise += float(torch.dot(error, error)) / unit**2
     sqnr = decibels(signal, noise)
-    if not sqnr >= REFUSE_DB:
+    text = f"{zeroed} of {rows} rows looked at become zero: no weight of theirs is above {largest:.2g}"
+    if not sqnr >= REFUSE_DB and not 0 < largest < _NOTHING:
         raise ConversionError(
             f"{step.name}: written as {layer.form.describe()}, it keeps only {sqnr:.1f} dB of its source "
             f"(a scale or the weight does not fit this format); leave it out or give it another scaling mode"
         )
-    return sqnr
+    return Checked(sqnr, text if zeroed else "")
+
+
+def in_range(peaks: torch.Tensor) -> float:
+    """Return the power of two that brings values with these peaks near one; 1 where squares stay in range."""
+    top = float(peaks.max()) if len(peaks) else 0.0
+    if not 0 < top < math.inf or 1 / _EXTREME < top < _EXTREME:
+        return 1.0
+    return 2.0 ** -max(-126, min(126, math.frexp(top)[1]))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class LayerReport:
     """One quantized layer.
 
     sqnr_db: weight SQNR as checked in the file, None when not checked. kind: the format's name in sentences.
-    warn_db: the SQNR below which a person should look at it.
+    warn_db: the SQNR below which a person should look at it. zeroed: a sentence on weights that became zero,
+    "" where none did.
     """
 
     name: str
@@ -29,6 +30,7 @@ class LayerReport:
     note: str | None = None
     kind: str = ""
     warn_db: float = 0.0
+    zeroed: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ class ConversionReport:
             row[1] += r.bytes_in
             row[2] += r.bytes_out
         return sorted(((k, a, b, c) for k, (a, b, c) in rows.items()), key=lambda t: -t[1])
+
+    def __str__(self) -> str:
+        return self.summary()
 
     def summary(self) -> str:
         """Say in one line what became of how much, and how well."""

@@ -11,6 +11,7 @@ import torch
 from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.memory import return_freed_buffers
 from ...files.writer import OutputFile
+from ...formats.errors import ConversionError
 from ..budget.plan import make_plan
 from ..options.settings import Settings
 from ..plan.error_lora import plan_error_lora
@@ -21,6 +22,7 @@ from ..stored.record import filled
 from . import pipeline
 from .check import Sample, check_layer, sample_rows
 from .error_lora import write_error_lora
+from .finite import not_finite
 from .layer import cast_weight, layer_options, quantize_step
 from .output_path import output_path
 from .progress import Progress, Silent
@@ -38,18 +40,24 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     return_freed_buffers()
     with open_checkpoint(settings.input_file) as checkpoint:
         plan = make_plan(checkpoint, settings)
+        broken = tuple(not_finite(checkpoint, plan))
+        if broken and settings.strict:
+            more = f" (and {len(broken) - 1} more tensors)" if len(broken) > 1 else ""
+            raise ConversionError(f"--strict: {broken[0]}{more}")
         output = output_path(checkpoint, plan, settings)
         asked = plan_error_lora(checkpoint, plan, output, settings)
         job = _job(checkpoint, plan, settings)
         file = OutputFile(output, plan.outputs, plan.metadata, job)
         try:
-            layers = _Run(checkpoint, plan, file, settings, progress or Silent()).execute()
+            run = _Run(checkpoint, plan, file, settings, progress or Silent())
+            layers = run.execute()
             file.amend(filled(plan.metadata, plan.outputs, file.read))
             lost = write_error_lora(asked, checkpoint, file, job, progress or Silent()) if asked else None
             file.finish()
         finally:
             file.close()
-        report = _report(checkpoint, plan, settings, output, layers, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        report = _report(checkpoint, plan, settings, output, layers, seconds, (*broken, *run.lost))
         return replace(report, error_lora=lost)
 
 
@@ -92,11 +100,19 @@ class _Run:
         self._checkpoint, self._plan, self._file = checkpoint, plan, file
         self._settings, self._progress = settings, progress
         self._layers: dict[str, LayerReport] = {}
+        self._lost: dict[str, str] = {}
+
+    @property
+    def lost(self) -> list[str]:
+        """Lines on values that a cast made zero, by tensor."""
+        return [f"{name}: {text}" for name, text in self._lost.items()]
 
     def execute(self) -> tuple[LayerReport, ...]:
         """Run what is not done yet; returns the reports of all layers in plan order."""
         done = self._file.finished
         pending = [s for s in self._plan if s.outputs and _key(s) not in done]
+        casts = {s.name: done[_key(s)] for s in self._plan if s.action == "cast" and _key(s) in done}
+        self._lost = {name: lost for name, lost in casts.items() if lost}
         self._layers = {s.name: _restore(done[_key(s)]) for s in self._plan.quantized if _key(s) in done}
         total = sum(s.source.nbytes for s in self._plan)
         self._progress.start(total, total - sum(s.source.nbytes for s in pending))
@@ -122,7 +138,10 @@ class _Run:
         if read is None or step.action == "keep":
             return read and read.weight
         if step.action == "cast":
-            return cast_weight(read.weight, step)
+            cast = cast_weight(read.weight, step)
+            if cast.lost and self._settings.strict:
+                raise ConversionError(f"--strict: {step.name}: {cast.lost}")
+            return cast
         assert step.format is not None
         tensors, note = self._quantize(step, read)
         sample = None
@@ -144,7 +163,9 @@ class _Run:
         elif step.action == "write":
             self._file.write(step.outputs[0].name, step.data)
         elif step.action == "cast":
-            self._file.write(step.outputs[0].name, _bytes(result))
+            self._file.write(step.outputs[0].name, _bytes(result.values))
+            note = result.lost
+            self._lost |= {step.name: note} if note else {}
         else:
             note = self._write_layer(step, result)
         self._file.mark(_key(step), note)
@@ -154,7 +175,9 @@ class _Run:
         for output in step.outputs:
             made = done.tensors.get(output.name)
             self._file.write(output.name, step.data if made is None else _bytes(made))
-        sqnr = check_layer(self._file, step, done.sample) if done.sample is not None else None
+        checked = check_layer(self._file, step, done.sample) if done.sample is not None else None
+        if checked is not None and checked.zeroed and self._settings.strict:
+            raise ConversionError(f"--strict: {step.layer_name}: {checked.zeroed}")
         assert step.format is not None
         report = LayerReport(
             step.layer_name,
@@ -163,10 +186,11 @@ class _Run:
             step.shape,
             step.source.nbytes,
             step.output_bytes,
-            sqnr,
+            checked.sqnr_db if checked is not None else None,
             "; ".join(filter(None, (merged_note(step.merges), done.note))) or None,
             step.format.kind(),
             step.format.warn_db,
+            checked.zeroed if checked is not None else "",
         )
         self._layers[step.name] = report
         return asdict(report)
@@ -197,13 +221,15 @@ def _report(
     output: Path,
     layers: tuple[LayerReport, ...],
     seconds: float,
+    lost: tuple[str, ...],
 ) -> ConversionReport:
-    warnings = [
-        f"{r.name}: {r.sqnr_db:.1f} dB after {r.format}, below {least:g} dB"
-        for r in layers
-        for least in (settings.quality_threshold if settings.report_quality else r.warn_db,)
-        if r.sqnr_db is not None and r.sqnr_db < least
-    ]
+    warnings = []
+    for r in layers:
+        least = settings.quality_threshold if settings.report_quality else r.warn_db
+        poor = r.sqnr_db is not None and r.sqnr_db < least
+        told = f"{r.sqnr_db:.1f} dB after {r.format}, below {least:g} dB" if poor else ""
+        if told or r.zeroed:
+            warnings.append(f"{r.name}: {'; '.join(filter(None, (told, r.zeroed)))}")
     return ConversionReport(
         input=str(checkpoint.path),
         output=str(output),
@@ -214,5 +240,5 @@ def _report(
         seconds=seconds,
         notes=plan.notes,
         loras=plan.loras,
-        warnings=tuple(warnings),
+        warnings=(*lost, *warnings),
     )

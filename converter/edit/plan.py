@@ -18,6 +18,7 @@ from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer
 from ..stored.record import KEY as RECORD
 from ..stored.record import Record, read_record
+from .noise import noise_warnings
 from .settings import EditSettings, compile_filter, suggestion
 
 _READ_KEYS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult", "group_size")
@@ -65,6 +66,7 @@ def build_edit_plan(stored: StoredFile, settings: EditSettings) -> EditPlan:
     alive = [p for p in problems if not (p.where in gone or f"{p.where}.weight" in gone)]
     work.changes[:0] = [Change("repair", p.where, f"{p.text}: {p.fix}") for p in alive if p.fix]
     work.warn_of_rotation()
+    work.warnings += noise_warnings(examined, work.configs, work.dropped)
     steps = tuple(work.steps())
     metadata = work.metadata()
     left = [

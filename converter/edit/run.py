@@ -37,6 +37,9 @@ class EditReport:
     bytes_after: int
     seconds: float
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Say in one line what was done to how much."""
         kinds = Counter(c.kind for c in self.changes)

@@ -153,6 +153,14 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         action="store_false",
         help="do not check every written layer against its source",
     )
+    strict: bool = option(
+        False,
+        "--strict",
+        group="checks",
+        action="store_true",
+        help="refuse, with exit code 1, what is otherwise only warned of: NaN or Inf in a tensor that is "
+        "kept, and weights that become zero",
+    )
     report_quality: bool = option(
         False,
         "--report-quality",

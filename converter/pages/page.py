@@ -24,6 +24,9 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere; } svg { display: block;
 svg rect { fill: var(--bar); } svg line { stroke: var(--line); }
 svg text { fill: var(--soft); font-size: 10px; }
 svg line.mark { stroke: var(--bad); stroke-dasharray: 3 3; }
+svg text.mark { fill: var(--bad); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1rem; margin: 0; font-size: .88rem; }
+dt { font-weight: 600; } dd { margin: 0; max-width: 60rem; }
 svg.curve { max-width: 44rem; } svg polyline { fill: none; stroke: var(--bar); stroke-width: 2; }
 svg circle { fill: var(--bar); } svg circle.chosen { fill: none; stroke: var(--good); stroke-width: 3; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .88rem; }

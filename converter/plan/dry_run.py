@@ -74,6 +74,9 @@ class PlanReport:
         """Count layers by what happens to them: quantize, cast, keep."""
         return dict(Counter(t.action for t in self.layers))
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Say in one line what would become of how much."""
         counts = self.counts()

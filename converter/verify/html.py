@@ -6,6 +6,7 @@ from html import escape
 
 from ..convert.check import WARN_DB
 from ..pages.page import page
+from .html_terms import OUTPUT_TERMS, TERMS
 from .report import Family, VerifiedLayer, VerifyReport, histogram
 
 _BINS = 24
@@ -29,6 +30,18 @@ def _parts(report: VerifyReport) -> Iterator[str]:
     yield _problems(report)
     yield _plots(report)
     yield _table(report)
+    yield _terms(report)
+
+
+def _terms(report: VerifyReport) -> str:
+    """Explain the words of the page."""
+    outputs = any(r.w8a16_db is not None for r in report.layers)
+    terms = {**TERMS, **(OUTPUT_TERMS if outputs else {})}
+    body = "".join(
+        f"<dt>{escape(t)}</dt><dd>{escape(d.format(threshold=report.threshold))}</dd>"
+        for t, d in terms.items()
+    )
+    return f"<section><h2>Terms</h2><dl>{body}</dl></section>"
 
 
 def _tiles(report: VerifyReport) -> str:
@@ -68,9 +81,13 @@ def _plots(report: VerifyReport) -> str:
     values = [v for f in families for v in f.values if math.isfinite(v)]
     if not values:
         return ""
-    low, high = math.floor(min(values)), max(math.ceil(max(values)), math.floor(min(values)) + 1)
+    low = math.floor(min(*values, report.threshold))
+    high = max(math.ceil(max(*values, report.threshold)), low + 1)
     plots = "".join(_plot(f, low, high, report.threshold) for f in families)
-    mark = f"All over the same range; the dashed line is the threshold, {report.threshold:g} dB."
+    mark = (
+        f"All over the same range; the dashed line is the threshold, {report.threshold:g} dB: layers left of "
+        "it fail."
+    )
     return (
         f'<section><h2>Weight SQNR by layer family</h2><p class="soft">{mark}</p>'
         f'<div class="plots">{plots}</div></section>'
@@ -89,9 +106,10 @@ def _plot(family: Family, low: int, high: int, threshold: float) -> str:
                 f'<rect x="{i * step + 1:.1f}" y="{_HEIGHT - h:.1f}" width="{step - 2:.1f}" height="{h:.1f}">'
                 f"<title>{count} layers from {start:.1f} to {stop:.1f} dB</title></rect>"
             )
-    if low < threshold < high:
-        x = (threshold - low) / (high - low) * _WIDTH
-        bars.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_HEIGHT}"/>')
+    x = min(max((threshold - low) / (high - low) * _WIDTH, 1.0), _WIDTH - 1.0)  # whole at the edge, too
+    bars.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_HEIGHT}"/>')
+    side, at = ("end", x - 4) if x > _WIDTH / 2 else ("start", x + 4)
+    bars.append(f'<text class="mark" x="{at:.1f}" y="10" text-anchor="{side}">{threshold:g} dB</text>')
     label = f"{family.name}: {len(family.layers)} layers, worst {family.worst:.1f} dB"
     y = _HEIGHT + _FOOT - 4
     return (

@@ -109,6 +109,9 @@ class VerifyReport:
         made = [Family(name, tuple(rows)) for name, rows in groups.items()]
         return sorted(made, key=lambda f: f.worst)
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Say in one line whether all is well, and what was found."""
         worst = min((r.weight_db for r in self.layers if r.weight_db is not None), default=None)

@@ -12,6 +12,7 @@ import torch
 
 from ...kernels.scales import absmax_rows
 from ...quant.grid import Grid
+from ..convert.check import in_range
 from .weights import Part, Quantized
 
 FINE = 1e-6
@@ -27,7 +28,6 @@ SCALE_BIAS = 1.5
 _LOSS = 4.0
 _LEAST_LOSS = 1e-4
 _FEW = 16
-_EXTREME = 1e12
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Rows:
         work = part.stored(weight)
         v, near = part.values(), part.nearest(work).nan_to_num_(0.0)
         large = absmax_rows(work)
-        unit = _unit(large)
+        unit = in_range(large)
         if unit != 1.0:  # or squares leave the range of float32
             work, v, near = work * unit, v * unit, near * unit
         error, least = work - v, near.sub_(work)
@@ -165,11 +165,3 @@ class _Piece:
             return sums
         padded = torch.nn.functional.pad(sums, (0, 0, 0, -sums.shape[0] % rows))
         return join(padded.view(-1, rows, sums.shape[1]), 1)
-
-
-def _unit(large: torch.Tensor) -> float:
-    """Return the power of two that brings values near one; 1 where they are in range."""
-    top = float(large.amax())
-    if not 0 < top < float("inf") or 1 / _EXTREME < top < _EXTREME:
-        return 1.0
-    return 2.0 ** -min(126, int(torch.frexp(torch.tensor(top))[1]))

@@ -19,6 +19,9 @@ class MatchReport:
     unmatched: tuple[str, ...]
     unused: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Return one line for a log: how many layers and records found each other."""
         line = f"calibration: {len(self.matched)} layers matched"

@@ -43,6 +43,9 @@ class LoadReport:
     seconds: float = 0.0
     metadata: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Return one line: counts, bytes and rate."""
         rate = self.bytes_read / 1e9 / max(self.seconds, 1e-9)

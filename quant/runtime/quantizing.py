@@ -38,6 +38,9 @@ class QuantizeReport:
     skipped: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Return one line: how many layers were quantized, and how many not."""
         return f"{len(self.quantized)} linear layers quantized, {len(self.skipped)} left as they are"

@@ -462,3 +462,35 @@ def test_a_bank_of_experts_is_a_note(tmp_path, capsys):
     save_file({"e.weight": q, "e.weight_scale": scale, "e.comfy_quant": conf}, file)
     assert main(["inspect", str(file)]) == 0
     assert "note: e: a bank of 4 experts" in capsys.readouterr().out
+
+
+NOISE = {
+    "rotation off": (
+        {"add_keys": {"convrot": False}},
+        "was int8_tensorwise row + convrot 256, now int8_tensorwise row",
+    ),
+    "rotation lost": ({"remove_keys": ("convrot", "convrot_groupsize")}, "now int8_tensorwise row)"),
+    "another group": ({"add_keys": {"convrot_groupsize": 16}}, "now int8_tensorwise row + convrot 16"),
+}
+
+
+@pytest.mark.parametrize(("asked", "text"), NOISE.values(), ids=NOISE.keys())
+def test_an_edit_that_makes_noise_says_so(good, tmp_path, asked, text):
+    report = edit(EditSettings(str(good), str(tmp_path / "noise.safetensors"), **asked))
+    (warning,) = [w for w in report.warnings if "read as other weights than before" in w]
+    assert "and 5 more" in warning
+    assert text in warning
+
+
+def test_an_edit_that_takes_a_smoothing_away_says_so(good, tmp_path):
+    def smooth(t, m):
+        t[f"{LAYER}.pre_quant_scale"] = torch.ones(256)
+
+    file = spoil(good, tmp_path / "smooth.safetensors", smooth)
+    report = edit(EditSettings(str(file), str(tmp_path / "o.safetensors"), (f"{LAYER}.pre_quant_scale",)))
+    assert any(w.startswith(f"{LAYER}: read as other weights") and "smoothed" in w for w in report.warnings)
+
+
+def test_a_key_that_changes_no_weight_is_no_noise(good, tmp_path):
+    asked = {"add_keys": {"full_precision_matrix_mult": True, "note": 1}}
+    assert not edit(EditSettings(str(good), str(tmp_path / "o.safetensors"), **asked)).warnings

@@ -42,7 +42,7 @@ def planned(model, **options):
 
 @pytest.mark.parametrize("flags", [["--dry-run"], ["--dry_run"], ["--dry-run", "analyze"]], ids=" ".join)
 def test_analyze_prints_every_layer_and_writes_nothing(model, capsys, flags):
-    assert main(["-i", str(model), *flags]) == 0
+    assert main(["-i", str(model), *flags, "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()
     by_name = {line.split()[0]: line for line in lines if line}
     assert by_name["blocks.0.attn.qkv"].split()[1:8] == ["768", "x", "256", "row", "+", "convrot", "256"]

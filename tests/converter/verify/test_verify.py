@@ -384,6 +384,10 @@ def test_the_page_is_whole_and_holds_every_layer(pair, tmp_path):
     assert "a<b>&c" in words
     assert page.bars >= len(report.families())
     assert "prefers-color-scheme: dark" in text
+    assert text.count('class="mark" x1=') == len(report.families()), (
+        "the threshold's line, in every histogram"
+    )
+    assert "Signal to quantization noise ratio" in words
 
 
 def test_the_command_writes_both_reports(pair, tmp_path, capsys):
