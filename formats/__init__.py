@@ -4,6 +4,7 @@ A format is a subclass of `Format`: its name on disk, its tensors, its JSON. Nev
 a file here, a layout of the same name in quant/layouts and an import below.
 """
 
+from .asym_w4a8_int8 import AsymW4A8Int8
 from .base import (
     FORMATS,
     Asked,
@@ -23,6 +24,7 @@ from .int8_tensorwise import Int8Tensorwise
 __all__ = [
     "FORMATS",
     "Asked",
+    "AsymW4A8Int8",
     "CheckpointError",
     "ConversionError",
     "Float8E4M3",

@@ -58,14 +58,16 @@ Tensors = Mapping[str, StoredTensor]
 class Asked:
     """What a person asks for one layer, whatever its format; a format takes the fields that it has.
 
-    granularity: a word of ``--scaling_mode``, "" for the format's own. rotation: ConvRot group, in columns,
-    0 for none. block_size: edge of a block, in weights. full_precision_matrix_mult: as in `Format`.
+    option: the value of ``--format``. granularity: a word of ``--scaling_mode``, "" for the format's own.
+    rotation: ConvRot group, in columns, 0 for none. block_size: edge of a block, in weights.
+    full_precision_matrix_mult: as in `Format`.
     """
 
     granularity: str = ""
     rotation: int = 0
     block_size: int = 128
     full_precision_matrix_mult: bool = False
+    option: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,8 @@ class Format:
     """On disk, in ``comfy_quant``."""
     option: ClassVar[str] = ""
     """What a person types after ``--format``; "" for formats that are read and not written."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """All that a person may type, where one format has several; `option` is the first."""
     warn_db: ClassVar[float] = 20.0
     """The weight SQNR below which a person should look at a layer, in dB."""
     layout: ClassVar[str] = ""
@@ -95,10 +99,14 @@ class Format:
     """Whether its weights may be rotated (ConvRot)."""
     activations: ClassVar[str] = "int8"
     """What the runtime multiplies its weights with; formats that share it can be mixed in one model."""
+    always_rotated: ClassVar[bool] = False
+    """Whether there is no other way."""
     weight_dtype: ClassVar[str] = "I8"
     """Safetensors dtype of the weight."""
     suffixes: ClassVar[tuple[str, ...]] = (SCALE,)
     """Tensors that always stand beside the weight."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Tensors beside the weight that some layers have and others not; a field of the format says which."""
     extras: ClassVar[tuple[str, ...]] = (INPUT_SCALE, PRE_QUANT_SCALE)
     """Optional tensors that it may have."""
 
@@ -239,13 +247,23 @@ class Format:
         """Return why a weight [N, K] cannot have this format; "" if it can."""
         return ""
 
+    def instead(self) -> str:
+        """Return the ``--format`` that is next better, for a layer that cannot have this one; "" if none
+        is."""
+        return ""
+
+    def asked_as(self) -> str:
+        """Return what a layer configuration names it by."""
+        return self.name
+
     def describe(self) -> str:
         """Name the format's choices for tables: ``row + convrot 256``."""
         return self.name
 
     def kind(self) -> str:
         """Name the format in sentences: ``INT8``."""
-        return (self.option or self.name).upper()
+        name = self.asked_as() if self.options else self.option or self.name
+        return name.upper()
 
     def words(self) -> dict[str, Any]:
         """Return the format's own fields by the names that they have in a layer configuration."""
@@ -316,4 +334,4 @@ def read_format(config: Mapping[str, Any], tensors: Tensors, where: str) -> Form
 
 def companion_suffixes() -> dict[str, None]:
     """Return every suffix that a tensor beside a quantized weight may have, ``comfy_quant`` aside."""
-    return dict.fromkeys(s for f in FORMATS.values() for s in (*f.suffixes, *f.extras))
+    return dict.fromkeys(s for f in FORMATS.values() for s in (*f.suffixes, *f.optional, *f.extras))

@@ -26,7 +26,12 @@ def default_format() -> Format:
 
 def options() -> list[str]:
     """Return the values of ``--format``."""
-    return list(dict.fromkeys(f.option for f in written()))
+    return list(dict.fromkeys(name for f in written() for name in names(f)))
+
+
+def names(form: type[Format]) -> tuple[str, ...]:
+    """Return the values of ``--format`` that mean this format."""
+    return form.options or ((form.option,) if form.option else ())
 
 
 def mixable(name: str) -> list[str]:
@@ -67,7 +72,7 @@ def chosen(name: str, granularity: str | None) -> type[Format]:
         if granularity and granularity not in found.granularities:
             raise ValueError(_no_granularity(name, found.granularities, granularity))
         return found
-    family = [f for f in written() if f.option == name]
+    family = [f for f in written() if name in names(f)]
     if not family:
         raise ValueError(f"there is no format {name!r}; known: {', '.join(writable())}")
     fitting = [f for f in family if not granularity or granularity in f.granularities]

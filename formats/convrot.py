@@ -40,6 +40,12 @@ def rotation_of(config: Mapping[str, Any], columns: int, where: str) -> int:
     return group
 
 
+def required_rotation(config: Mapping[str, Any], columns: int, where: str) -> int:
+    """Read the group of a format that is always rotated, whatever ``convrot`` says; otherwise as
+    `rotation_of`."""
+    return rotation_of({**config, "convrot": True}, columns, where)
+
+
 def rotation_config(rotation: int) -> dict[str, Any]:
     """Return the ``comfy_quant`` keys of a rotation, in the order of ComfyUI's own saver."""
     return {"convrot": True, "convrot_groupsize": rotation} if rotation else {}

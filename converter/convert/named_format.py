@@ -28,10 +28,10 @@ def require_honest_name(path: Path, plan: Plan) -> None:
     """Raise ConversionError when the name of an output tells of formats, and of none that it will hold."""
     said = [(m.group(), str(m.lastgroup)) for m in _WORD.finditer(path.stem.lower())]
     forms = [s.format for s in plan.quantized if s.format]
-    held = {word for f in forms for word in (f.option, f.name, *f.tag().split("_"))}
+    held = {word for f in forms for word in (f.kind().lower(), f.name, *f.tag().split("_"))}
     if not said or any(word in held or text in held for text, word in said):
         return
-    written = " and ".join(dict.fromkeys(f.option or f.name for f in forms))
+    written = " and ".join(dict.fromkeys(f.kind().lower() for f in forms))
     text, word = said[0]
     remedy = f"ask for it with --format {word}, or " if word in options() else ""
     raise ConversionError(

@@ -39,8 +39,11 @@ def default_output(source: Path, plan: Plan, folder: Path | None = None) -> Path
 def asked_output(source: Path, settings: Settings, folder: Path | None = None) -> Path:
     """Return `default_output` as far as the settings tell it, for a model that cannot be planned."""
     form = chosen(settings.format, settings.scaling_mode)
-    tag = form.make(Asked(settings.scaling_mode or "", block_size=settings.block_size)).tag()
-    rotated = "_convrot" if form.rotates and settings.convrot is not False else ""
+    tag = form.make(
+        Asked(settings.scaling_mode or "", block_size=settings.block_size, option=settings.format)
+    ).tag()
+    rotates = form.rotates and not form.always_rotated and settings.convrot is not False
+    rotated = "_convrot" if rotates else ""
     return (folder or source.parent) / f"{model_stem(source)}-{tag}{rotated}.safetensors"
 
 
@@ -57,5 +60,6 @@ def _format_tag(plan: Plan) -> str:
     weights: Counter[str] = Counter()
     for step in plan.quantized:
         assert step.format is not None
-        weights[step.format.tag() + ("_convrot" if step.format.rotation else "")] += step.source.numel
+        rotated = step.format.rotation and not step.format.always_rotated
+        weights[step.format.tag() + ("_convrot" if rotated else "")] += step.source.numel
     return weights.most_common(1)[0][0]

@@ -47,8 +47,13 @@ def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: 
     if fallback and settings.fallback_block_size:
         asked = LayerOverride(block_size=settings.fallback_block_size)
     form = _format(weight, asked, stored, rule.where if rule else "", settings)
-    if why_not := form.why_not((weight.shape[0], weight.shape[1])):
-        return Decision("keep", f"{form.name} cannot hold it: {why_not}")
+    refused = ""
+    while why_not := form.why_not((weight.shape[0], weight.shape[1])):
+        refused += f"; {form.asked_as()} cannot hold it: {why_not}"
+        if not form.instead():
+            return Decision("keep", refused.removeprefix("; "))
+        form = _format(weight, asked, form.instead(), rule.where if rule else "", settings)
+    reason += refused
     simple = bool(fallback) and settings.fallback_simple
     return Decision("quantize", reason, form, ROUNDING if simple else asked.optimizer or "")
 
@@ -63,6 +68,7 @@ def _format(weight: TensorInfo, asked: LayerOverride, stored: str, where: str, s
             _rotation(weight, asked, found, where, s),
             asked.block_size or s.block_size,
             s.full_precision_matrix_mult if full is None else full,
+            stored,
         )
     )
 
@@ -95,6 +101,12 @@ def _rotation(weight: TensorInfo, asked: LayerOverride, form: type[Format], wher
         return 0
     if wanted is None:
         wanted = s.convrot
+    if form.always_rotated:
+        if wanted is False:
+            raise ConversionError(
+                f"{weight.name} is to be {form.name}, which is always rotated; leave --no-convrot out"
+            )
+        wanted = True
     if wanted is None:
         algorithm = asked.optimizer or s.optimizer
         wanted = algorithm is None or ALGORITHMS[algorithm].rotates is not False

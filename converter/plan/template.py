@@ -68,7 +68,7 @@ def _entry(step: Step, full_precision: bool, algorithm: bool) -> LayerOverride:
     form = step.format
     assert form is not None
     return LayerOverride(
-        format=form.name,
+        format=form.asked_as(),
         **form.words(),
         convrot=form.rotation > 0 if form.rotates else None,
         convrot_group_size=form.rotation or None,

@@ -19,7 +19,7 @@ def rtn(
     With default options this is one call of the layout's kernel; `row_chunk` and another device go
     through it chunk by chunk.
     """
-    if options.scale_search:
+    if options.scale_search and not tiles.grid_of(options).fits:
         return _searched(weight, options, name), None
     whole = options.row_chunk is None and tiles.compute_device(weight, options) == weight.device
     return (_whole(weight, options) if whole else _chunked(weight, options, name)), None

@@ -91,7 +91,7 @@ def layer_scale(
 
     ready: what `whole` made of the weight, if it did. ValueError, naming the layer, for NaN or Inf in it.
     """
-    find = search_scale if options.scale_search else fitted_scale
+    find = search_scale if options.scale_search and not grid_of(options).fits else fitted_scale
     scale = find(weight, options, ready)
     refuse_non_finite(scale, name)
     return scale
@@ -99,7 +99,8 @@ def layer_scale(
 
 def refuse_non_finite(scale: torch.Tensor, name: str) -> None:
     """Raise ValueError for NaN or Inf: a scale from an absmax is finite exactly when its weights are."""
-    if not torch.isfinite(scale).all():
+    values = scale.float() if scale.element_size() == 1 else scale
+    if not torch.isfinite(values).all():
         raise ValueError(f"{name or 'layer'}: the weight holds NaN or Inf")
 
 

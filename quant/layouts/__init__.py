@@ -1,5 +1,6 @@
 """Storage layouts: what a quantized weight is in memory. One file per format, of the format's name."""
 
+from .asym_w4a8_int8 import AsymW4A8Int8Layout
 from .base import LAYOUTS, QuantizedLayout, layout_class
 from .float8 import TensorCoreFP8Layout
 from .int8_blockwise import BlockWiseINT8Layout
@@ -8,6 +9,7 @@ from .weight import WeightLayout, weight_layout
 
 __all__ = [
     "LAYOUTS",
+    "AsymW4A8Int8Layout",
     "AxisWiseINT8Layout",
     "BlockWiseINT8Layout",
     "QuantizedLayout",

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from format_cases import CASES, WRITTEN, decoded, described, json_tensor, layer, same
+from format_cases import CASES, WRITTEN, decoded, described, json_tensor, layer, same, stored
 from models import save
 from safetensors.torch import load_file
 from torch import nn
@@ -134,7 +134,7 @@ def test_float_products_stay_asked_for(case, tmp_path):
     """ComfyUI reads and writes ``full_precision_matrix_mult``: loading and saving must not lose it."""
     config = {**case.config, "full_precision_matrix_mult": True}
     n, k = case.shapes[0]
-    tensors = {**encoded(case, torch.randn(n, k)), "comfy_quant": json_tensor(config)}
+    tensors = {**stored(case, (n, k)), "comfy_quant": json_tensor(config)}
     linear = mixed_precision_ops({}, torch.float32).Linear(k, n, bias=False, device="meta")
     linear.load_state_dict(tensors)
     assert linear.full_precision
@@ -203,11 +203,8 @@ def fp8_file(case) -> dict[str, torch.Tensor]:
 
 
 def encoded(case, w: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A weight in a case's dtype: FP8 as other tools make it, INT8 with scales of one."""
+    """A weight in FP8, as other tools make it."""
     wanted = case.tensors(*w.shape)
-    if wanted["weight"][0] == "I8":
-        integers = (w * 20).round().clamp(-127, 127).to(torch.int8)
-        return {"weight": integers, "weight_scale": torch.ones(wanted["weight_scale"][1])}
     dtype = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[wanted["weight"][0]]
     shape = wanted.get("weight_scale", ("F32", ()))[1]
     scale = w.abs().max() / 400 * torch.ones(shape) if scaled(case) else torch.ones(())

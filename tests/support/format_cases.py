@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from convert_to_quant.formats import (
+    AsymW4A8Int8,
     Float8E4M3,
     Float8E5M2,
     Format,
@@ -54,8 +55,8 @@ class Case:
     config: its ``comfy_quant``. tensors: of a weight [N, K]. decode: the float64 weight [N, K] of stored
     tensors and their ``comfy_quant``. options: of a conversion that writes it, None where it is only read.
     columns: K is a multiple of it. least_db: weight SQNR of Gaussian weights. optional: tensors without
-    which the layer means something else, and can be read. fields: further choices, for formats that are read
-    back. shapes: of the layers of a small model.
+    which the layer means something else, and can be read. readable: further dtypes that a tensor may have.
+    fields: further choices, for formats that are read back. shapes: of the layers of a small model.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Case:
     options: dict[str, Any] | None = None
     columns: int = 1
     least_db: float = 25
+    readable: dict[str, tuple[str, ...]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     fields: dict[str, st.SearchStrategy] = field(default_factory=dict)
     shapes: tuple[tuple[int, int], ...] = ((131, 192), (130, 128))
@@ -104,6 +106,28 @@ def float8(exponent: int) -> Callable[[Arrays, dict[str, Any]], np.ndarray]:
     return decode
 
 
+def w4a8(tensors: Arrays, config: dict[str, Any]) -> np.ndarray:
+    """round(level x group scale) x row scale, un-rotated; the level by 4 or 6 bits, as the row's width
+    tells."""
+    raw, group = tensors["weight"].view(np.uint8).astype(np.int64), config["group_size"]
+    scale = _e4m3(tensors["weight_s_rel"])
+    k = scale.shape[1] * group
+    codes = np.stack([raw[:, : k // 2] & 15, raw[:, : k // 2] >> 4], 2).reshape(len(raw), k)
+    if raw.shape[1] > k // 2:
+        top = np.stack([raw[:, k // 2 :] >> shift & 3 for shift in (0, 2, 4, 6)], 2).reshape(len(raw), k)
+        level = (codes + 16 * top - 32).astype(np.float32)
+    else:
+        level = tensors["weight_codebook"][codes]
+    product = level * np.repeat(scale, group, 1).astype(np.float32)
+    integers = np.clip(np.round(product), -127, 127).astype(np.float64)
+    rotated = integers * tensors["weight_s_channel"].astype(np.float64)[:, None]
+    return oracle.rotate(rotated, config["convrot_groupsize"]) * _smooth(tensors)
+
+
+def _e4m3(raw: np.ndarray) -> np.ndarray:
+    return float8(4)({"weight": raw}, {})
+
+
 def _smooth(tensors: Arrays) -> np.ndarray:
     return tensors.get("pre_quant_scale", np.ones(())).astype(np.float64)
 
@@ -131,6 +155,17 @@ def _float8(dtype: str, scaled: bool) -> Callable[[int, int], Shapes]:
 def _rotated(group: int) -> dict[str, Any]:
     return {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": group}
 
+
+def _packed(bits: int) -> Callable[[int, int], Shapes]:
+    def tensors(n: int, k: int) -> Shapes:
+        own: Shapes = {"weight": ("I8", (n, k * bits // 8)), "weight_s_rel": ("F8_E4M3", (n, k // 16))}
+        table: Shapes = {"weight_codebook": ("F32", (16,))} if bits == 4 else {}
+        return {**own, "weight_s_channel": ("F32", (n,)), **table}
+
+    return tensors
+
+
+_W4A8 = {"format": "asym_w4a8_int8", "group_size": 16, "convrot_groupsize": 16}
 
 _TENSORWISE = {
     "granularity": st.sampled_from(["row", "tensor"]),
@@ -213,6 +248,30 @@ CASES = (
         float8(4),
         optional=("weight_scale",),
         fields={"row_scales": st.booleans()},
+    ),
+    Case(
+        "w4a8",
+        AsymW4A8Int8(rotation=16),
+        _W4A8,
+        _packed(4),
+        w4a8,
+        {"format": "w4a8", "convrot_group_size": 16},
+        columns=16,
+        least_db=20,
+        optional=("weight_codebook",),
+        readable={"weight_s_rel": ("U8",)},
+        fields={"bits": st.just(4), "codebook": st.booleans(), "group_size": st.sampled_from([4, 8, 16])},
+    ),
+    Case(
+        "w6a8",
+        AsymW4A8Int8(rotation=16, bits=6),
+        _W4A8,
+        _packed(6),
+        w4a8,
+        {"format": "w6a8", "convrot_group_size": 16},
+        columns=32,
+        least_db=31,
+        readable={"weight_s_rel": ("U8",)},
     ),
     Case(
         "float8_e4m3fn without a scale",
