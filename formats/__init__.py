@@ -16,6 +16,7 @@ from .base import (
     format_class,
     read_format,
 )
+from .convrot_w4a4 import ConvRotW4A4
 from .errors import CheckpointError, ConversionError
 from .float8 import Float8E4M3, Float8E5M2
 from .int8_blockwise import Int8Blockwise
@@ -26,6 +27,7 @@ __all__ = [
     "Asked",
     "AsymW4A8Int8",
     "CheckpointError",
+    "ConvRotW4A4",
     "ConversionError",
     "Float8E4M3",
     "Float8E5M2",

@@ -37,7 +37,9 @@ def names(form: type[Format]) -> tuple[str, ...]:
 def mixable(name: str) -> list[str]:
     """Return the options that stock ComfyUI loads and that take the same activations as format `name`."""
     own = chosen(name, None).activations
-    return list(dict.fromkeys(f.option for f in written() if f.stock_since and f.activations == own))
+    return list(
+        dict.fromkeys(n for f in written() if f.stock_since and f.activations == own for n in names(f))
+    )
 
 
 def writable() -> list[str]:

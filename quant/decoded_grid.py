@@ -54,9 +54,11 @@ class DecodedGrid(GroupGrid):
         """Return the largest level."""
         return CODEBOOK[-1] if self.bits == 4 else 31.0
 
-    def fit(self, work: torch.Tensor) -> torch.Tensor:
-        """Return the scales that lose least on rows [n, K], complex [n, K / columns]; NaN where there is
-        one."""
+    def fit(self, work: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the scales that lose least on rows [n, K], complex [n, K / columns]; NaN where there is one.
+
+        LDLQ chooses the groups' anew, by their cost, and keeps the rows', so `cost` is not looked at here.
+        """
         groups = work.view(work.shape[0], -1, self.columns)
         peaks = torch.maximum(groups.amax(-1), groups.amin(-1).neg_())
         row = peaks.amax(1, keepdim=True) / (self.top * _PEAK[self.bits])

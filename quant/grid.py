@@ -71,10 +71,11 @@ class Grid:
         """Return scales, shaped like `peaks`, that spread the levels over them; NaN and Inf pass through."""
         return self.settle(scale_from_absmax(peaks, self.top))
 
-    def fit(self, work: torch.Tensor) -> torch.Tensor:
+    def fit(self, work: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
         """Return the scales with which rows `work` (as for `peaks`) are rounded where nobody searches.
 
-        Shaped as the scales of a weight [n, K]; NaN and Inf in the rows show in them.
+        Shaped as the scales of a weight [n, K]; NaN and Inf in the rows show in them. cost: what a squared
+        error costs in each column, [K], for grids that look for the best scale; None for the same in all.
         """
         return self.scale_from(self.peaks(work))
 

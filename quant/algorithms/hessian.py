@@ -38,6 +38,12 @@ class Factor:
     blocks: tuple[tuple[int, int], ...]
     damping: float
 
+    def cost(self) -> torch.Tensor:
+        """Return 1 / U_jj^2 [K], columns as stored: what LDLQ's objective makes of a squared error in
+        each."""
+        cost = self.matrix.diagonal().square().reciprocal()
+        return cost if self.order is None else torch.empty_like(cost).index_copy_(0, self.order, cost)
+
 
 class NoCalibration(ValueError):
     """Nothing at hand tells one input direction from another: H would be the identity."""

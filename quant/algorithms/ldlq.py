@@ -32,10 +32,10 @@ def ldlq(
         note = "synthetic samples: LDLQ would fit noise, rounded to nearest" if _made_up(stats) else None
         return rtn(weight, stats, options, name)[0], note or NOT_CALIBRATED
     ready = tiles.whole(weight, options)
-    scale = tiles.layer_scale(weight, options, name, ready)
     device = tiles.compute_device(weight, options)
     assert stats is not None
     factor = layer_factor(stats, options, device, name)
+    scale = tiles.layer_scale(weight, options, name, ready, factor.cost())
     q = quantize_with_factor(weight, factor, scale, options, name, ready)
     raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
     return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), raised

@@ -56,9 +56,9 @@ def learned(
     known = stats is not None and has_hessian(stats, options)
     metric = stats if known else LayerStats(extra_directions=_singular_directions(weight, options))
     assert metric is not None
-    scale = tiles.layer_scale(weight, options, name)
     device = tiles.compute_device(weight, options)
     factor = layer_factor(metric, options, device, name)
+    scale = tiles.layer_scale(weight, options, name, cost=factor.cost())
     q = quantize_with_factor(weight, factor, scale, options, name)
     damping = factor.damping
     del factor

@@ -85,14 +85,21 @@ def compute_device(weight: torch.Tensor, options: QuantizeOptions) -> torch.devi
 
 
 def layer_scale(
-    weight: torch.Tensor, options: QuantizeOptions, name: str = "", ready: torch.Tensor | None = None
+    weight: torch.Tensor,
+    options: QuantizeOptions,
+    name: str = "",
+    ready: torch.Tensor | None = None,
+    cost: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the scales that the options ask for, float32, in `Grid.scale_shape`.
+    """Return the scales that the options ask for, in `Grid.scale_shape`.
 
-    ready: what `whole` made of the weight, if it did. ValueError, naming the layer, for NaN or Inf in it.
+    ready: what `whole` made of the weight, if it did. cost: of a squared error in each column, [K], for
+    grids that search by it. ValueError, naming the layer, for NaN or Inf in it.
     """
-    find = search_scale if options.scale_search and not grid_of(options).fits else fitted_scale
-    scale = find(weight, options, ready)
+    if options.scale_search and not grid_of(options).fits:
+        scale = search_scale(weight, options, ready)
+    else:
+        scale = fitted_scale(weight, options, ready, cost)
     refuse_non_finite(scale, name)
     return scale
 
@@ -105,12 +112,15 @@ def refuse_non_finite(scale: torch.Tensor, name: str) -> None:
 
 
 def fitted_scale(
-    weight: torch.Tensor, options: QuantizeOptions, ready: torch.Tensor | None = None
+    weight: torch.Tensor,
+    options: QuantizeOptions,
+    ready: torch.Tensor | None = None,
+    cost: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the scales, in `Grid.scale_shape`, that the grid finds for the (rotated) weights by itself."""
     grid, parts = grid_of(options), row_tiles(weight, options, ready=ready)
     if grid.rows:
-        return torch.cat([grid.fit(work) for _, work in parts])
+        return torch.cat([grid.fit(work, cost) for _, work in parts])
     return grid.scale_from(torch.cat([grid.peaks(work) for _, work in parts]).amax(0, keepdim=True))
 
 

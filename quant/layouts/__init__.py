@@ -2,6 +2,7 @@
 
 from .asym_w4a8_int8 import AsymW4A8Int8Layout
 from .base import LAYOUTS, QuantizedLayout, layout_class
+from .convrot_w4a4 import TensorCoreConvRotW4A4Layout
 from .float8 import TensorCoreFP8Layout
 from .int8_blockwise import BlockWiseINT8Layout
 from .int8_tensorwise import AxisWiseINT8Layout, TensorWiseINT8Layout
@@ -13,6 +14,7 @@ __all__ = [
     "AxisWiseINT8Layout",
     "BlockWiseINT8Layout",
     "QuantizedLayout",
+    "TensorCoreConvRotW4A4Layout",
     "TensorCoreFP8Layout",
     "TensorWiseINT8Layout",
     "WeightLayout",

@@ -1,6 +1,7 @@
 """The layout of ``asym_w4a8_int8``: codes of 4 or 6 bits, decoded to int8 by group scales (W4A8, W6A8)."""
 
 from collections.abc import Mapping
+
 import torch
 
 from ...formats import AsymW4A8Int8, Format

@@ -16,7 +16,7 @@ from convert_to_quant.converter.edit.settings import EditSettings
 from convert_to_quant.converter.stored.inspect import inspect_file
 from convert_to_quant.converter.verify.run import verify
 from convert_to_quant.formats.float8 import Float8
-from convert_to_quant.quantization import convert_to_int8
+from convert_to_quant.quantization import convert_to_int8, plan_int8
 from convert_to_quant.runtime import LowRank, apply_lora, load_quantized, save_quantized
 
 written = pytest.mark.parametrize("case", WRITTEN, ids=str)
@@ -210,3 +210,25 @@ def encoded(case, w: torch.Tensor) -> dict[str, torch.Tensor]:
     scale = w.abs().max() / 400 * torch.ones(shape) if scaled(case) else torch.ones(())
     beside = {"weight_scale": scale} if scaled(case) else {}
     return {"weight": (w / scale).to(dtype), **beside}
+
+
+@pytest.mark.parametrize(
+    ("asked", "columns", "stored_as"),
+    [("int4", 208, "w4a8"), ("w6a8", 208, "int8"), ("w4a8", 200, "int8"), ("int4", 200, "int8")],
+)
+def test_a_layer_that_cannot_have_a_format_gets_the_next_better_one(asked, columns, stored_as, tmp_path):
+    model = {f"blocks.{i}.fc.weight": torch.randn(160, columns if i else 256) for i in range(3)}
+    plan = plan_int8(save(tmp_path / "m.safetensors", model), format=asked)
+    kinds = {t.name: (t.kind, t.reason) for t in plan.layers}
+    assert kinds["blocks.0.fc"][0] == asked.upper()
+    kind, reason = kinds["blocks.1.fc"]
+    assert kind == stored_as.upper()
+    assert f"{columns} columns are no multiple of" in reason
+
+
+@written
+def test_the_dry_run_tells_the_size_of_the_file(case, files, tmp_path):
+    original, converted, _ = files(case)
+    assert plan_int8(original, tmp_path / "x.safetensors", **case.options).bytes_after == (
+        converted.stat().st_size
+    )

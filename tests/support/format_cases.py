@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from convert_to_quant.formats import (
     AsymW4A8Int8,
+    ConvRotW4A4,
     Float8E4M3,
     Float8E5M2,
     Format,
@@ -121,6 +122,14 @@ def w4a8(tensors: Arrays, config: dict[str, Any]) -> np.ndarray:
     product = level * np.repeat(scale, group, 1).astype(np.float32)
     integers = np.clip(np.round(product), -127, 127).astype(np.float64)
     rotated = integers * tensors["weight_s_channel"].astype(np.float64)[:, None]
+    return oracle.rotate(rotated, config["convrot_groupsize"]) * _smooth(tensors)
+
+
+def int4(tensors: Arrays, config: dict[str, Any]) -> np.ndarray:
+    """Two's complement nibbles, the even column in the low one, x the row's scale, un-rotated."""
+    raw = tensors["weight"].view(np.uint8).astype(np.int64)
+    codes = np.stack([raw & 15, raw >> 4], 2).reshape(len(raw), -1)
+    rotated = (codes - 16 * (codes > 7)) * tensors["weight_scale"].astype(np.float64).reshape(-1, 1)
     return oracle.rotate(rotated, config["convrot_groupsize"]) * _smooth(tensors)
 
 
@@ -272,6 +281,17 @@ CASES = (
         columns=32,
         least_db=31,
         readable={"weight_s_rel": ("U8",)},
+    ),
+    Case(
+        "int4",
+        ConvRotW4A4(rotation=64),
+        {"format": "convrot_w4a4", "convrot_groupsize": 64, "linear_dtype": "int8"},
+        lambda n, k: {"weight": ("I8", (n, k // 2)), "weight_scale": ("F32", (n,))},
+        int4,
+        {"format": "int4", "convrot_group_size": 64},
+        columns=64,
+        least_db=16,
+        fields={"linear_dtype": st.sampled_from(["int4", "int8"])},
     ),
     Case(
         "float8_e4m3fn without a scale",
