@@ -103,6 +103,8 @@ class Format:
     """Whether there is no other way."""
     weight_dtype: ClassVar[str] = "I8"
     """Safetensors dtype of the weight."""
+    unlabelled: ClassVar[bool] = False
+    """Whether a weight of this dtype that nothing is said of is taken for it."""
     suffixes: ClassVar[tuple[str, ...]] = (SCALE,)
     """Tensors that always stand beside the weight."""
     optional: ClassVar[tuple[str, ...]] = ()

@@ -22,6 +22,7 @@ class Float8(Format):
     layout: ClassVar[str] = "TensorCoreFP8Layout"
     stock_since: ClassVar[str] = "0.29"
     activations: ClassVar[str] = "float"
+    unlabelled: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     scaled: bool = True

@@ -24,6 +24,7 @@ class Int8Tensorwise(Int8):
     stock_since: ClassVar[str] = "0.29"
     granularities: ClassVar[tuple[str, ...]] = ("row", "tensor")
     rotates: ClassVar[bool] = True
+    unlabelled: ClassVar[bool] = True
 
     granularity: Literal["row", "tensor"] = "row"
 

@@ -17,7 +17,9 @@ from ...formats.names import CONFIG, INPUT_SCALE, MARKER, METADATA_KEY, OLD_NAME
 
 def float_formats() -> dict[str, str]:
     """Return the formats of weights that are floats, and so mean something by themselves: dtype -> name."""
-    return {f.weight_dtype: f.name for f in FORMATS.values() if f.weight_dtype.startswith("F")}
+    return {
+        f.weight_dtype: f.name for f in FORMATS.values() if f.unlabelled and f.weight_dtype.startswith("F")
+    }
 
 
 def spellings(suffix: str) -> list[str]:

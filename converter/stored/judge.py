@@ -108,9 +108,8 @@ def _class_of(layer: StoredLayer, config: Mapping[str, Any] | None) -> type[Form
     named = FORMATS.get(str((config or {}).get("format")))
     if named is not None and named.weight_dtype == layer.weight.dtype:
         return named
-    alike = [f for f in FORMATS.values() if f.weight_dtype == layer.weight.dtype]
-    alike.sort(key=lambda f: not f.stock_since)
-    return alike[0] if alike and layer.weight.dtype != "U8" else None
+    alike = (f for f in FORMATS.values() if f.weight_dtype == layer.weight.dtype and f.unlabelled)
+    return next(alike, None)
 
 
 def _by_marker(form: type[Format], marker: TensorInfo | None, found: "_Findings") -> dict[str, Any]:

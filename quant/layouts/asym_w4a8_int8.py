@@ -87,6 +87,30 @@ class AsymW4A8Int8Layout(PackedLayout):
         }
 
     @classmethod
+    def scales(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return both scales as the grid takes them, complex [N, K / group_size]."""
+        s_rel = params["s_rel"].float()
+        return torch.complex(params["s_channel"].unsqueeze(1).expand_as(s_rel).contiguous(), s_rel)
+
+    @classmethod
+    def nearest(cls, work: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return the nearest values, by the weight's own codebook; see `WeightLayout.nearest`."""
+        table, bits = params.get("codebook"), params["bits"]
+        if bits == 6 or (table is not None and torch.equal(table.cpu(), torch.tensor(LEVELS))):
+            return super().nearest(work, qdata, params)
+        table = torch.arange(-8.0, 8.0, device=work.device) if table is None else table
+        row = params["s_channel"].view(-1, 1, 1)
+        levels = (params["s_rel"].float().unsqueeze(2) * table).round_().clamp_(-127, 127)
+        groups = (work / row.squeeze(2)).view(*levels.shape[:2], -1)
+        best = torch.zeros_like(groups)
+        least = torch.full_like(groups, float("inf"))
+        for level in levels.unbind(2):
+            away = (groups - level.unsqueeze(2)).abs_()
+            best = torch.where(away < least, level.unsqueeze(2), best)
+            least = torch.minimum(least, away)
+        return best.mul_(row).view(work.shape)
+
+    @classmethod
     def form(cls, params: Params) -> Format:
         """Return bits, groups and rotation."""
         form = AsymW4A8Int8(

@@ -90,6 +90,13 @@ class TensorCoreFP8Layout(WeightLayout):
         return cls.form(params), {WEIGHT: qdata, **own, **carried(params)}
 
     @classmethod
+    def scales(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """Return the scale as the grid takes it, [1, 1] or [N, 1]; one where there is none."""
+        scale = params.get("scale")
+        found = torch.ones(1, device=qdata.device) if scale is None else scale.float()
+        return found.reshape(-1, 1)
+
+    @classmethod
     def values(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """Return the floats times their scale."""
         out, scale = qdata.float(), params.get("scale")
