@@ -6,6 +6,7 @@ Styles seen: PEFT and diffusers (``X.lora_A.weight``, ``X.lora_A.default.weight`
 """
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from ...formats.errors import ConversionError
@@ -56,6 +57,12 @@ class Key(NamedTuple):
 
     module: str
     role: str
+
+
+def is_lora(names: Collection[str]) -> bool:
+    """Tell whether a file of these tensors is a LoRA: most of them are changes of layers, of any kind."""
+    changes = sum(1 for n in names if _KEY.match(n) or any(p.search(n) for p, _ in _UNSUPPORTED))
+    return 2 * changes > len(names)
 
 
 def parse_key(name: str) -> Key | None:

@@ -32,8 +32,10 @@ from .calibration import (
     open_calibration,
 )
 from .devices import Placer
+from .effects import idle_options
 from .merges import left_out, merged_note, merges_of
 from .naming import name_for_output
+from .not_a_model import require_model
 from .recorded import planned
 from .steps import LEFT_OVER, Plan, Step, layer_outputs
 
@@ -50,6 +52,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
     ConversionError when nothing would be quantized, for a rotation group or block size that a layer cannot
     have, and for a LoRA that does not fit.
     """
+    require_model(checkpoint, settings)
     named = name_for_output(checkpoint, settings)
     checkpoint = named.checkpoint
     shapes = checkpoint.shapes()
@@ -86,7 +89,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
         raise ConversionError(f"{checkpoint.path}: two tensors of the output would be named {twice[0]!r}")
     if not plan.quantized:
         raise ConversionError(f"{checkpoint.path}: nothing to quantize: {_why_nothing(plan)}")
-    return plan
+    return replace(plan, notes=(*plan.notes, *idle_options(settings, plan, shapes, matches)))
 
 
 def layer_names(checkpoint: Checkpoint) -> list[str]:
