@@ -1,7 +1,7 @@
-"""``python -m convert_to_quant``: the command line."""
+"""Run as ``python -m convert_to_quant``."""
 
 import sys
 
-from .converter.cli.main import main
+from .start import main
 
 sys.exit(main())

@@ -27,6 +27,9 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     output = Path(sys.argv[1])
+    if output.exists():  # writing it again would make it younger than what was converted from it
+        print(f"{output}: already there")
+        return
     output.parent.mkdir(parents=True, exist_ok=True)
     with safe_open(weights_file(), "pt") as source:
         tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118

@@ -14,8 +14,10 @@ from typing import Any
 
 from ..formats.errors import CheckpointError
 from .dtypes import BITS, nbytes
+from .mistaken import other_kind
 from .regular import open_regular, parse_json
 
+_LOOKED_AT = 256
 _MAX_HEADER = 100_000_000
 _MAX_NAME = 1024
 """Characters of a tensor's name: real ones stay below 200, and names are cut up at each of their dots."""
@@ -30,6 +32,8 @@ class TensorInfo:
 
     parts: the tensors whose rows it has, one below the other, where it is put together from several places
     (`files.joined`); file and offset are then those of the first. Empty for one that lies in one place.
+    strides: the steps between its elements, in elements, where they do not lie one after the other (in files
+    of ``torch.save`` only): such a tensor is read by `Checkpoint.read`, not copied.
     """
 
     name: str
@@ -39,11 +43,17 @@ class TensorInfo:
     offset: int
     nbytes: int
     parts: tuple[TensorInfo, ...] = ()
+    strides: tuple[int, ...] | None = None
 
     @property
     def pieces(self) -> tuple[TensorInfo, ...]:
         """Return the tensors in one place that its rows are in, in order: itself where it is one."""
         return self.parts or (self,)
+
+    @property
+    def strided(self) -> bool:
+        """Return whether elements of it do not lie one after the other, so that bytes cannot be copied."""
+        return any(piece.strides is not None for piece in self.pieces)
 
     @property
     def numel(self) -> int:
@@ -104,12 +114,9 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         size = os.fstat(f.fileno()).st_size
         head = f.read(8)
         length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > size - 8:
-            raise CheckpointError(_not_safetensors(file, head, size))
-        if length > _MAX_HEADER:
-            raise CheckpointError(
-                f"{file}: the header claims {length} bytes; the format allows {_MAX_HEADER}"
-            )
+        if len(head) < 8 or length > min(size - 8, _MAX_HEADER):
+            known = other_kind(file, head + f.read(_LOOKED_AT), size)
+            raise CheckpointError(known or _impossible(file, length, size))
         raw = f.read(length)
     try:
         header = parse_json(
@@ -128,6 +135,12 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(f"{file}: the header is not valid: {e}") from e
     _check_layout(file, entries, 8 + length, size)
     return {info.name: info for info in entries}, metadata
+
+
+def _impossible(file: Path, length: int, size: int) -> str:
+    if 8 + length <= size:
+        return f"{file}: the header claims {length} bytes; the format allows {_MAX_HEADER}"
+    return f"{file}: truncated or not a safetensors file ({size} bytes, shorter than its own header)"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -150,14 +163,6 @@ def _metadata(value: Any) -> dict[str, str]:
         if not isinstance(text, str):
             raise ValueError(f"__metadata__: the value of {key!r} is {type(text).__name__}, not text")
     return value
-
-
-def _not_safetensors(file: Path, head: bytes, size: int) -> str:
-    if head[:4] == b"PK\x03\x04" or head[:2] == b"\x80\x02":
-        return f"{file}: a PyTorch pickle, not a safetensors file; convert it to safetensors first"
-    if head[:4] == b"GGUF":
-        return f"{file}: a GGUF file, not a safetensors file"
-    return f"{file}: truncated or not a safetensors file ({size} bytes, shorter than its own header)"
 
 
 def _entry(file: Path, name: str, spec: Any, base: int) -> TensorInfo:

@@ -28,7 +28,7 @@ def joined(name: str, parts: Sequence[TensorInfo], swap: bool = False) -> Tensor
 
 
 def _swapped(info: TensorInfo) -> TensorInfo:
-    if not info.shape or info.shape[0] % 2 or info.parts:
+    if not info.shape or info.shape[0] % 2 or info.parts or info.strided:
         raise CheckpointError(f"{info.file}: {info.name} {list(info.shape)} has no two halves to exchange")
     half = info.shape[0] // 2
     return _of(info, info.name, (_rows(info, half, half), _rows(info, 0, half)))

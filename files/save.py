@@ -22,15 +22,16 @@ def save_tensors(
     path: str | os.PathLike[str],
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
+    overwrite: bool = True,
 ) -> Path:
     """Write plain tensors to `path`, whole or not at all; return the path.
 
     One tensor at a time is brought to the CPU. CheckpointError, naming the tensor, for a dtype that the
-    format does not have.
+    format does not have; ConversionError as `new_file`.
     """
     path = Path(path)
     header, offsets, _ = build_header([_planned(n, t) for n, t in tensors.items()], metadata or {})
-    with new_file(path) as f:
+    with new_file(path, overwrite=overwrite) as f:
         f.write(header)
         for name in offsets:
             _write(f, tensors[name])

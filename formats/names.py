@@ -22,3 +22,7 @@ MARKER = "scaled_fp8"
 def tensor_name(layer: str, suffix: str) -> str:
     """Name a layer's tensor; the layer "" is the model itself."""
     return f"{layer}.{suffix}" if layer else suffix
+
+
+JOB_KEY = "convert_to_quant.job"
+"""Header metadata by which a conversion knows its own result: the version that made it, and from what."""

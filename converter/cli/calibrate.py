@@ -1,11 +1,19 @@
 """The command ``calibrate_activation_scales``: activation statistics for the layers of a checkpoint."""
 
 import argparse
+import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...files.checkpoint import open_checkpoint
+from ...files.stamp import fingerprint
+from ...files.target import already_exists, require_target
+from ...formats.errors import ConversionError
+from ...version import VERSION
+from ..plan.inputs import files_behind
+from .guard import guarded
 from .suggest import SuggestingParser
 from .text import say
 
@@ -34,46 +42,70 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=4096, help="tokens per layer, kept or made up (default 4096)"
     )
     p.add_argument("--seed", type=int, default=0, help="seed of the choice of tokens (default 0)")
+    p.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 with a message on stderr for what cannot be done."""
+    return guarded(lambda: _command(argv), "calibrate_activation_scales")
+
+
+def _command(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     try:
-        say(calibrate_checkpoint(args.input, args.output, args.activations, args.samples, args.seed))
-    except (ValueError, OSError) as error:
-        say(f"calibrate_activation_scales: {error}", file=sys.stderr)
-        return 1
+        text = calibrate_checkpoint(
+            args.input, args.output, args.activations, args.samples, args.seed, args.overwrite
+        )
+    except ValueError as e:
+        raise ConversionError(str(e)) from e
+    say(text)
     return 0
 
 
 def calibrate_checkpoint(
-    checkpoint: Path, output: Path, activations: Path | None, samples: int = 4096, seed: int = 0
+    checkpoint: Path,
+    output: Path,
+    activations: Path | None,
+    samples: int = 4096,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> str:
     """Write the calibration of `checkpoint` to `output`; returns what was done, in lines.
 
     ValueError for files that are missing or no safetensors, samples below one, or activations that match no
-    layer; OSError for files that cannot be read or written.
+    layer; ConversionError for a place where nothing may be written, and for a file that is there unless it
+    is the result of the same call (which is then left) or `overwrite` is set.
     """
-    from ...quant.calibration import save
+    from ...quant.calibration.file import job_of, save
 
     if samples < 1:
         raise ValueError(f"--samples must be at least 1, not {samples}")
-    for path in (checkpoint, activations):
-        if path is not None and path.resolve() == output.resolve():
-            raise ValueError(f"the output {output} is the input; choose another name with -o")
+    inputs = [checkpoint, *files_behind(checkpoint)]
+    inputs += [activations, *files_behind(activations)] if activations else []
+    require_target(output, inputs)
     widths = _linear_layers(checkpoint)
+    job = _job(widths, activations, samples, seed)
+    if output.exists() and not overwrite:
+        if job_of(output) != job:
+            raise already_exists(output)
+        return f"{output}: already there, made before from the same files with the same options"
     if activations is None:
         records = {name: _synthetic(name, k, samples, seed) for name, k in widths.items()}
-        save(output, records, synthetic=True)
+        save(output, records, synthetic=True, job=job, overwrite=overwrite)
         return (
             f"{output}: {len(records)} layers, SYNTHETIC inputs: no activations were given, so these are the "
             "statistics\nof standard normal numbers. They may set a static scale; they steer no rounding."
         )
     records, report = _measured(activations, widths, samples, seed)
-    save(output, records)
+    save(output, records, job=job, overwrite=overwrite)
     return f"{output}: {len(records)} layers measured on {activations}\n{report}"
+
+
+def _job(widths: dict[str, int], activations: Path | None, samples: int, seed: int) -> str:
+    """Tell a calibration from any other by all that goes into it, and the version."""
+    prints = [fingerprint(file) for file in files_behind(activations)] if activations else []
+    return hashlib.sha256(json.dumps([VERSION, widths, prints, samples, seed]).encode("utf-8")).hexdigest()
 
 
 def _linear_layers(path: Path) -> dict[str, int]:

@@ -1,13 +1,14 @@
 """``ctq compare``: the command line of a comparison."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ...files.report import require_report, save_json
 from ..compare.report import DTYPES
+from ..plan.inputs import files_behind
 from .show_compare import comparison_text
 from .suggest import SuggestingParser
 from .text import say
@@ -47,6 +48,10 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     from ..compare.run import compare  # torch is loaded only once the command line is known to be right
 
+    named = (args.reference, args.candidate)
+    inputs = [*named, *(file for name in named for file in files_behind(Path(name)))]
+    inputs.append(args.model.partition(":")[0])
+    require_report(args.json, inputs)
     result = compare(
         args.reference,
         args.candidate,
@@ -59,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     )
     say(comparison_text(result))
     if args.json:
-        Path(args.json).write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+        save_json(args.json, asdict(result), inputs)
     worst = result.worst()
     if args.min_sqnr is not None and not worst >= args.min_sqnr:
         say(f"error: worst output SQNR {worst:.2f} dB is below {args.min_sqnr} dB", file=sys.stderr)

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files.atomic import new_file
+from ...files.report import require_report, save_html
 from ...formats.errors import ConversionError
 from ..convert.batch import plan_batch, run_batch
 from ..options.command import CommandOptions
 from ..options.settings import Settings
 from ..plan.dry_run import create_template, plan_conversion
+from ..plan.inputs import inputs_of, other_inputs
 from .show_batch import show_batch
 from .text import say
 
@@ -24,13 +27,15 @@ def run_one(settings: Settings, command: CommandOptions) -> int:
         return 0
     if command.html and not (command.dry_run and settings.target_size):
         raise ConversionError("--html draws size against quality: it needs --dry-run and --target-size")
+    for place in (settings.json, command.html):
+        require_report(place, inputs_of(settings))
     report = _report(settings, command)
     if settings.json:
         report.save_json(settings.json)
     if command.html:
         from ..pages.mix import render
 
-        Path(command.html).write_text(render(report, report.mix), encoding="utf-8")
+        save_html(command.html, render(report, report.mix), inputs_of(settings))
     _show(report, settings, command)
     return 0
 
@@ -41,6 +46,9 @@ def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions)
         raise ConversionError("--dry-run create-template makes the template of one model; name one with -i")
     if command.html:
         raise ConversionError("--html draws the curve of one model; name one with -i")
+    require_report(
+        settings.json, [Path(f) for f in (*inputs, command.lora_map) if f] + other_inputs(settings)
+    )
     batch = plan_batch(inputs, settings, command.pattern, command.lora_map, make_folder=not command.dry_run)
 
     def one(job: Settings) -> Any:
@@ -86,8 +94,6 @@ def _write_template(settings: Settings) -> None:
     if path is None:
         say(text, end="")
         return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise ConversionError(f"{path}: cannot be written: {e.strerror}") from e
+    with new_file(path, overwrite=settings.overwrite) as f:
+        f.write(text.encode("utf-8"))
     say(f"{path}: a layer configuration of this plan; edit it and give it to --layer-config", file=sys.stderr)

@@ -1,7 +1,6 @@
 """``ctq edit`` and ``convert_to_quant --edit-quant``: the command line of an edit."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-o", "--output", metavar="FILE", help="the file to write (default: <input>-edited.safetensors)"
     )
+    p.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     for flag in (*EDIT_FLAGS, "--comfy_quant", "--comfy-quant"):
         p.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--full-precision-mm", "--full_precision_mm", action="store_true", help=argparse.SUPPRESS)
@@ -94,15 +94,20 @@ def main(argv: Sequence[str]) -> int:
         dequantize=args.dequantize,
         save_quant_metadata=args.save_quant_metadata,
         dry_run=args.dry_run,
+        overwrite=args.overwrite,
     )
+    from ...files.report import require_report, save_json
     from ..convert.progress import Silent
     from ..edit.run import edit  # torch is loaded only once the command line is known to be right
+    from ..plan.inputs import files_behind
     from .bar import Bar
     from .show_edit import show_edit
 
+    inputs = [settings.input_file, *files_behind(Path(settings.input_file))]
+    require_report(args.json, [*inputs, settings.output_file] if settings.output_file else inputs)
     report = edit(settings, Bar() if sys.stderr.isatty() else Silent())
     if args.json:
-        Path(args.json).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        save_json(args.json, report.to_dict(), inputs)
     show_edit(report, None if args.all else _SHOWN)
     return 0
 

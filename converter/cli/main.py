@@ -1,7 +1,7 @@
 """The command line: ``convert_to_quant`` and ``ctq``, one program.
 
 Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 a wrong command line,
-130 interrupted.
+130 interrupted, 141 the reader of its output went away.
 """
 
 import importlib
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ...formats.errors import ConversionError
 from ..options.command import CommandOptions
 from ..options.peer import EDIT_FLAGS
 from ..options.settings import Settings
 from ..options.translate import translated
 from ..options.values import nearest
 from .convert import run_many, run_one
+from .guard import guarded
 from .parser import ConvertParser
 from .text import say
 
@@ -42,21 +42,16 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name); returns the exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        if argv and argv[0] in COMMANDS:
-            return COMMANDS[argv[0]][1](argv[1:])
-        if any(flag in argv for flag in EDIT_FLAGS):
-            return COMMANDS["edit"][1](argv)
-        return _convert(argv)
-    except ConversionError as e:
-        say(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted: no output was written; the same command resumes where it stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 1
+    given = sys.argv[1:] if argv is None else list(argv)
+    return guarded(lambda: _command(given))
+
+
+def _command(argv: Sequence[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]][1](argv[1:])
+    if any(flag in argv for flag in EDIT_FLAGS):
+        return COMMANDS["edit"][1](argv)
+    return _convert(argv)
 
 
 def _convert(argv: Sequence[str]) -> int:

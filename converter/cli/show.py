@@ -11,6 +11,9 @@ _MIB = 2**20
 
 def show_report(report: ConversionReport, every_layer: bool = False) -> None:
     """Print what was quantized and kept, the sizes, and the worst layers (or all of them)."""
+    if report.already_there:
+        say(report.summary())
+        return
     show_table(_what(report))
     ranked = report.worst(len(report.layers) if every_layer else 5)
     if ranked:

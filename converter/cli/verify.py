@@ -1,7 +1,6 @@
 """``ctq verify``: the command line of a verification."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,19 +46,25 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run a verification; returns 0 when all is well, else 1. ConversionError as `verify` does."""
     args = parser().parse_args(argv)
+    from ...files.report import require_report, save_html, save_json
     from ..convert.check import REFUSE_DB  # torch is loaded only once the command line is known to be right
     from ..convert.progress import Silent
+    from ..plan.inputs import files_behind
     from ..verify.html import render
     from ..verify.run import verify
     from .bar import Bar
     from .show_verify import show_verification
 
+    named = [args.original, args.quantized, *([args.activations] if args.activations else [])]
+    inputs = [*named, *(file for name in named for file in files_behind(Path(name)))]
+    for place in (args.json, args.html):
+        require_report(place, inputs)
     threshold = REFUSE_DB if args.threshold is None else args.threshold
     progress = Bar() if sys.stderr.isatty() else Silent()
     report = verify(args.original, args.quantized, args.activations, threshold, progress)
     if args.json:
-        Path(args.json).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        save_json(args.json, report.to_dict(), inputs)
     if args.html:
-        Path(args.html).write_text(render(report), encoding="utf-8")
+        save_html(args.html, render(report), inputs)
     show_verification(report, args.all)
     return 0 if report.ok else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ...files.checkpoint import open_checkpoint
+from ...files.report import save_json
 from ...formats.errors import ConversionError
+from ..failures import in_words
 from ..options.settings import Settings
 from ..options.values import nearest
 from ..plan.build import build_plan
+from ..plan.output_path import asked_output, default_output
 from .lora_map import LoraMap, read_lora_map
-from .output_path import asked_output, default_output
 
 _SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.safetensors$")
 
@@ -62,8 +63,8 @@ class BatchReport:
         return {"summary": self.summary(), "notes": list(self.notes), "models": models}
 
     def save_json(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write `to_dict` as JSON; over an older report, but over no other file (ConversionError)."""
+        save_json(path, self.to_dict())
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,8 @@ def _outcome(job: Settings, convert: Callable[[Settings], Any]) -> Outcome:
     error, report = "", None
     try:
         report = convert(job)
-    except ConversionError as e:
-        error = str(e)
     except Exception as e:  # a fault in one model must not cost the night's other conversions
-        error = f"{type(e).__name__}: {e}"
+        error = in_words(e)
     seconds = time.perf_counter() - started
     summary = report.summary() if report is not None else ""
     return Outcome(job.input_file, job.output_file or "", seconds, error, summary, report)

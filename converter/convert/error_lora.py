@@ -11,8 +11,11 @@ from __future__ import annotations
 import torch
 
 from ...files.checkpoint import Checkpoint
+from ...files.target import require_absent
 from ...files.writer import OutputFile
+from ...formats.errors import ConversionError
 from ..lora.low_rank import low_rank
+from ..options.settings import Settings
 from ..plan.error_lora import ErrorLoraPlan, lora_outputs
 from ..plan.steps import Step
 from .check import decibels, written_rows
@@ -23,12 +26,30 @@ from .source import read_weight
 _ROWS = 1024
 
 
+def require_error_lora(asked: ErrorLoraPlan, already_there: bool, settings: Settings) -> None:
+    """Refuse, before there is work to lose, an error LoRA that would replace a file.
+
+    already_there: the quantized file is; then its error LoRA has to be, for nothing is written.
+    """
+    if already_there and not asked.path.exists():
+        raise ConversionError(
+            f"{asked.path}: is missing, though the model is converted; --overwrite makes both anew"
+        )
+    if not already_there:
+        require_absent(asked.path, settings.overwrite)
+
+
 def write_error_lora(
-    asked: ErrorLoraPlan, checkpoint: Checkpoint, written: OutputFile, job: str, progress: Progress
+    asked: ErrorLoraPlan,
+    checkpoint: Checkpoint,
+    written: OutputFile,
+    job: str,
+    settings: Settings,
+    progress: Progress,
 ) -> ErrorLora:
     """Write the LoRA, layer by layer, from the source and the quantized layers as they stand in `written`."""
     metadata = {"format": "pt", "convert_to_quant.error_of": written.path.name}
-    file = OutputFile(asked.path, asked.outputs, metadata, f"error lora {job}")
+    file = OutputFile(asked.path, asked.outputs, metadata, f"error lora {job}", overwrite=settings.overwrite)
     progress.start(sum(s.source.nbytes for s, _ in asked.layers), 0)
     try:
         found = [
@@ -51,8 +72,9 @@ def _corrected(
     file: OutputFile,
     progress: Progress,
 ) -> Correction:
-    done = file.finished.get(name)
-    if done is None:
+    entry = file.recorded(name, [o.name for o in lora_outputs(step, name, rank)])
+    done = entry.note if entry is not None else None
+    if not (isinstance(done, list) and len(done) == 2 and all(isinstance(db, float) for db in done)):
         source = read_weight(checkpoint, step).float()
         signal = float(source.double().square().sum())
         error = source

@@ -1,14 +1,14 @@
 """What a conversion did, layer by layer."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...files.report import save_json
 from ..lora.merge import MergedLora
+from ..plan.steps import kinds
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,11 @@ class ErrorLora:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """The result of a conversion. `warnings` are for people; an empty tuple is good news."""
+    """The result of a conversion. `warnings` are for people; an empty tuple is good news.
+
+    already_there: nothing was done, because the output is the result of the same conversion, made before.
+    Layers have no SQNR then.
+    """
 
     input: str
     output: str
@@ -88,6 +92,7 @@ class ConversionReport:
     warnings: tuple[str, ...] = ()
     loras: tuple[MergedLora, ...] = ()
     error_lora: ErrorLora | None = None
+    already_there: bool = False
 
     def worst(self, count: int = 5) -> list[LayerReport]:
         """Return the checked layers with the lowest SQNR, worst first."""
@@ -121,6 +126,8 @@ class ConversionReport:
 
     def summary(self) -> str:
         """Say in one line what became of how much, and how well."""
+        if self.already_there:
+            return f"{self.output}: already there, made before from the same files with the same options"
         worst = self.worst(1)
         quality = f", worst layer {worst[0].sqnr_db:.1f} dB" if worst else ""
         loras = ""
@@ -138,14 +145,8 @@ class ConversionReport:
         return plain_json(asdict(self))
 
     def save_json(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-
-
-def kinds(layers: Iterable[Any]) -> str:
-    """Name the formats of layers, the most frequent first: ``INT8 and FP8``. Each has a `kind`."""
-    found = Counter(layer.kind for layer in layers if layer.kind)
-    return " and ".join(kind for kind, _ in found.most_common()) or "no format"
+        """Write `to_dict` as JSON; over an older report, but over no other file (ConversionError)."""
+        save_json(path, self.to_dict())
 
 
 def plain_json(value: Any) -> Any:

@@ -2,29 +2,33 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
 from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.memory import return_freed_buffers
+from ...files.stamp import Stamp, require_unchanged
 from ...files.writer import OutputFile
-from ...formats.errors import ConversionError
+from ...formats.errors import CheckpointError, ConversionError
 from ..budget.plan import make_plan
 from ..options.settings import Settings
 from ..plan.error_lora import plan_error_lora
 from ..plan.estimate import bytes_held, in_flight_limit
+from ..plan.inputs import all_inputs, job_metadata, other_inputs, stamps_of
 from ..plan.merges import merged_note
+from ..plan.output_path import output_path
 from ..plan.steps import Plan, Step
 from ..stored.record import filled
 from . import pipeline
 from .check import Sample, check_layer, sample_rows
-from .error_lora import write_error_lora
+from .error_lora import require_error_lora, write_error_lora
 from .finite import not_finite
 from .layer import cast_weight, layer_options, quantize_step
-from .output_path import output_path
 from .progress import Progress, Silent
 from .report import ConversionReport, KeptTensor, LayerReport
 from .source import copy_tensor, read_bias, read_merged, read_weight
@@ -33,12 +37,15 @@ from .source import copy_tensor, read_bias, read_merged, read_weight
 def convert(settings: Settings, progress: Progress | None = None) -> ConversionReport:
     """Convert a checkpoint as `settings` say; returns the report once the output has its name.
 
-    ConversionError for anything wrong with the input, the settings, the disk or a layer. After an
-    interruption the same call resumes where it stopped.
+    ConversionError for anything wrong with the input, the settings, the disk or a layer, for inputs that
+    change meanwhile, and for an output that exists unless `overwrite` is set. After an interruption the same
+    call resumes where it stopped; after its end it says that the output is there already.
     """
     started = time.perf_counter()
     return_freed_buffers()
+    stamps = stamps_of(other_inputs(settings))
     with open_checkpoint(settings.input_file) as checkpoint:
+        stamps |= checkpoint.stamps
         plan = make_plan(checkpoint, settings)
         broken = tuple(not_finite(checkpoint, plan))
         if broken and settings.strict:
@@ -46,32 +53,56 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
             raise ConversionError(f"--strict: {broken[0]}{more}")
         output = output_path(checkpoint, plan, settings)
         asked = plan_error_lora(checkpoint, plan, output, settings)
-        job = _job(checkpoint, plan, settings)
-        file = OutputFile(output, plan.outputs, plan.metadata, job)
+        job = _job(stamps, plan, settings)
+        lost, told = None, list(broken)
+        file = OutputFile(
+            output,
+            plan.outputs,
+            plan.metadata | job_metadata(checkpoint, plan, settings),
+            job,
+            inputs=all_inputs(checkpoint, settings),
+            overwrite=settings.overwrite,
+            telling=True,
+        )
         try:
-            run = _Run(checkpoint, plan, file, settings, progress or Silent())
-            layers = run.execute()
-            file.amend(filled(plan.metadata, plan.outputs, file.read))
-            lost = write_error_lora(asked, checkpoint, file, job, progress or Silent()) if asked else None
-            file.finish()
+            if asked:
+                require_error_lora(asked, file.already_there, settings)
+            if file.already_there:
+                layers = tuple(_layer_report(s, _LayerNote()) for s in plan.quantized)
+            else:
+                run = _Run(checkpoint, plan, file, settings, progress or Silent())
+                layers = run.execute()
+                told += run.lost
+                file.amend(filled(file.metadata, plan.outputs, file.read))
+                if asked:
+                    lost = write_error_lora(asked, checkpoint, file, job, settings, progress or Silent())
+                _require_unchanged(stamps, file)
+                file.finish()
         finally:
             file.close()
         seconds = time.perf_counter() - started
-        report = _report(checkpoint, plan, settings, output, layers, seconds, (*broken, *run.lost))
+        report = _report(checkpoint, plan, settings, file, layers, seconds, tuple(told))
         return replace(report, error_lora=lost)
 
 
-def _job(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> str:
+def _require_unchanged(stamps: Mapping[Path, Stamp], file: OutputFile) -> None:
+    try:
+        require_unchanged(stamps)
+    except CheckpointError:
+        file.discard()
+        raise
+
+
+def _job(stamps: Mapping[Path, Stamp], plan: Plan, settings: Settings) -> str:
     """Describe what must not change before a run is resumed: inputs, LoRAs, calibration, settings."""
-    used = [
-        *checkpoint.files,
-        *(Path(f) for f in (settings.calibration_data, settings.calibration_lora) if f),
-    ]
-    files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in used for s in (f.stat(),)]
+    files = [(str(file.resolve()), astuple(s)) for file, s in stamps.items()]
     steps = [(s.name, s.action, str(s.format), s.algorithm) for s in plan]
-    loras = [(lora.stamp, lora.scale) for lora in plan.loras]
-    asked = {k: v for k, v in asdict(settings).items() if k not in ("input_file", "output_file", "json")}
+    loras = [(lora.path, lora.scale) for lora in plan.loras]
+    asked = {k: v for k, v in asdict(settings).items() if k not in _NOT_THE_JOB}
     return json.dumps([files, steps, loras, asked], default=str)
+
+
+_NOT_THE_JOB = ("input_file", "output_file", "json", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -109,11 +140,7 @@ class _Run:
 
     def execute(self) -> tuple[LayerReport, ...]:
         """Run what is not done yet; returns the reports of all layers in plan order."""
-        done = self._file.finished
-        pending = [s for s in self._plan if s.outputs and _key(s) not in done]
-        casts = {s.name: done[_key(s)] for s in self._plan if s.action == "cast" and _key(s) in done}
-        self._lost = {name: lost for name, lost in casts.items() if lost}
-        self._layers = {s.name: _restore(done[_key(s)]) for s in self._plan.quantized if _key(s) in done}
+        pending = [s for s in self._plan if s.outputs and not self._is_done(s)]
         total = sum(s.source.nbytes for s in self._plan)
         self._progress.start(total, total - sum(s.source.nbytes for s in pending))
         try:
@@ -129,10 +156,29 @@ class _Run:
             self._progress.stop()
         return tuple(self._layers[s.name] for s in self._plan.quantized)
 
+    def _is_done(self, step: Step) -> bool:
+        """Tell whether an interrupted run did the step; take its layer's report over."""
+        source = None
+        if step.action == "keep" and not step.merges and not step.source.strided:
+            source = self._checkpoint.places(step.source)
+        entry = self._file.recorded(_key(step), [o.name for o in step.outputs], source)
+        if entry is None:
+            return False
+        if step.action == "cast" and isinstance(entry.note, str):
+            self._lost[step.name] = entry.note
+        if step.action != "quantize":
+            return True
+        note = _LayerNote.read(entry.note)
+        if note is not None:
+            self._layers[step.name] = _layer_report(step, note)
+        return note is not None
+
     def _read(self, step: Step) -> _Read | None:
         if step.action in ("quantize", "cast"):
             return _Read(read_weight(self._checkpoint, step), read_bias(self._checkpoint, step))
-        return _Read(read_merged(self._checkpoint, step)) if step.merges else None
+        if step.merges:
+            return _Read(read_merged(self._checkpoint, step))
+        return _Read(self._checkpoint.read_tensor(step.source)) if step.source.strided else None
 
     def _work(self, step: Step, read: _Read | None) -> Any:
         if read is None or step.action == "keep":
@@ -178,22 +224,47 @@ class _Run:
         checked = check_layer(self._file, step, done.sample) if done.sample is not None else None
         if checked is not None and checked.zeroed and self._settings.strict:
             raise ConversionError(f"--strict: {step.layer_name}: {checked.zeroed}")
-        assert step.format is not None
-        report = LayerReport(
-            step.layer_name,
-            step.format.describe(),
-            step.algorithm,
-            step.shape,
-            step.source.nbytes,
-            step.output_bytes,
-            checked.sqnr_db if checked is not None else None,
-            "; ".join(filter(None, (merged_note(step.merges), done.note))) or None,
-            step.format.kind(),
-            step.format.warn_db,
-            checked.zeroed if checked is not None else "",
-        )
+        note = _LayerNote(note=done.note)
+        if checked is not None:
+            note = _LayerNote(checked.sqnr_db, checked.zeroed, done.note)
+        report = _layer_report(step, note)
         self._layers[step.name] = report
-        return asdict(report)
+        return asdict(note)
+
+
+@dataclass(frozen=True)
+class _LayerNote:
+    """What the journal records of a layer: all of its report that the plan does not tell."""
+
+    sqnr_db: float | None = None
+    zeroed: str = ""
+    note: str | None = None
+
+    @classmethod
+    def read(cls, value: Any) -> "_LayerNote | None":
+        """Return it from a journal; None for a record that is none."""
+        if not isinstance(value, dict) or value.keys() != {"sqnr_db", "zeroed", "note"}:
+            return None
+        note = cls(**value)
+        known = type(note.sqnr_db) in (float, NoneType) and isinstance(note.zeroed, str)
+        return note if known and isinstance(note.note, str | None) else None
+
+
+def _layer_report(step: Step, note: _LayerNote) -> LayerReport:
+    assert step.format is not None
+    return LayerReport(
+        step.layer_name,
+        step.format.describe(),
+        step.algorithm,
+        step.shape,
+        step.source.nbytes,
+        step.output_bytes,
+        note.sqnr_db,
+        "; ".join(filter(None, (merged_note(step.merges), note.note))) or None,
+        step.format.kind(),
+        step.format.warn_db,
+        note.zeroed,
+    )
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
@@ -206,10 +277,6 @@ def _key(step: Step) -> str:
     return step.outputs[0].name
 
 
-def _restore(note: dict) -> LayerReport:
-    return LayerReport(**{**note, "shape": tuple(note["shape"])})
-
-
 def _kept(step: Step) -> KeptTensor:
     return KeptTensor(step.name, step.reason, step.output_bytes, step.source.nbytes)
 
@@ -218,7 +285,7 @@ def _report(
     checkpoint: Checkpoint,
     plan: Plan,
     settings: Settings,
-    output: Path,
+    file: OutputFile,
     layers: tuple[LayerReport, ...],
     seconds: float,
     lost: tuple[str, ...],
@@ -232,13 +299,12 @@ def _report(
             warnings.append(f"{r.name}: {'; '.join(filter(None, (told, r.zeroed)))}")
     return ConversionReport(
         input=str(checkpoint.path),
-        output=str(output),
+        output=str(file.path),
         layers=layers,
         kept=tuple(_kept(s) for s in plan if s.action in ("keep", "cast")),
         bytes_before=checkpoint.nbytes,
-        bytes_after=output.stat().st_size,
+        bytes_after=file.size,
         seconds=seconds,
         notes=plan.notes,
         loras=plan.loras,
-        warnings=(*lost, *warnings),
     )

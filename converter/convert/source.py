@@ -72,6 +72,9 @@ def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     """Read the weight as float32, converted part by part: it is never held in two dtypes."""
     info = step.source
     scale = step.companions.get("scale")
+    if info.strided:
+        whole = checkpoint.read_tensor(info).float()
+        return whole if scale is None else whole.mul_(_scale(checkpoint, scale))
     weight = in_huge_pages(torch.empty(info.shape, dtype=torch.float32))
     flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
     for start in range(0, info.numel, _PART):

@@ -4,15 +4,18 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.dtypes import torch_dtype
+from ...files.stamp import require_unchanged
+from ...files.target import require_target
 from ...files.writer import OutputFile
-from ..convert.output_path import model_stem, usable_output
+from ...formats.errors import CheckpointError
 from ..convert.progress import Progress, Silent
+from ..plan.output_path import model_stem
 from ..plan.steps import Plan, Step
 from ..stored.judge import Examined, Problem
 from ..stored.layers import stored_file
@@ -25,7 +28,7 @@ from .settings import EditSettings
 class EditReport:
     """What an edit did. `left`: problems it cannot put right; `warnings` are for people.
 
-    output is None for a dry run.
+    output is None for a dry run. already_there: the output was there, with the same bytes.
     """
 
     input: str
@@ -36,6 +39,7 @@ class EditReport:
     bytes_before: int
     bytes_after: int
     seconds: float
+    already_there: bool = False
 
     def __str__(self) -> str:
         return self.summary()
@@ -46,6 +50,8 @@ class EditReport:
         done = ", ".join(f"{kind} x {n}" for kind, n in kinds.items()) or "nothing to change"
         if self.output is None:
             return f"{self.input}: {done}; dry run, nothing written"
+        if self.already_there:
+            return f"{self.output}: already there, with the very bytes of this edit"
         copied = "" if self.changes else " (a copy)"
         return (
             f"{self.output}: {done}{copied}, {self.bytes_before / 2**20:,.1f} -> "
@@ -62,15 +68,16 @@ def edit(settings: EditSettings, progress: Progress | None = None) -> EditReport
 
     The input is only read; kept tensors are copied byte for byte; the output appears when it is whole. After
     an interruption the same call resumes where it stopped. ConversionError for names that match nothing, an
-    edit that would leave an unreadable layer, and anything wrong with the files.
+    edit that would leave an unreadable layer, anything wrong with the files, and an output that exists with
+    other bytes unless `overwrite` is set.
     """
     started = time.perf_counter()
     with open_checkpoint(settings.input_file) as checkpoint:
         decided = build_edit_plan(stored_file(checkpoint), settings)
         output = edited_path(checkpoint, settings)
-        size = 0
+        size, already_there = 0, False
         if not settings.dry_run:
-            _write(checkpoint, decided, output, progress or Silent())
+            already_there = _write(checkpoint, decided, output, settings.overwrite, progress or Silent())
             size = output.stat().st_size
         return EditReport(
             input=str(checkpoint.path),
@@ -81,23 +88,31 @@ def edit(settings: EditSettings, progress: Progress | None = None) -> EditReport
             bytes_before=checkpoint.nbytes,
             bytes_after=size,
             seconds=time.perf_counter() - started,
+            already_there=already_there,
         )
 
 
 def edited_path(checkpoint: Checkpoint, settings: EditSettings) -> Path:
     """Return where the output goes: as named, or ``<input>-edited.safetensors``.
 
-    ConversionError when that is a folder or one of the input's files.
+    ConversionError as `require_target`: for an input, a folder, a device, ...
     """
     beside = checkpoint.path.with_name(f"{model_stem(checkpoint.path)}-edited.safetensors")
-    return usable_output(Path(settings.output_file) if settings.output_file else beside, checkpoint)
+    return require_target(
+        Path(settings.output_file) if settings.output_file else beside, [checkpoint.path, *checkpoint.files]
+    )
 
 
-def _write(checkpoint: Checkpoint, decided: EditPlan, output: Path, progress: Progress) -> None:
+def _write(
+    checkpoint: Checkpoint, decided: EditPlan, output: Path, overwrite: bool, progress: Progress
+) -> bool:
+    """Write the output; return whether it was there already."""
     plan = decided.plan
-    file = OutputFile(output, plan.outputs, plan.metadata, _job(checkpoint, plan))
+    inputs = [checkpoint.path, *checkpoint.files]
+    job = _job(checkpoint, plan)
+    file = OutputFile(output, plan.outputs, plan.metadata, job, inputs=inputs, overwrite=overwrite)
     try:
-        pending = [s for s in plan if s.outputs and s.outputs[0].name not in file.finished]
+        pending = [s for s in plan if s.outputs and not _is_done(checkpoint, s, file)]
         total = sum(s.output_bytes for s in plan)
         progress.start(total, total - sum(s.output_bytes for s in pending))
         try:
@@ -110,8 +125,14 @@ def _write(checkpoint: Checkpoint, decided: EditPlan, output: Path, progress: Pr
                 progress.advance(step.layer_name, step.output_bytes)
         finally:
             progress.stop()
-        file.amend(filled(plan.metadata, plan.outputs, file.read, set(_anew(plan))))
+        file.amend(filled(file.metadata, plan.outputs, file.read, set(_anew(plan))))
+        try:
+            require_unchanged(checkpoint.stamps)
+        except CheckpointError:
+            file.discard()
+            raise
         file.finish()
+        return file.already_there
     finally:
         file.close()
 
@@ -123,17 +144,29 @@ def _anew(plan: Plan) -> Iterator[str]:
             yield from (o.name for o in step.outputs)
 
 
+def _is_done(checkpoint: Checkpoint, step: Step, file: OutputFile) -> bool:
+    source = checkpoint.places(step.source) if _is_copy(step) else None
+    return file.recorded(step.outputs[0].name, [step.outputs[0].name], source) is not None
+
+
+def _is_copy(step: Step) -> bool:
+    """Tell a step that leaves its tensor as it lies in the source."""
+    same = step.outputs[0].dtype == step.source.dtype and not step.source.strided
+    return same and step.action not in ("write", "dequantize")
+
+
 def _perform(checkpoint: Checkpoint, step: Step, file: OutputFile) -> None:
     """Write one step's tensor: bytes from the plan, a copy, or the same values in another dtype."""
     output = step.outputs[0]
     if step.action == "write":
         file.write(output.name, step.data)
-    elif output.dtype == step.source.dtype:
+    elif _is_copy(step):
         file.copy(output.name, checkpoint.descriptor(step.source.file), step.source.offset)
     else:
         import torch  # an edit that only copies does without
 
-        values = checkpoint.read(step.name).to(torch.float32).contiguous()
+        values = checkpoint.read(step.name)
+        values = values if output.dtype == step.source.dtype else values.to(torch.float32)
         file.write(output.name, values.reshape(-1).view(torch.uint8).numpy().data)
 
 
@@ -156,6 +189,6 @@ def _dequantize(checkpoint: Checkpoint, step: Step, examined: Examined, file: Ou
 
 def _job(checkpoint: Checkpoint, plan: Plan) -> str:
     """Describe what must not change before an interrupted edit is resumed."""
-    files = [(str(f.resolve()), s.st_size, s.st_mtime_ns) for f in checkpoint.files for s in (f.stat(),)]
+    files = [(str(f.resolve()), astuple(s)) for f, s in checkpoint.stamps.items()]
     steps = [(s.name, s.action, s.data.hex(), [(o.name, o.dtype) for o in s.outputs]) for s in plan]
     return json.dumps(["edit", files, steps])

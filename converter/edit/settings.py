@@ -18,7 +18,7 @@ class EditSettings:
     quant_filter: a regular expression searched in layer names; keys are removed and set only where it is
     found. dequantize: the same for layers that become float weights again. save_quant_metadata: list the
     layers in the header too (always done when the input has the list). dry_run: say what would be done,
-    and write nothing.
+    and write nothing. overwrite: replace an output that exists.
     """
 
     input_file: str
@@ -29,6 +29,7 @@ class EditSettings:
     dequantize: str | None = None
     save_quant_metadata: bool = False
     dry_run: bool = False
+    overwrite: bool = False
 
 
 def parse_remove(text: str) -> tuple[str, ...]:

@@ -53,6 +53,13 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         metavar="FILE",
         help="the file to write, or the folder when there are several inputs (default: beside each input)",
     )
+    overwrite: bool = option(
+        False,
+        "--overwrite",
+        group="main",
+        action="store_true",
+        help="replace an output that exists and is another command's",
+    )
     comfy_quant: bool = option(
         True,
         "--comfy_quant",

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from ...files.checkpoint import open_checkpoint
-from ...files.writer import build_header
+from ...files.header import build_header
+from ...files.report import save_json
+from ...files.target import require_target
 from ...formats.errors import ConversionError
 from ..budget.plan import make_plan
-from ..convert.output_path import model_stem, output_path
-from ..convert.report import kinds
 from ..layers.config import write_layer_config
 from ..options.settings import Settings
 from .devices import describe_placement
 from .error_lora import plan_error_lora
 from .estimate import estimate
+from .inputs import all_inputs, job_metadata
 from .mix import Mix
-from .steps import Step
+from .output_path import model_stem, output_path
+from .steps import Step, kinds
 from .template import layer_steps, layer_template
 
 
@@ -92,8 +94,8 @@ class PlanReport:
         return json.loads(json.dumps(asdict(self)))
 
     def save_json(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write `to_dict` as JSON; over an older report, but over no other file (ConversionError)."""
+        save_json(path, self.to_dict())
 
 
 def plan_conversion(settings: Settings) -> PlanReport:
@@ -102,7 +104,7 @@ def plan_conversion(settings: Settings) -> PlanReport:
         plan = make_plan(checkpoint, settings)
         output = output_path(checkpoint, plan, settings)
         lost = plan_error_lora(checkpoint, plan, output, settings)
-        expected = estimate(plan, settings)
+        expected, job = estimate(plan, settings), job_metadata(checkpoint, plan, settings)
         layers = {id(step) for step in layer_steps(plan)}
         return PlanReport(
             input=str(checkpoint.path),
@@ -110,7 +112,7 @@ def plan_conversion(settings: Settings) -> PlanReport:
             tensors=tuple(_planned(step, id(step) in layers) for step in plan),
             notes=plan.notes + ((lost.note,) if lost else ()),
             bytes_before=checkpoint.nbytes,
-            bytes_after=build_header(plan.outputs, plan.metadata)[2],
+            bytes_after=build_header(plan.outputs, plan.metadata | job)[2],
             seconds=expected.seconds,
             peak_bytes=expected.peak_bytes,
             mix=plan.mix,
@@ -120,22 +122,27 @@ def plan_conversion(settings: Settings) -> PlanReport:
 def create_template(settings: Settings) -> tuple[Path | None, str]:
     """Return where a layer configuration is to be written (None: stdout), and its text: the plan's.
 
-    ``-o -`` is stdout; without -o it is ``<model>.layers.json`` beside the model, which must not exist yet,
-    because people edit that file. ConversionError for that, and for -o naming a checkpoint.
+    ``-o -`` is stdout; without -o it is ``<model>.layers.json`` beside the model. ConversionError
+    for -o naming a checkpoint and, unless `overwrite` is set, for a file that is there: people edit it.
     """
     with open_checkpoint(settings.input_file) as checkpoint:
         text = write_layer_config(layer_template(make_plan(checkpoint, settings), settings))
-        return _template_path(checkpoint.path, settings.output_file), text
+        path = _template_path(checkpoint.path, settings.output_file)
+        if path is not None:
+            require_target(path, all_inputs(checkpoint, settings), "layer configuration")
+            if path.exists() and not settings.overwrite:
+                raise ConversionError(
+                    f"{path}: exists, perhaps with your edits; name another file with -o, or replace it with "
+                    f"--overwrite"
+                )
+        return path, text
 
 
 def _template_path(source: Path, output: str | None) -> Path | None:
     if output == "-":
         return None
     if output is None:
-        path = source.parent / f"{model_stem(source)}.layers.json"
-        if path.exists():
-            raise ConversionError(f"{path}: exists, perhaps with your edits; name another file with -o")
-        return path
+        return source.parent / f"{model_stem(source)}.layers.json"
     if output.endswith(".safetensors"):
         raise ConversionError(
             f"-o {output}: a layer configuration is JSON, not a checkpoint; use -o layers.json"

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from ...files.checkpoint import Checkpoint
 from ...files.header import OutputTensor
+from ...files.target import require_target
 from ...formats.errors import ConversionError
 from ...names.prefixes import DIFFUSION_MODEL, prefix_of
-from ..convert.output_path import usable_output
 from ..layers.config import compile_pattern
 from ..layers.rules import nearest_layer
 from ..options.settings import Settings
 from ..presets import Match
 from .build import recognise
+from .inputs import all_inputs
 from .steps import Plan, Step
 
 
@@ -64,7 +65,8 @@ def plan_error_lora(
                 f"--lora-target {target!r} matches no quantized layer; the nearest is {near!r}"
             )
     default = output.with_name(f"{output.stem}-error-lora-r{settings.extract_lora}.safetensors")
-    path = usable_output(Path(settings.lora_output) if settings.lora_output else default, checkpoint)
+    path = Path(settings.lora_output) if settings.lora_output else default
+    require_target(path, all_inputs(checkpoint, settings), "error LoRA", in_folder=False)
     if path == output:
         raise ConversionError(f"--lora-output {path}: is the output itself; name another file")
     matches = recognise(checkpoint, settings)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...files.checkpoint import TensorInfo
 from ...files.header import OutputTensor
@@ -116,3 +117,9 @@ def layer_outputs(layer: str, shape: tuple[int, int], form: Format) -> tuple[Out
     made = [OutputTensor(tensor_name(layer, t.suffix), t.dtype, t.shape) for t in form.stored(shape)]
     always = len(form.tensors(shape))
     return (*made[:always], OutputTensor(tensor_name(layer, CONFIG), "U8", (size,)), *made[always:])
+
+
+def kinds(layers: Iterable[Any]) -> str:
+    """Name the formats of layers, the most frequent first: ``INT8 and FP8``. Each has a `kind`."""
+    found = Counter(layer.kind for layer in layers if layer.kind)
+    return " and ".join(kind for kind, _ in found.most_common()) or "no format"

@@ -17,8 +17,10 @@ import torch
 
 from ...files.atomic import new_file
 from ...files.checkpoint import Checkpoint, open_checkpoint
+from ...files.regular import read_json
 from ...files.save import save_tensors
 from ...formats.errors import CheckpointError
+from ...formats.names import JOB_KEY
 from ..algorithms.types import LayerStats
 from .names import MatchReport, NothingMatched, match
 
@@ -130,22 +132,40 @@ def save(
     records: Mapping[str, LayerStats],
     shared: Mapping[str, str] | None = None,
     synthetic: bool = False,
+    job: str = "",
+    overwrite: bool = True,
 ) -> Path:
     """Write a calibration file, JSON when the name ends so (samples are then left out).
 
-    It appears under its name only when it is whole.
+    It appears under its name only when it is whole. job: what tells this result from others (`job_of`).
+    ConversionError for a place that no file may be written to, and for a file that is there when `overwrite`
+    is False.
     """
     path = Path(path)
     source, shared = "synthetic" if synthetic else "recorded", dict(shared or {})
     if path.suffix == ".json":
         layers = {name: _plain(stats) for name, stats in records.items()}
         content = {"format": FORMAT, "source": source, "shared": shared, "layers": layers}
-        with new_file(path) as f:
+        if job:
+            content[JOB_KEY] = job
+        with new_file(path, overwrite=overwrite) as f:
             f.write(json.dumps(content).encode("utf-8"))
     else:
         tensors = {f"{name}.{k}": v for name, stats in records.items() for k, v in _tensors(stats).items()}
-        save_tensors(path, tensors, {"format": FORMAT, "source": source, "shared": json.dumps(shared)})
+        metadata = {"format": FORMAT, "source": source, "shared": json.dumps(shared)}
+        save_tensors(path, tensors, metadata | ({JOB_KEY: job} if job else {}), overwrite)
     return path
+
+
+def job_of(path: str | os.PathLike) -> str:
+    """Return the job that `save` recorded in a file, "" for any other file and for none."""
+    path = Path(path)
+    try:
+        found = read_json(path) if path.suffix == ".json" else open_checkpoint(path).metadata
+    except CheckpointError:
+        return ""
+    job = found.get(JOB_KEY, "") if isinstance(found, dict) else ""
+    return job if isinstance(job, str) else ""
 
 
 def _tensors(stats: LayerStats) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...files.save import save_tensors
 from ...formats import CheckpointError
-from ...formats.names import tensor_name
+from ...formats.names import JOB_KEY, tensor_name
 from ...names.keymap import KeyMap, map_for
 from ..tensor import QuantizedTensor
 from .rows import join_rows, swap_halves
@@ -128,8 +128,11 @@ def _stored(name: str, tensor: torch.Tensor, layers: dict) -> dict[str, torch.Te
 
 
 def _metadata(given: dict[str, str], layers: dict, listed: bool) -> dict[str, str]:
-    """Return the given strings; a list of layers only if it is true of these, for it overrides them."""
-    out = {k: str(v) for k, v in given.items() if k != _LAYERS}
+    """Return the given strings, less those that tell of another file: whose result it is, and its layers.
+
+    A list of layers, if it is wanted, is made anew, for it overrides the tensors.
+    """
+    out = {k: str(v) for k, v in given.items() if k not in (_LAYERS, JOB_KEY)}
     if listed or _LAYERS in given:
         out[_LAYERS] = json.dumps({"format_version": "1.0", "layers": layers})
     return out

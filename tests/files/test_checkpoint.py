@@ -26,10 +26,10 @@ def spec(dtype="F32", shape=(1,), begin=0, end=4):
 
 
 BROKEN = {
-    "empty file": (lambda p: p.write_bytes(b""), "truncated or not a safetensors file"),
+    "empty file": (lambda p: p.write_bytes(b""), "is empty"),
     "shorter than its header": (lambda p: write_raw(p, {"a": spec()}, length=10_000), "truncated or not"),
     "not JSON": (lambda p: write_raw(p, b"{nonsense", b"1234"), "the header is not valid"),
-    "pickle": (lambda p: p.write_bytes(b"PK\x03\x04" + b"\xff" * 100), "a PyTorch pickle"),
+    "pickle": (lambda p: p.write_bytes(b"PK\x03\x04" + b"\xff" * 100), "a damaged or cut off archive"),
     "gguf": (lambda p: p.write_bytes(b"GGUF" + b"\xff" * 100), "a GGUF file"),
     "data missing": (lambda p: write_raw(p, {"a": spec()}, b"12"), "truncated inside tensor 'a'"),
     "data left over": (lambda p: write_raw(p, {"a": spec()}, b"12345678"), "4 bytes follow the last tensor"),

@@ -225,10 +225,10 @@ def test_adding_keys_and_removing_them_gives_the_same_bytes(
 ):
     source = good if with_list else unlisted
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    _edit(source, a, add_keys=keys, quant_filter=pattern)
+    _edit(source, a, add_keys=keys, quant_filter=pattern, overwrite=True)
     edited = [layer for layer in LAYERS if keys.items() <= config(load(a)[0], layer).items()]
     assert edited
-    _edit(a, b, remove_keys=tuple(keys), quant_filter=pattern)
+    _edit(a, b, remove_keys=tuple(keys), quant_filter=pattern, overwrite=True)
     assert b.read_bytes() == source.read_bytes()
 
 
@@ -238,7 +238,7 @@ def test_removing_tensors_leaves_all_others_as_they_are(unlisted, tmp_path, data
     before = load(unlisted)[0]
     loose = sorted(n for n in before if not any(n.startswith(layer) for layer in LAYERS))
     names = data.draw(st.lists(st.sampled_from(loose), unique=True, max_size=len(loose)))
-    _edit(unlisted, tmp_path / "out.safetensors", remove_keys=tuple(names))
+    _edit(unlisted, tmp_path / "out.safetensors", remove_keys=tuple(names), overwrite=True)
     after = load(tmp_path / "out.safetensors")[0]
     assert after.keys() == before.keys() - set(names)
     assert all(torch.equal(after[n], before[n]) for n in after)

@@ -42,8 +42,8 @@ def test_left_overs_change_nothing_but_a_note(tmp_path, names, options):
     clean = save(tmp_path / "clean.safetensors", block_weights())
     dirty = save(tmp_path / "dirty.safetensors", {**block_weights(), **left_overs(names)})
     wanted, got = tmp_path / "wanted.safetensors", tmp_path / "got.safetensors"
-    convert_to_int8(clean, wanted, **options)
-    report = convert_to_int8(dirty, got, **options)
+    convert_to_int8(clean, wanted, overwrite=True, **options)
+    report = convert_to_int8(dirty, got, overwrite=True, **options)
     assert hashlib.sha256(got.read_bytes()).digest() == hashlib.sha256(wanted.read_bytes()).digest()
     assert any(f"{len(names)} tensors are dropped" in note for note in report.notes)
     assert verify(clean, got).ok

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...formats.choose import options
 from ...formats.errors import ConversionError
-from ..plan.steps import Plan
+from .steps import Plan
 
 _WORDS = {
     "int8": r"int8|i8",

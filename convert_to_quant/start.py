@@ -1,0 +1,26 @@
+"""The programs' entry points: they import the command line where a failing import is told in one line."""
+
+import importlib
+import sys
+
+
+def main() -> int:
+    """Run ``convert_to_quant`` or ``ctq``; returns the exit code."""
+    return _run("converter.cli.main")
+
+
+def calibrate() -> int:
+    """Run ``calibrate_activation_scales``; returns the exit code."""
+    return _run("converter.cli.calibrate")
+
+
+def _run(module: str) -> int:
+    try:
+        code = importlib.import_module(f"convert_to_quant.{module}").main()
+    except (ImportError, OSError, MemoryError) as e:
+        print(f"error: the program cannot be loaded: {e or type(e).__name__}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return int(code)
