@@ -3,6 +3,7 @@
     python bench/kernels                 every shape, every M (about an hour on one GPU)
     python bench/kernels --short         five shapes
     python bench/kernels --device cpu --tiny --out DIR   runs the code, measures nothing
+    python bench/kernels --static [sm_80 sm_90 ..]       no GPU: bounds of the tiles, from their machine code
 
 Writes JSON and Markdown to bench/results. Refuses to time an op whose answer is wrong. Columns: "of
 floor" is the least possible time over ours; "x RIVAL" is the rival's time over ours; "host µs" is
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import shapes
+import static
 import torch
 from checks import Red, ldlq, linear, quantizer, weight_only
 from report import Row, environment, write
@@ -163,7 +165,11 @@ def main() -> int:
     arguments.add_argument("--short", action="store_true", help="five weight shapes")
     arguments.add_argument("--tiny", action="store_true", help="toy shapes: exercises the code only")
     arguments.add_argument("--out", type=Path, default=RESULTS)
+    arguments.add_argument("--static", nargs="*", choices=static.TARGETS, help="bounds of the tiles; no GPU")
     given = arguments.parse_args()
+    if given.static is not None:
+        static.show(given.static or static.TARGETS)
+        return 0
     table, rows, big, ldlq_shapes = shapes.LINEARS, shapes.M, ((16384, 3072), (4096, 12288)), shapes.LDLQ
     if given.short:
         table = tuple(row for row in table if row[:2] in shapes.SHORT)

@@ -15,9 +15,9 @@ from . import _probe
 class Arch(NamedTuple):
     """What a launcher needs to know of a device.
 
-    family: "sm80" (pointer kernels: Ampere, Ada, and consumer Blackwell, whose 99 KiB of shared
-        memory and mma.sync are Ada's), "sm90" or "sm100" (tensor descriptors), "cdna" (64 lanes),
-        "rdna" (32 lanes), "xpu" or "interpreter".
+    family: "sm80" or "sm89" (pointer kernels; the latter is consumer Ampere, Ada and consumer
+        Blackwell, with 99 KiB of shared memory and mma.sync at half the rate per SM), "sm90" or
+        "sm100" (tensor descriptors), "cdna" (64 lanes), "rdna" (32 lanes), "xpu" or "interpreter".
     name: the device's own name: the key of its tuning cache.
     int8: whether its int8 product is worth having. Blackwell Ultra (sm_103) has cut it.
     """
@@ -66,7 +66,7 @@ def _arch_of(device: torch.device) -> Arch:
     major, minor = properties.major, properties.minor
     if major < 8:
         raise Unsupported(f"sm_{major}{minor} has no int8 tensor-core product in Triton (sm_80 is the least)")
-    family = {9: "sm90", 10: "sm100"}.get(major, "sm80")
+    family = "sm80" if (major, minor) == (8, 0) else {9: "sm90", 10: "sm100"}.get(major, "sm89")
     return Arch(family, properties.name, int8=(major, minor) != (10, 3))
 
 

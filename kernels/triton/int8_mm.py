@@ -25,12 +25,14 @@ from ._plan import Call, Choice, Plan, Step
 from ._planned import planned
 from ._tuning import bucket
 
-# (largest M, candidates): the first is used where nothing was measured. M < 64 has small tiles,
-# and split-K among the candidates, because 3072 columns make only 48 tiles of 64.
-POINTERS = (
+# (largest M, candidates). The first is used where nothing was measured: the static model's choice (`python
+# bench/kernels --static`). Up to 16 rows that is the most bytes in flight: 3072 columns make 96 tiles of 32
+# and only 48 of 64; M < 64 has split-K among the candidates for the same reason. Up to 512 rows a wide tile
+# leaves half of the processors without work.
+_FEW = (
     (16, (
-        TileConfig(16, 64, 256, 4, 3),
         TileConfig(16, 32, 256, 2, 4),
+        TileConfig(16, 64, 256, 4, 3),
         TileConfig(16, 64, 128, 4, 4, split_k=4),
         TileConfig(16, 128, 256, 8, 3, split_k=4),
     )),
@@ -46,6 +48,42 @@ POINTERS = (
         TileConfig(64, 64, 128, 4, 4),
         TileConfig(64, 128, 128, 8, 3, split_k=2),
     )),
+)  # fmt: skip
+
+# sm_80: shared memory is read as long as a 128x128x128 tile multiplies; a wide one needs 69 % of that time.
+# Its 215 registers leave one program per SM, two of 128x128x64 fit.
+POINTERS = (
+    *_FEW,
+    (512, (
+        TileConfig(128, 128, 64, 8, 4),
+        TileConfig(64, 128, 128, 4, 3),
+        TileConfig(128, 128, 128, 8, 3),
+        TileConfig(64, 256, 64, 8, 4),
+    )),
+    (None, (
+        TileConfig(128, 256, 64, 8, 4),
+        TileConfig(256, 128, 64, 8, 4),
+        TileConfig(128, 128, 64, 4, 4),
+        TileConfig(128, 128, 64, 8, 4),
+        TileConfig(128, 128, 128, 8, 3),
+        TileConfig(64, 256, 64, 8, 4),
+    )),
+)  # fmt: skip
+
+# sm_86, 89 and 120 multiply at half that rate per SM: every tile is bound by it, and two programs hide waits.
+ADA = (
+    *POINTERS[:4],
+    (None, (
+        TileConfig(128, 128, 64, 8, 4),
+        TileConfig(256, 128, 64, 8, 4),
+        TileConfig(128, 256, 64, 8, 4),
+        TileConfig(128, 128, 64, 4, 4),
+        TileConfig(128, 128, 128, 8, 3),
+    )),
+)  # fmt: skip
+
+XPU = (
+    *_FEW,
     (None, (
         TileConfig(128, 128, 128, 8, 3),
         TileConfig(128, 128, 64, 8, 4),
@@ -54,9 +92,10 @@ POINTERS = (
     )),
 )  # fmt: skip
 
-# sm_90 waits for each int8 wgmma: two resident programs an SM (96 KiB) or more K a step hide it.
+# sm_90 waits for each int8 wgmma: two resident programs per SM (96 KiB) or more work in a step hide it, and
+# a wide tile reads least of shared memory (112 % of the product's time, 128x128 125 %) and of L2.
 DESCRIPTORS = (
-    (16, POINTERS[0][1]),
+    (16, _FEW[0][1]),
     (64, (
         TileConfig(64, 64, 128, 4, 4, descriptors=True),
         TileConfig(64, 64, 128, 4, 4, split_k=4, descriptors=True),
@@ -69,10 +108,16 @@ DESCRIPTORS = (
         TileConfig(64, 64, 128, 4, 4, descriptors=True),
         TileConfig(64, 128, 128, 4, 4, split_k=2, descriptors=True),
     )),
-    (None, (
+    (512, (
         TileConfig(128, 128, 128, 8, 3, descriptors=True),
+        TileConfig(64, 128, 128, 4, 4, descriptors=True),
+        TileConfig(128, 128, 256, 8, 3, descriptors=True),
+        TileConfig(128, 256, 128, 8, 3, descriptors=True),
+    )),
+    (None, (
         TileConfig(128, 256, 128, 8, 3, descriptors=True),
         TileConfig(256, 128, 128, 8, 3, descriptors=True),
+        TileConfig(128, 128, 128, 8, 3, descriptors=True),
         TileConfig(128, 128, 256, 8, 3, descriptors=True),
     )),
 )  # fmt: skip
@@ -113,13 +158,17 @@ BLOCKWISE_AMD = (
 
 TABLES = {
     "sm80": (POINTERS, BLOCKWISE_POINTERS),
+    "sm89": (ADA, BLOCKWISE_POINTERS),
     "sm90": (DESCRIPTORS, BLOCKWISE_DESCRIPTORS),
     "sm100": (SM100, BLOCKWISE_DESCRIPTORS),
     "cdna": (AMD, BLOCKWISE_AMD),
     "rdna": (AMD, BLOCKWISE_AMD),
-    "xpu": (POINTERS, BLOCKWISE_POINTERS),
+    "xpu": (XPU, BLOCKWISE_POINTERS),
 }
-"""Family -> (table for one scale a row or tensor, table for block scales)."""
+"""Family -> (table for one scale per row or tensor, table for block scales)."""
+
+MOST_SUMS = 128 * 128 // 8
+"""Sums per warp that leave registers for an activation: with twice as many 48 to 152 bytes spill."""
 
 # Rows off 16-byte boundaries are read byte by byte: 128 x 128 spills 400 to 2104 bytes, 64 x 64 304.
 UNALIGNED = (TileConfig(32, 32, 64, 4, 2), TileConfig(32, 64, 64, 4, 2))
@@ -150,7 +199,7 @@ def candidates(
     edges: tuple[int, int] | None,
     activation: str | None = None,
 ) -> list[Engine]:
-    """What can serve a product of shape (M, N, K) on `arch`, safest first.
+    """Return what can serve a product of shape (M, N, K) on `arch`, the static model's choice first.
 
     is_aligned: both operands have rows on 16-byte boundaries. Unsupported for scale blocks of
     under 32 columns.
@@ -174,8 +223,8 @@ def candidates(
             raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one int8 product (32)")
         return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
     found = [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
-    if activation is not None:  # the activation's registers beside a wide tile's spill 152 bytes on sm_90
-        found = [c for c in found if c.block_m * c.block_n <= 128 * 128]
+    if activation is not None:
+        found = [c for c in found if c.block_m * c.block_n <= MOST_SUMS * c.num_warps]
     with_library = is_aligned and arch.family not in ("interpreter", "xpu") and n % 8 == 0 and _parts(m, n)
     return [*found, IntMM()] if with_library else [*found]
 

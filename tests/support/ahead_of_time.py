@@ -19,10 +19,10 @@ from convert_to_quant.kernels.triton._operands import Operand, empty
 
 TARGETS = {
     "sm_80": ("sm80", GPUTarget("cuda", 80, 32), 163),
-    "sm_89": ("sm80", GPUTarget("cuda", 89, 32), 99),
+    "sm_89": ("sm89", GPUTarget("cuda", 89, 32), 99),
     "sm_90": ("sm90", GPUTarget("cuda", 90, 32), 227),
     "sm_100": ("sm100", GPUTarget("cuda", 100, 32), 227),
-    "sm_120": ("sm80", GPUTarget("cuda", 120, 32), 99),
+    "sm_120": ("sm89", GPUTarget("cuda", 120, 32), 99),
     "gfx942": ("cdna", GPUTarget("hip", "gfx942", 64), 64),
     "gfx1100": ("rdna", GPUTarget("hip", "gfx1100", 32), 64),
 }
@@ -80,11 +80,20 @@ def identity(launch) -> tuple:
     return launch.kernel.__name__, tuple(signature.items()), shown, tuple(attrs), options
 
 
-def compile_launch(launch, target: GPUTarget) -> Compiled:
-    """Compile for `target`, without a device."""
+def build(launch, target: GPUTarget):
+    """Compile for `target`, without a device; Triton's compiled kernel."""
     signature, constants, attrs = specialise(launch)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attrs)
-    kernel = triton.compile(source, target=target, options=launch.keywords())
+    return triton.compile(source, target=target, options=launch.keywords())
+
+
+def compile_launch(launch, target: GPUTarget) -> Compiled:
+    """Compile for `target`, without a device."""
+    return needs(build(launch, target), target)
+
+
+def needs(kernel, target: GPUTarget) -> Compiled:
+    """Return what a compiled kernel needs."""
     if target.backend == "hip":
         text = kernel.asm["amdgcn"]
         keys = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
@@ -244,6 +253,7 @@ def cases() -> dict:
         "int8_mm 1": lambda: mm(1),
         "int8_mm 64": lambda: mm(64),
         "int8_mm 256": lambda: mm(256),
+        "int8_mm 512": lambda: mm(512),
         "int8_mm 4096": lambda: mm(4096),
         "int8_mm 4096 plain": lambda: mm(4096, activation=None),
         "int8_mm 4096 ragged": lambda: mm(4096, 3360, 3360, None),

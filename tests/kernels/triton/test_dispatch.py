@@ -108,8 +108,11 @@ def test_twins_run_without_tf32(name):
         settings.fp32_precision = before
 
 
-@pytest.mark.parametrize(("version", "family"), [((8, 0), "sm80"), ((8, 9), "sm80"), ((9, 0), "sm90"),
-                                                 ((10, 0), "sm100"), ((12, 0), "sm80")])  # fmt: skip
+FAMILIES = [((8, 0), "sm80"), ((8, 6), "sm89"), ((8, 9), "sm89"), ((9, 0), "sm90"), ((10, 0), "sm100"),
+            ((12, 0), "sm89")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("version", "family"), FAMILIES)
 def test_family_of_a_gpu(monkeypatch, version, family):
     found = SimpleNamespace(major=version[0], minor=version[1], name="GPU", multi_processor_count=1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: found)

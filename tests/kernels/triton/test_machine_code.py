@@ -1,0 +1,86 @@
+"""What ships is bound by its products: the machine code of every large tile, and the model that reads it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.backends.nvidia")
+sys.path.insert(0, str(Path(__file__).parents[3] / "bench" / "kernels"))
+
+import machine_code
+import static
+import triton
+
+TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
+pytestmark = pytest.mark.skipif(TRITON < (3, 9), reason="the tables are made for Triton 3.9")
+
+LISTING = """
+	.headerflags	@"EF_CUDA_SM80"
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   IMMA.16832.S8.S8.SAT R4, R8, R10, R4 ;
+        /*0020*/              @!PT LDS RZ, [RZ] ;
+        /*0030*/               @P0 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0040*/                   LDSM.16.M88.4 R8, [R2] ;
+        /*0050*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0060*/                   IMMA.16832.S8.S8.SAT R4, R8, R10, R4 ;
+        /*0070*/                   IMMA.16832.S8.S8.SAT R6, R8, R12, R6 ;
+        /*0080*/                   LDGSTS.E.BYPASS.128 [R3], [R12.64] ;
+        /*0090*/               @P1 BRA `(.L_x_1) ;
+        /*00a0*/                   STG.E.U16 [R2.64], R4 ;
+        /*00b0*/                   STG.E.64 [R2.64], R4 ;
+        /*00c0*/                   EXIT ;
+"""
+
+
+def test_the_main_loop_is_the_one_with_most_products():
+    code = machine_code.parse(LISTING)
+    assert machine_code.main_loop(code) == machine_code.Loop(6, 2, "IMMA.16832.S8.S8.SAT", 1, 1, None)
+    assert machine_code.accesses(code) == {("LDGSTS", 16): 1, ("STG", 2): 1, ("STG", 8): 1}
+    assert machine_code.main_loop(code[:1]) is None
+
+
+# registers, products per load, barriers in a step, shared memory's share of the default's products
+LIMITS = {"sm_80": (224, 2.6, 2, 0.70), "sm_89": (224, 2.6, 2, 0.51), "sm_90": (224, 0, 4, 1.13)}
+
+
+@pytest.fixture(scope="module")
+def bounds():
+    """The bounds of every tile for 4096 rows, the default first, by target."""
+    return {target: [static.bound(target, t) for t in static.tiles(target, 4096)] for target in LIMITS}
+
+
+@pytest.mark.parametrize("target", LIMITS)
+def test_every_large_tile(target, bounds):
+    registers, ratio, barriers, _ = LIMITS[target]
+    for b in bounds[target]:
+        assert b.spill == 0, b.tile
+        assert b.registers <= registers, b.tile
+        assert b.loop.barriers <= barriers, b.tile
+        assert b.loop.products >= ratio * b.loop.loads, b.tile
+        assert b.issue < 0.5, b.tile
+        assert b.narrow == 0, b.tile
+        # sm_90 multiplies asynchronously; that Triton waits for each product is known (bench/NOTES.md).
+        assert (b.loop.in_flight is not None) == (target == "sm_90"), b.tile
+
+
+@pytest.mark.parametrize("target", LIMITS)
+def test_the_default_is_the_models_choice(target, bounds):
+    default, *others = bounds[target]
+    assert default.of_product <= min(b.of_product for b in others) + 0.01
+    assert default.shared <= LIMITS[target][3]
+    if target == "sm_89":  # bound by its products with every tile: more programs hide its waits
+        assert default.programs == max(b.programs for b in others) == 2
+
+
+def test_the_table_shows_every_tile(capsys, monkeypatch):
+    monkeypatch.setattr(static, "ROWS", (4096,))
+    static.show(("sm_90",))
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert [line.split(" | ")[2] for line in lines[2:]] == [
+        t.label.removesuffix(" split1") for t in static.tiles("sm_90", 4096)
+    ]
