@@ -24,6 +24,7 @@ PRODUCTS = (aten.linear.default, aten.mm.default, aten.addmm.default)
 """The forms in which a linear reaches a weight."""
 
 BLOCKWISE, EXTENDED = "BlockWiseINT8Layout", "ExtendedINT8Layout"
+LAYOUTS = (BLOCKWISE, EXTENDED)
 _OPTIONAL = ("pre_quant_scale", "input_scale")
 
 
@@ -32,21 +33,36 @@ def _fields(params: Any) -> list[str]:
 
 
 def _divide(tensor: torch.Tensor, smooth: torch.Tensor | None) -> torch.Tensor:
-    return tensor if smooth is None else tensor.float() / smooth.to(tensor.device, torch.float32)
+    return tensor if smooth is None else tensor.float() / _rows(smooth, tensor, torch.float32)
 
 
 def _multiply(tensor: torch.Tensor, smooth: torch.Tensor | None) -> torch.Tensor:
-    return tensor if smooth is None else tensor * smooth.to(tensor.device, tensor.dtype)
+    return tensor if smooth is None else tensor * _rows(smooth, tensor, tensor.dtype)
+
+
+def _rows(smooth: torch.Tensor, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return [K] as it is, and [E, K] of a bank as [E, 1, K]."""
+    smooth = smooth.to(tensor.device, dtype)
+    return smooth if smooth.dim() == 1 else smooth.unsqueeze(-2)
+
+
+def _each(tensor: torch.Tensor, *beside: torch.Tensor) -> Any:
+    """Yield a weight [N, K] and what is beside it, or the experts of a bank [E, N, K] and their shares."""
+    return zip(tensor, *beside, strict=True) if tensor.dim() == 3 else [(tensor, *beside)]
+
+
+def _joined(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    return torch.stack(parts) if like.dim() == 3 else parts[0]
 
 
 class BlockWiseINT8Layout(QuantizedLayout):
-    """``int8_blockwise``: one scale per square block of the weight [N, K]."""
+    """``int8_blockwise``: one scale per square block of the weight [N, K], or of each expert of [E, N, K]."""
 
     MIN_SM_VERSION = (7, 5)
 
     @dataclass(frozen=True)
     class Params(BaseLayoutParams):
-        """scale float32 [ceil(N / b), ceil(K / b)], pre_quant_scale [K] or None."""
+        """scale float32 [.., ceil(N / b), ceil(K / b)], pre_quant_scale [K], [E, K] or None."""
 
         block_size: int = 128
         pre_quant_scale: torch.Tensor | None = None
@@ -54,6 +70,10 @@ class BlockWiseINT8Layout(QuantizedLayout):
 
         def _tensor_fields(self) -> list[str]:
             return _fields(self)
+
+        def stored_config(self) -> dict[str, Any]:
+            """Return the format's own part of ``comfy_quant``."""
+            return {"format": "int8_blockwise", "group_size": self.block_size}
 
     @classmethod
     def quantize(
@@ -71,16 +91,27 @@ class BlockWiseINT8Layout(QuantizedLayout):
         `scale` is always computed anew; `inplace_ops` and other arguments of ComfyUI are accepted.
         """
         smooth = _divide(tensor, pre_quant_scale)
-        q, scales = quantize_blockwise(smooth, block_size, block_size)
+        made = [quantize_blockwise(w, block_size, block_size) for (w,) in _each(smooth)]
+        q, scales = (_joined([m[i] for m in made], tensor) for i in (0, 1))
         if stochastic_rounding and stochastic_rounding > 0:
-            q = _by_chance(smooth, scales, block_size, stochastic_rounding)
+            rounded = [_by_chance(w, s, block_size, stochastic_rounding) for w, s in _each(smooth, scales)]
+            q = _joined(rounded, tensor)
         params = cls.Params(scales, tensor.dtype, tuple(tensor.shape), block_size, pre_quant_scale)
         return q, params
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Any) -> torch.Tensor:
-        """Return the float weight [N, K] in its original dtype."""
-        return _multiply(dequantize(qdata, params.scale, params.orig_dtype), params.pre_quant_scale)
+        """Return the float weight [N, K], or bank [E, N, K], in its original dtype."""
+        floats = [dequantize(q, scale, params.orig_dtype) for q, scale in _each(qdata, params.scale)]
+        return _multiply(_joined(floats, qdata), params.pre_quant_scale)
+
+    @classmethod
+    def dequantize_embedding(cls, qdata: torch.Tensor, params: Any, indices: torch.Tensor) -> torch.Tensor:
+        """Return rows of a table [N, K] as floats [.., K], making only those."""
+        b = params.block_size
+        scale = params.scale[indices // b].repeat_interleave(b, -1)[..., : qdata.shape[-1]]
+        rows = (qdata[indices].float() * scale).to(params.orig_dtype)
+        return _multiply(rows, params.pre_quant_scale)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,6 +151,10 @@ class ExtendedINT8Layout(TensorWiseINT8Layout):
         def _tensor_fields(self) -> list[str]:
             return _fields(self)
 
+        def stored_config(self) -> dict[str, Any]:
+            """Return the format's own part of ``comfy_quant``, rotation aside."""
+            return {"format": "int8_tensorwise" if self.pre_quant_scale is None else "int8_smooth"}
+
     @classmethod
     def quantize(
         cls,
@@ -130,13 +165,25 @@ class ExtendedINT8Layout(TensorWiseINT8Layout):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, Any]:
         """Quantize the columns divided by pre_quant_scale, with the stock quantizer."""
-        q, made = super().quantize(_divide(tensor, pre_quant_scale).to(tensor.dtype), *args, **kwargs)
-        return q, extend_params(made, pre_quant_scale, input_scale)
+        smooth = _divide(tensor, pre_quant_scale).to(tensor.dtype)
+        made = [super(ExtendedINT8Layout, cls).quantize(w, *args, **kwargs) for (w,) in _each(smooth)]
+        q = _joined([m[0] for m in made], tensor)
+        stock = replace(made[0][1], scale=_joined([m[1].scale for m in made], tensor))
+        stock = replace(stock, orig_shape=tuple(tensor.shape))
+        return q, extend_params(stock, pre_quant_scale, input_scale)
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Any) -> torch.Tensor:
-        """Return the float weight [N, K] in its original dtype."""
-        return _multiply(super().dequantize(qdata, params), params.pre_quant_scale)
+        """Return the float weight [N, K], or bank [E, N, K], in its original dtype."""
+        scales = params.scale.expand(qdata.shape[0], *params.scale.shape[-2:]) if qdata.dim() == 3 else None
+        each = [(qdata, params.scale)] if scales is None else zip(qdata, scales, strict=True)
+        parts = [super(ExtendedINT8Layout, cls).dequantize(q, replace(params, scale=s)) for q, s in each]
+        return _multiply(_joined(parts, qdata), params.pre_quant_scale)
+
+    @classmethod
+    def dequantize_embedding(cls, qdata: torch.Tensor, params: Any, indices: torch.Tensor) -> torch.Tensor:
+        """Return rows of a table [N, K] as floats [.., K], making only those."""
+        return _multiply(super().dequantize_embedding(qdata, params, indices), params.pre_quant_scale)
 
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict[str, Any]:

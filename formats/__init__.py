@@ -20,6 +20,7 @@ from .convrot_w4a4 import ConvRotW4A4
 from .errors import CheckpointError, ConversionError
 from .float8 import Float8E4M3, Float8E5M2
 from .int8_blockwise import Int8Blockwise
+from .int8_smooth import Int8Smooth
 from .int8_tensorwise import Int8Tensorwise
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Float8E5M2",
     "Format",
     "Int8Blockwise",
+    "Int8Smooth",
     "Int8Tensorwise",
     "Shape",
     "StoredTensor",

@@ -111,6 +111,8 @@ class Format:
     """Tensors beside the weight that some layers have and others not; a field of the format says which."""
     extras: ClassVar[tuple[str, ...]] = (INPUT_SCALE, PRE_QUANT_SCALE)
     """Optional tensors that it may have."""
+    smoothed_as: ClassVar[str] = ""
+    """The format that a layer with a ``pre_quant_scale`` is written in, where that is another."""
 
     rotation: int = 0
     full_precision_matrix_mult: bool = False
@@ -137,6 +139,11 @@ class Format:
         if not given.get("granularity", True):
             del given["granularity"]
         return cls(**given)
+
+    def having(self, extra: tuple[str, ...]) -> "Format":
+        """Return this layer's format with those extra tensors: another one where they make it so."""
+        cls = FORMATS[self.smoothed_as] if PRE_QUANT_SCALE in extra and self.smoothed_as else type(self)
+        return cls(**{**{f.name: getattr(self, f.name) for f in fields(self)}, "extra": extra})
 
     def tensors(self, shape: Shape) -> tuple[StoredTensor, ...]:
         """Return the stored tensors of a weight [N, K]: the weight first, then its `suffixes`.

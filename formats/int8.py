@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from .base import FLOATS, FORMATS, Format, Report, Tensors
 from .config import flag, whole_number
 from .convrot import DEFAULT_GROUP, GROUPS
-from .names import SCALE, WEIGHT
+from .names import PRE_QUANT_SCALE, SCALE, WEIGHT
 
 DEFAULT_BLOCK = 128
 """Edge of a block where ``comfy_quant`` gives none; the scale's shape must agree."""
@@ -130,12 +130,21 @@ def _labelled(
             )
         return None if absent else right
     label, shape, old = _name(told), list(tensors[SCALE].shape), right.get("format")
+    smooth = FORMATS[label].smoothed_as
+    if smooth and PRE_QUANT_SCALE in tensors:
+        label = smooth
+    elif smooth and old == smooth:
+        report("pre_quant_scale", f"it has no {PRE_QUANT_SCALE}, which {old} layers are multiplied by")
+        return right
     if absent:
         text = "no comfy_quant: ComfyUI takes its integers for weights, which gives noise"
         report("no comfy_quant", text, f"written as {label}, by the scale's shape {shape}")
     elif old is None and config is not None:
         fix = f"{label}, by the scale's shape {shape}"
         report("no format", "its config has no 'format': ComfyUI refuses it", fix)
+    elif label == smooth and old == _name(told) and config is not None:
+        text = f"{old} with a {PRE_QUANT_SCALE}, which stock ComfyUI ignores: it shows noise"
+        report("smoothed", text, f"labelled {label}, which it refuses and the node pack reads")
     elif old != label and config is not None:
         text = f"labelled {old!r}, but its scale of shape {shape} is {label}"
         report("wrong format", text, f"labelled {label}")
@@ -143,7 +152,14 @@ def _labelled(
         right = {"format": label, **{k: v for k, v in right.items() if k not in ("format", "group_size")}}
     if told == "block":
         _check_edge(right, edge, old == label, report)
+    elif label == smooth:
+        _needs_pack("smoothed", label, report)
     return right
+
+
+def _needs_pack(kind: str, label: str, report: Report) -> None:
+    text = f"{label}: stock ComfyUI refuses this format; it needs a node pack that knows it"
+    report(kind, text, fatal=False)
 
 
 def _check_edge(config: dict[str, Any], edge: int, labelled: bool, report: Report) -> None:
@@ -152,8 +168,7 @@ def _check_edge(config: dict[str, Any], edge: int, labelled: bool, report: Repor
         text = f"group_size {given!r}, but its scale has blocks of {edge}"
         report("group size", text, f"group_size {edge}")
     config["group_size"] = edge
-    text = f"{config['format']}: stock ComfyUI refuses this format; it needs a node pack that knows it"
-    report("block-wise", text, fatal=False)
+    _needs_pack("block-wise", config["format"], report)
 
 
 def _group_as_number(config: dict[str, Any], report: Report) -> dict[str, Any]:

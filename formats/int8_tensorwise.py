@@ -25,6 +25,7 @@ class Int8Tensorwise(Int8):
     granularities: ClassVar[tuple[str, ...]] = ("row", "tensor")
     rotates: ClassVar[bool] = True
     unlabelled: ClassVar[bool] = True
+    smoothed_as: ClassVar[str] = "int8_smooth"
 
     granularity: Literal["row", "tensor"] = "row"
 
@@ -52,11 +53,12 @@ class Int8Tensorwise(Int8):
             raise CheckpointError(
                 f"{where}: weight_scale is {list(scale.shape)}, expected one entry or [{n}, 1]"
             )
-        return cls(
+        made = cls(
             granularity="tensor" if scale.numel == 1 else "row",
             rotation=rotation_of(settings, k, where),
             **cls.common(settings, tensors),
         )
+        return made.having(made.extra)
 
     def check(self, tensors: Tensors, where: str) -> None:
         """Check the extra tensors; `from_settings` has told the scale by its shape."""

@@ -124,11 +124,11 @@ class _Work:
                     f"it; remove {layer.weight.name} instead, or nothing of this layer"
                 )
 
-    @staticmethod
-    def _needed(layer: StoredLayer) -> list[TensorInfo]:
+    def _needed(self, layer: StoredLayer) -> list[TensorInfo]:
         """List the tensors without which a layer cannot be read."""
-        optional = (INPUT_SCALE, PRE_QUANT_SCALE)
-        return [t for t in layer.companions() if not t.name.endswith(optional)]
+        form = self.examined[layer.name].format if layer.name in self.examined else None
+        optional = {INPUT_SCALE, PRE_QUANT_SCALE}.difference(form.suffixes if form else ())
+        return [t for t in layer.companions() if not t.name.endswith(tuple(optional))]
 
     def dequantize(self) -> None:
         """Make the layers float that the settings select; what belongs to their integers goes."""

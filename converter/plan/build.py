@@ -13,7 +13,7 @@ from ...formats import companion_suffixes
 from ...formats.config import encode_config
 from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
-from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, OLD_NAMES, PRE_QUANT_SCALE, tensor_name
+from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, OLD_NAMES, tensor_name
 from ..layers.choice import choose
 from ..layers.recast import recast
 from ..layers.rules import LayerRules, layer_rules
@@ -309,12 +309,6 @@ def _stock_notes(steps: tuple[Step, ...]) -> Iterator[str]:
     refused = Counter(f.name for f in forms if not f.stock_since)
     for name, count in refused.items():
         yield f"stock ComfyUI refuses {name} ({count} layers): it needs the node pack (ctq install-nodes)"
-    smoothed = sum(PRE_QUANT_SCALE in f.extra for f in forms)
-    if smoothed:
-        yield (
-            f"{smoothed} layers are smoothed: stock ComfyUI ignores that and shows noise; they need the node "
-            f"pack (ctq install-nodes)"
-        )
     static = sum(INPUT_SCALE in f.extra for f in forms)
     if static:
         yield f"{static} layers have a static activation scale: stock ComfyUI ignores it"

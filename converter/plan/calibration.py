@@ -133,7 +133,7 @@ def layer_extras(layer: str, form: Format, calibration: Calibration, settings: S
     smooth = settings.smoothquant and calibration.measured
     smooth = smooth and calibration.has(layer, "samples", "channel_max")
     wanted = [name for name, on in ((INPUT_SCALE, static), (PRE_QUANT_SCALE, smooth)) if on]
-    return replace(form, extra=tuple(name for name in wanted if name in form.extras))
+    return form.having(tuple(name for name in wanted if name in form.extras))
 
 
 def algorithm_notes(asked: Mapping[str, str | None], calibration: Calibration) -> Iterator[str]:

@@ -277,7 +277,7 @@ def carried(params: Params) -> dict[str, torch.Tensor]:
 def with_extras(form: Format, params: Params) -> Format:
     """Return `form` with the extra tensors, and the wish for float products, that the parameters hold."""
     extra = tuple(s for s in form.extras if params.get(s) is not None)
-    return replace(form, extra=extra, full_precision_matrix_mult=bool(params.get(FULL_PRECISION)))
+    return replace(form.having(extra), full_precision_matrix_mult=bool(params.get(FULL_PRECISION)))
 
 
 def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor | None) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Block-wise and smoothed files in ComfyUI's own layers, beside a stand-in for ComfyUI."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -53,13 +54,32 @@ def checkpoint(kind, tmp_path) -> tuple[nn.Module, Path]:
     return model, save_quantized(model, tmp_path / "a.safetensors")
 
 
-def test_stock_refuses_block_wise_files(comfy, tmp_path):
-    """What the node pack is for: without it, KeyError."""
+@pytest.mark.parametrize(
+    ("kind", "name"), [("block 128", "int8_blockwise"), ("smooth", "int8_smooth")], ids=str
+)
+def test_stock_refuses_what_it_cannot_read(comfy, tmp_path, kind, name):
+    """What the node pack is for: without it, KeyError, and not noise."""
     model = float_model()
-    quantize_model(model, "int8_blockwise")
+    KINDS[kind](model)
     path = save_quantized(model, tmp_path / "a.safetensors")
-    with pytest.raises(KeyError, match="int8_blockwise"):
+    with pytest.raises(KeyError, match=name):
         hosted(comfy, path)
+
+
+def test_the_old_spelling_of_smoothed_layers_is_read_too(pack, comfy, tmp_path):
+    """Files of earlier versions say ``int8_tensorwise``; saved again they have the name of their own."""
+    model = float_model()
+    smoothed(model)
+    state = load_file(save_quantized(model, tmp_path / "a.safetensors"))
+    new = json.loads(bytes(state["up.comfy_quant"].tolist()))
+    assert new["format"] == "int8_smooth"
+    old = json.dumps({**new, "format": "int8_tensorwise"}).encode()
+    host = hosted(comfy, {**state, "up.comfy_quant": torch.tensor(list(old), dtype=torch.uint8)})
+    torch.testing.assert_close(host.up.weight.dequantize(), model.up.weight.dequantize())
+    assert torch.equal(host.state_dict()["up.comfy_quant"], state["up.comfy_quant"])
+    del state["up.pre_quant_scale"]
+    with pytest.raises(ValueError, match=r"up\.pre_quant_scale is missing"):
+        hosted(comfy, state)
 
 
 def test_files_load_and_compute_what_our_runtime_does(pack, comfy, kind, checkpoint):
@@ -147,7 +167,7 @@ def test_a_comfyui_without_the_hooks_gets_a_message(comfy, monkeypatch, caplog, 
 
 def test_everything_can_be_taken_back(pack, comfy):
     hooks = sys.modules[f"{pack.__name__}.hooks"]
-    assert comfy.quant_ops.QUANT_ALGOS.keys() == {"int8_tensorwise", "int8_blockwise"}
+    assert comfy.quant_ops.QUANT_ALGOS.keys() == {"int8_tensorwise", "int8_blockwise", "int8_smooth"}
     assert "pre_quant_scale" in comfy.quant_ops.QUANT_ALGOS["int8_tensorwise"]["parameters"]
     patched = comfy.ops.mixed_precision_ops
     hooks.install()

@@ -22,6 +22,7 @@ from convert_to_quant.formats import (
     Float8E4M3,
     Format,
     Int8Blockwise,
+    Int8Smooth,
     Int8Tensorwise,
     read_format,
 )
@@ -175,7 +176,7 @@ FLOATS = (
     Row("FP8, convrot", {"format": E4M3, "convrot": True}, fp8(()), "convrot"),
 )
 
-SMOOTH = replace(ROW, extra=("pre_quant_scale",))
+SMOOTH = Int8Smooth()
 STATIC = replace(ROW, extra=("input_scale",))
 
 BESIDE = (

@@ -22,6 +22,7 @@ from convert_to_quant.formats import (
     Float8E5M2,
     Format,
     Int8Blockwise,
+    Int8Smooth,
     Int8Tensorwise,
     StoredTensor,
     Tensors,
@@ -145,6 +146,10 @@ def _rows(n: int, k: int) -> Shapes:
     return {"weight": ("I8", (n, k)), "weight_scale": ("F32", (n, 1))}
 
 
+def _smoothed(n: int, k: int) -> Shapes:
+    return {**_rows(n, k), "pre_quant_scale": ("F32", (k,))}
+
+
 def _whole(n: int, k: int) -> Shapes:
     return {"weight": ("I8", (n, k)), "weight_scale": ("F32", (1, 1))}
 
@@ -228,6 +233,15 @@ CASES = (
         {"scaling_mode": "block", "block_size": 32},
         fields=_EDGES,
         shapes=((131, 190), (130, 128)),
+    ),
+    Case(
+        "smooth rotated by 16",
+        Int8Smooth(rotation=16),
+        {**_rotated(16), "format": "int8_smooth"},
+        _smoothed,
+        int8,
+        columns=16,
+        fields=_TENSORWISE,
     ),
     Case(
         "float8_e4m3fn",

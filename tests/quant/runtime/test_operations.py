@@ -71,7 +71,7 @@ def test_a_checkpoint_loads_and_runs(trained, state, inputs, dtype):
     model.load_state_dict(state)
     assert isinstance(model.fc1.weight, QuantizedTensor)
     assert isinstance(model.table.weight, QuantizedTensor)
-    assert model.fc1.quant_format == "int8_tensorwise"
+    assert model.fc1.quant_format == "int8_smooth"
     assert model.fc1.weight._layout_params.keys() >= {"pre_quant_scale", "input_scale"}
     assert model.norm.weight.dtype == dtype
     with torch.no_grad():
