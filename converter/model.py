@@ -73,7 +73,7 @@ def preset_rule(preset: str = "auto", strict: bool = False) -> Keep:
         matches = _matches(preset, shapes)
         for match in matches:
             logger.info("recognised %s: %s", match.label, ", ".join(match.evidence))
-        decisions = select(shapes, matches, strict)
+        decisions = select(shapes, matches, strict, force=True)  # nothing here goes to ComfyUI
         return {name: d.reason for name, d in decisions.items() if d.action != "quantize"}
 
     return keep

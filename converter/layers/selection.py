@@ -16,7 +16,7 @@ from functools import cache
 from typing import Literal
 
 from ...formats import Format
-from ..presets import NEVER, KeepSet, Match, Shapes, compiled, keep_set
+from ..presets import NEVER, KeepSet, Match, Preset, Shapes, compiled, keep_set
 from .blocks import Blocks, find_blocks
 
 # Smaller layers save nothing worth their error; the published files leave them alone.
@@ -64,6 +64,7 @@ def select(
     matches: Sequence[Match] = (),
     strict: bool = False,
     keep_sets: Iterable[str | KeepSet] = (),
+    force: bool = False,
 ) -> dict[str, Decision]:
     """Decide for every tensor of a header, in the order of the header.
 
@@ -73,6 +74,7 @@ def select(
     that it starts with. Without, the general rule holds for the whole file.
     strict: per-block modulation, and what else a preset lists as strict, is kept too.
     keep_sets: extra sets to keep, by name or as KeepSet, whatever else holds.
+    force: quantize also models that stock ComfyUI reads no quantized file of.
 
     A VAE, vocoder or projection part of an all-in-one file is never quantized.
     Raises ValueError for a keep-set that does not exist.
@@ -89,6 +91,7 @@ def select(
             _removed(name, match, extra)
             or _not_a_linear(name, shape)
             or _kept_by_name(name, match, extra, strict)
+            or (None if force else _not_read(match))
             or _unfit(name, shape, experts)
             or (_general(name, blocks, strict) if blocks is not None else _by_preset(name, match))
         )
@@ -168,6 +171,15 @@ def _kept_by_name(
         if found := _search(item.keep, name):
             return _keep(f"kept by {item.name}: {found}")
     return None
+
+
+def _not_read(match: Match | None) -> Decision | None:
+    return None if match is None or match.preset.stock_since else _keep(not_read(match.preset))
+
+
+def not_read(preset: Preset) -> str:
+    """Return why a model without `stock_since` is left as it is."""
+    return f"stock ComfyUI reads no quantized {preset.title} and shows noise (--force quantizes it)"
 
 
 def _unfit(name: str, shape: tuple[int, ...], experts: set[str]) -> Decision | None:

@@ -121,6 +121,14 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         help="which model this is, and so which layers are kept: auto (default) recognises it from the "
         "file's header, none uses a general rule",
     )
+    force: bool = option(
+        False,
+        "--force",
+        group="model",
+        action="store_true",
+        help="quantize also what stock ComfyUI reads no quantized file of (CLIP-L, CLIP-G, ByT5), for other "
+        "runtimes",
+    )
     preset_strict: bool = option(
         False,
         "--preset-strict",

@@ -17,7 +17,7 @@ from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, OLD_NAMES, tenso
 from ..layers.choice import choose
 from ..layers.recast import recast
 from ..layers.rules import LayerRules, layer_rules
-from ..layers.selection import NEVER, Decision, could_be_linear, select
+from ..layers.selection import NEVER, Decision, could_be_linear, not_read, select
 from ..lora.merge import Merge, Merges, merge_notes, settings_merges
 from ..options.settings import Settings
 from ..options.values import KEEP
@@ -58,7 +58,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
     shapes = checkpoint.shapes()
     matches = recognise(checkpoint, settings)
     merges = settings_merges(settings, shapes)
-    decisions = select(shapes, matches, settings.preset_strict, settings.keep_sets)
+    decisions = select(shapes, matches, settings.preset_strict, settings.keep_sets, settings.force)
     rules = layer_rules(settings, layer_names(checkpoint))
     stored = _stored(checkpoint)
     companions = {name for quant in stored.values() for name in quant.names()}
@@ -289,6 +289,7 @@ def _notes(steps: tuple[Step, ...], matches: list[Match], recognised: bool) -> I
             "blocks; look at the dry run, or name the model with --preset"
         )
     yield from _stock_notes(steps)
+    yield from _unread_notes(steps, matches)
     left = [s.name for s in steps if s.action == "drop" and s.reason == LEFT_OVER]
     if left:
         yield f"{len(left)} tensors are dropped: {LEFT_OVER} ({left[0]}, ...)"
@@ -314,6 +315,19 @@ def _stock_notes(steps: tuple[Step, ...]) -> Iterator[str]:
         yield f"{static} layers have a static activation scale: stock ComfyUI ignores it"
 
 
+def _unread_notes(steps: tuple[Step, ...], matches: list[Match]) -> Iterator[str]:
+    """Say what becomes of models that stock ComfyUI reads no quantized file of."""
+    for match in (m for m in matches if not m.preset.stock_since):
+        changed = sum(s.format is not None and s.name.startswith(match.prefix) for s in steps)
+        if changed:
+            yield (
+                f"{changed} layers of {match.preset.title} are quantized, for other runtimes: stock ComfyUI "
+                f"takes their integers for weights and shows noise"
+            )
+        else:
+            yield f"{match.preset.title} stays as it is: {not_read(match.preset)}"
+
+
 def _overruled(steps: tuple[Step, ...], decisions: Mapping[str, Decision]) -> Iterator[str]:
     """Name layers that the preset or the general rule would have kept, and why it would."""
     kept = [
@@ -333,6 +347,9 @@ def _why_nothing(plan: Plan) -> str:
     int8 = sum(s.source.dtype == "I8" for s in plan)
     if int8:
         return f"{int8} of its weights are INT8 already"
+    unread = next((s.reason for s in plan if "(--force " in s.reason), "")
+    if unread:
+        return unread
     reasons: dict[str, int] = {}
     for step in plan:
         if step.action == "keep":

@@ -105,7 +105,9 @@ class Preset:
     (and, if asked, ``strict``) does. ``keep`` names the embedders and output layers
     as well, although ``blocks`` already leaves them out, so that the reason shown
     to the user can name them. ``remove`` lists tensors that the output drops.
-    ``aliases`` are other names people type for it.
+    ``aliases`` are other names people type for it. ``stock_since`` is the first
+    ComfyUI that reads a quantized file of it without a node pack, once it knows the
+    model at all; "" if none does: it is then left as it is.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Preset:
     variants: tuple[Variant, ...] = ()
     aliases: tuple[str, ...] = ()
     kind: Literal["diffusion", "text encoder"] = "diffusion"
+    stock_since: str = "0.29"
 
 
 @dataclass(frozen=True)

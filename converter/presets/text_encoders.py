@@ -3,6 +3,9 @@
 Language models keep their vocabulary tables, their output head, their vision and
 audio towers and the projectors between them; every Linear of the text blocks is
 quantized. In the published Qwen3-VL 8B file that is 252 of 371 layers.
+
+ComfyUI, 0.33 as the latest that was looked at, tells its CLIP models and ByT5 nothing of
+quantized layers, alone or inside an all-in-one file: they take integers for weights.
 """
 
 from __future__ import annotations
@@ -87,6 +90,7 @@ def _clip(name: str, title: str, *facts: Fact, **more) -> Preset:
         blocks=(r"^text_model\.encoder\.layers\.\d+\.",),
         keep=(r"\b(token_embedding|position_embedding)\b", r"^text_projection\b"),
         kind="text encoder",
+        stock_since="",
         **more,
     )
 
@@ -113,6 +117,7 @@ T5 = (
         "ByT5-small (glyph encoder)",
         naming(dim(_T5_Q, 1, 1472)),
         aliases=("byt5",),
+        stock_since="",
     ),
 )
 

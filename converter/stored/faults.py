@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ...files.checkpoint import TensorInfo
 from ...formats.names import CONFIG, MARKER, WEIGHT
 from ...names.diffusers import DIFFUSERS, NAMES_KEY, recognise, renamed_without_a_table
+from ..presets import detect
 from .judge import Examined, Problem, examine
 from .layers import StoredFile
 
@@ -15,9 +16,22 @@ def examine_file(stored: StoredFile) -> tuple[dict[str, Examined], list[Problem]
     """Judge every layer, by name, and list all problems of the file: the layers' first, in file order."""
     examined = {name: examine(layer, _marker(stored, name)) for name, layer in stored.layers.items()}
     problems = [p for e in examined.values() for p in e.problems]
-    for check in (_biases, _raw_integers, _orphans, _prefix, _names, _header, _unlisted):
+    for check in (_biases, _raw_integers, _orphans, _prefix, _names, _header, _unlisted, _unread):
         problems += check(stored)
     return examined, problems
+
+
+def _unread(stored: StoredFile) -> Iterator[Problem]:
+    """Report quantized models that ComfyUI hands no quantization data to."""
+    checkpoint = stored.checkpoint
+    for match in detect(checkpoint.shapes(), checkpoint.metadata):
+        inside = [n for n in stored.layers if n.startswith(match.prefix)]
+        if inside and not match.preset.stock_since:
+            text = (
+                f"{len(inside)} quantized layers of {match.preset.title}: stock ComfyUI takes their "
+                f"integers for weights and shows noise"
+            )
+            yield Problem("text encoder", inside[0], text)
 
 
 def _marker(stored: StoredFile, layer: str) -> TensorInfo | None:

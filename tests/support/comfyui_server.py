@@ -1,4 +1,4 @@
-"""A headless ComfyUI on the loopback, and workflows for it."""
+"""A real ComfyUI checkout in processes of its own: headless on the loopback, or imported by a worker."""
 
 import json
 import os
@@ -10,7 +10,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "comfyui_real"
+COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ".").resolve()
 STARTED, ANSWERED = 120.0, 120.0
 """Seconds until a server that does not answer is given up."""
 
@@ -22,8 +23,8 @@ class Refused(Exception):
 class Server:
     """One ComfyUI process with a base folder of its own; a context manager."""
 
-    def __init__(self, comfyui: Path, base: Path, nodes: dict[str, Path], *arguments: str) -> None:
-        self.comfyui, self.base, self.arguments = comfyui, base, arguments
+    def __init__(self, base: Path, nodes: dict[str, Path], *arguments: str) -> None:
+        self.base, self.arguments = base, arguments
         for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (base / name).mkdir(parents=True, exist_ok=True)
         for name, folder in nodes.items():
@@ -33,7 +34,7 @@ class Server:
 
     def __enter__(self) -> "Server":
         port = self.base / "port"
-        command = [sys.executable, str(HERE / "launch.py"), str(self.comfyui), str(port)]
+        command = [sys.executable, str(HERE / "launch.py"), str(COMFYUI), str(port)]
         command += ["--cpu", "--listen", "127.0.0.1", "--port", "0", "--base-directory", str(self.base)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-metadata"]
         command += ["--front-end-root", str(self.base / "user"), "--dont-print-server", *self.arguments]
@@ -95,3 +96,31 @@ class Server:
             if time.monotonic() > end:
                 raise RuntimeError("ComfyUI did not let its models go")
             time.sleep(0.05)
+
+
+class Worker:
+    """A process that has imported ComfyUI; attributes are the functions of `families` and `loading`."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, str(HERE / "worker.py"), str(COMFYUI)]
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.log = folder / "worker.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log, cwd=folder, env=environment, **pipes)
+
+    def call(self, module: str, function: str, **request: object) -> object:
+        """Return a function's result; RuntimeError with its error."""
+        asked = {"module": module, "function": function, **request}
+        self.process.stdin.write(json.dumps(asked, default=str) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"the worker died: {self.log.read_text()[-4000:]}"}
+        if isinstance(answer, dict) and "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait(30)

@@ -1,0 +1,115 @@
+"""Files of every format and family in real ComfyUI: loaded by its loader, run by its sampler, with LoRAs."""
+
+import pytest
+import torch
+from format_cases import WRITTEN
+from safetensors.torch import load_file, save_file
+
+from convert_to_quant.formats import FORMATS
+from convert_to_quant.quant.algorithms import LayerStats
+from convert_to_quant.quant.calibration import save as save_calibration
+from convert_to_quant.quantization import convert_to_int8
+
+FAMILIES = ("flux", "flux2", "hunyuan_video", "ltxv", "sd3", "wan")
+SMOOTH = "smooth rotated"
+FORMATS_TRIED = {c.id: c.options for c in WRITTEN if c.id != "tensor rotated by 16"} | {SMOOTH: None}
+STOCK = [k for k, o in FORMATS_TRIED.items() if o is not None and "block" not in k]
+PACK_ONLY = {"block 32": "int8_blockwise", SMOOTH: "int8_smooth"}
+
+FLOOR_DB = {"tensor": 12, "float8_e4m3fn": 20, "float8_e5m2": 15, "int4 rows": 8, "block 32": 20, "row": 18}
+"""Far above noise (0 dB), below what was seen; a lost scale or rotation is noise."""
+
+
+def floor(kind: str) -> float:
+    return next((db for name, db in FLOOR_DB.items() if kind.startswith(name)), 10)
+
+
+@pytest.fixture(scope="session")
+def converted(tiny, tmp_path_factory):
+    """A function that gives the file of a family in a format, made once."""
+    folder, made = tmp_path_factory.mktemp("converted"), {}
+
+    def of(family: str, kind: str):
+        if (family, kind) not in made:
+            target = folder / f"{family}-{kind}.safetensors"
+            if kind == SMOOTH:
+                inputs = measured(tiny(family), folder / f"{family}-inputs.safetensors")
+                options = {"smoothquant": True, "calibration_data": str(inputs), "simple": True}
+            else:
+                options = FORMATS_TRIED[kind]
+            convert_to_int8(str(tiny(family)), str(target), **options)
+            made[family, kind] = target
+        return made[family, kind]
+
+    return of
+
+
+def measured(model, path):
+    """A calibration of made inputs for every two-dimensional weight of a file."""
+    g = torch.Generator().manual_seed(3)
+    records = {}
+    for name, weight in load_file(model).items():
+        if name.endswith(".weight") and weight.dim() == 2:
+            x = torch.randn(64, weight.shape[1], generator=g)
+            x[:, ::40] *= 8
+            records[name.removesuffix(".weight")] = LayerStats(x.bfloat16(), x.abs().amax(0), x.mean(0), 0.1)
+    return save_calibration(path, records)
+
+
+@pytest.mark.parametrize("kind", STOCK)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_comfyui_reads_them(stock, tiny, converted, family, kind):
+    found = stock.call(
+        "loading", "quality", original=tiny(family), quantized=converted(family, kind), family=family
+    )
+    assert floor(kind) < found < 100
+
+
+@pytest.mark.parametrize("kind", PACK_ONLY)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_node_pack_reads_its_own(packed, tiny, converted, family, kind):
+    found = packed.call(
+        "loading", "quality", original=tiny(family), quantized=converted(family, kind), family=family
+    )
+    assert floor(kind) < found < 100
+
+
+@pytest.mark.parametrize("kind", PACK_ONLY)
+def test_without_the_pack_they_are_refused(stock, converted, kind):
+    """By name, and not shown as noise."""
+    with pytest.raises(RuntimeError, match=f"KeyError: '{PACK_ONLY[kind]}'"):
+        stock.call("loading", "quality", original=None, quantized=converted("flux", kind), family="flux")
+
+
+def test_the_pack_reads_the_old_spelling_of_smoothed_files(packed, tiny, converted, tmp_path):
+    state = load_file(converted("flux", SMOOTH))
+    for name, tensor in state.items():
+        if name.endswith(".comfy_quant"):
+            old = bytes(tensor.tolist()).replace(b"int8_smooth", b"int8_tensorwise")
+            state[name] = torch.tensor(list(old), dtype=torch.uint8)
+    save_file(state, tmp_path / "old.safetensors")
+    found = packed.call(
+        "loading", "quality", original=tiny("flux"), quantized=tmp_path / "old.safetensors", family="flux"
+    )
+    assert found > floor(SMOOTH)
+
+
+@pytest.mark.parametrize("offloaded", [False, True], ids=["resident", "offloaded"])
+@pytest.mark.parametrize("kind", ["row rotated by 64", *PACK_ONLY])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_a_lora_and_offloaded(packed, tiny, converted, tmp_path, family, kind, offloaded):
+    """A LoRA gives what it gives on the float model, baked in or added as weights are used."""
+    lora = tiny(family).with_name(f"{family}-lora.safetensors")
+    if not lora.exists():
+        assert packed.call("families", "lora", path=tiny(family), target=lora)
+    files = {"original": tiny(family), "quantized": converted(family, kind), "family": family}
+    plain = packed.call("loading", "quality", **files, offloaded=offloaded)
+    patched = packed.call("loading", "quality", **files, lora=lora, offloaded=offloaded)
+    assert floor(kind) < plain
+    assert patched > plain - 6
+
+
+def test_every_format_that_stock_reads_is_tried():
+    tried = {c.form.name for c in WRITTEN if c.id in STOCK}
+    written = {f.name for f in FORMATS.values() if f.option and f.stock_since}
+    assert written <= tried
