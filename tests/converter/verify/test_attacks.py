@@ -212,7 +212,7 @@ def test_a_scale_that_the_record_does_not_know_fails(original, made, tmp_path, n
 def test_what_the_record_says_is_told_and_not_a_fault(original, made):
     report = verify(original, made("all extras"))
     assert report.ok
-    assert {p.kind for p in report.problems} == {"bias corrected"}
+    assert {p.kind for p in report.problems} == {"bias corrected", "smoothed"}
     assert any("quip, static input scale, smoothed" in n and "6 layers" in n for n in report.notes)
 
 
