@@ -18,6 +18,7 @@ class Int8Smooth(Int8Tensorwise):
     name: ClassVar[str] = "int8_smooth"
     option: ClassVar[str] = ""
     stock_since: ClassVar[str] = ""
+    unlabelled: ClassVar[bool] = False
     suffixes: ClassVar[tuple[str, ...]] = (SCALE, PRE_QUANT_SCALE)
     smoothed_as: ClassVar[str] = "int8_smooth"
 
