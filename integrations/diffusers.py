@@ -11,7 +11,7 @@ import torch
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
-from ..formats import ConversionError
+from ..formats import CheckpointError, ConversionError
 from ..quant import QuantizedTensor
 from ..quant.runtime import plain_state_dict
 from ..quant.runtime.stored import as_parameter
@@ -135,8 +135,11 @@ class CtqDiffusersQuantizer(DiffusersQuantizer):
             value = self.plan.quantize(param_name, value)
         module._parameters[leaf] = as_parameter(value)
 
-    def check_quantized_param_shape(self, *args: Any, **kwargs: Any) -> bool:
-        """Shapes are checked when a layer's tensors are put together."""
+    def check_quantized_param_shape(self, param_name: str, current_param: Any, loaded_param: Any) -> bool:
+        """CheckpointError where a stored weight is not of the model's shape; diffusers leaves it to us."""
+        found, wanted = list(loaded_param.shape), list(current_param.shape)
+        if found != wanted:
+            raise CheckpointError(f"{param_name} is {found}, the model needs {wanted}")
         return True
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "compare": ("run a model on two checkpoints and compare what comes out", _lazy(".compare")),
     "install-nodes": ("put the node pack into a ComfyUI", _lazy(".install_nodes")),
     "inspect": ("show a file's architecture, formats and problems", _lazy(".inspect")),
+    "doctor": ("show what is installed here, and what will run how", _lazy(".doctor")),
 }
 """Other commands by name: what each does, and its main."""
 

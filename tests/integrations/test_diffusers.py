@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from catalogs import SMALL, load
 from peers import peer
-from running_models import MODELS, TINY, builder, diffusers, output, randomized
+from running_models import MODELS, TINY, builder, diffusers, output, randomized, wide
 from safetensors.torch import load_file, save_file
 
 peer("accelerate")
@@ -17,6 +16,7 @@ from convert_to_quant.formats import CheckpointError, ConversionError  # noqa: E
 from convert_to_quant.integrations.stored import put_together  # noqa: E402
 from convert_to_quant.runtime import (  # noqa: E402
     load_quantized,
+    map_for,
     plain_state_dict,
     quantize_model,
     save_quantized,
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_quantized_while_it_is_loaded(family, folder, tmp_path, caplog):
-    """As quantize_model does it in place; saved, also in shards, and read again, it is the same, silently."""
+    """As quantize_model does it in place; saved and read again, it is the same, silently."""
     want = randomized(builder(family))
     report = quantize_model(want)
     cls = type(want)
@@ -59,14 +59,33 @@ def test_a_model_is_quantized_while_it_is_loaded(family, folder, tmp_path, caplo
     assert got.hf_quantizer.plan.forms.keys() == report.quantized.keys()
     assert got.hf_quantizer.skipped == report.skipped
     assert same(got, want)
-    for name, size in (("whole", "1GB"), ("shards", "100KB")):
-        got.save_pretrained(tmp_path / name, max_shard_size=size)
-        told = json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
-        assert told["quant_method"] == "ctq"
-        assert "calibration" not in told
-        assert same(cls.from_pretrained(tmp_path / name), want)
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    got.save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert told["quant_method"] == "ctq"
+    assert "calibration" not in told
+    assert same(cls.from_pretrained(tmp_path), want)
     assert "were not used" not in caplog.text
+
+
+def test_shards_may_divide_a_layer(folder, tmp_path, caplog):
+    """A weight in one file and its scale in another: read as one."""
+    model = type(builder("flux")()).from_pretrained(folder("flux"), quantization_config=CtqConfig())
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    weight_map = json.loads(next(tmp_path.glob("*.index.json")).read_text())["weight_map"]
+    layers = {name.rpartition(".")[0] for name in weight_map if name.endswith(".comfy_quant")}
+    assert any(weight_map[f"{n}.weight"] != weight_map[f"{n}.weight_scale"] for n in layers)
+    assert same(type(model).from_pretrained(tmp_path), model)
+    assert "were not used" not in caplog.text
+
+
+def test_a_layer_of_another_shape_is_refused(folder, tmp_path):
+    model = type(builder("wan")()).from_pretrained(folder("wan"), quantization_config=CtqConfig())
+    model.save_pretrained(tmp_path)
+    file, name = tmp_path / "diffusion_pytorch_model.safetensors", "blocks.0.attn1.to_q.weight"
+    narrow = QuantizedTensor.from_float(torch.randn(128, 64), "TensorWiseINT8Layout")
+    save_file({**load_file(file), **plain_state_dict({name: narrow})}, file)
+    with pytest.raises(CheckpointError, match=rf"{name} is \[128, 64\], the model needs \[128, 128\]"):
+        type(model).from_pretrained(tmp_path)
 
 
 def test_a_saved_folder_holds_what_comfyui_would_save(folder, tmp_path):
@@ -128,12 +147,18 @@ def test_a_pattern_that_matches_nothing_is_refused(folder):
         type(builder("wan")()).from_pretrained(folder("wan"), quantization_config=CtqConfig(skip=["bloks"]))
 
 
-@pytest.mark.parametrize("family", ["qwen-image", "z-image", "wan"])
-@pytest.mark.parametrize("layout", ["int8_tensorwise", "int8_blockwise", "float8_e4m3fn"])
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        *((f, "int8_tensorwise") for f in ("auraflow", "flux2", "ltx-video", "qwen-image", "sd3", "z-image")),
+        *(("wan", layout) for layout in ("int8_tensorwise", "int8_blockwise", "float8_e4m3fn")),
+    ],
+)
 def test_a_comfyui_file_is_read(family, layout, folder, tmp_path):
-    """from_single_file on a quantized file and on a float one, under ComfyUI's names and prefix."""
-    if (family, layout) == ("z-image", "float8_e4m3fn"):
-        pytest.skip("ComfyUI's names fuse q, k and v, which have a scale each in this format")
+    """from_single_file on a quantized file and on a float one, under ComfyUI's names and prefix.
+
+    Of the other families diffusers divides weights by the released models' sizes, or knows no such file.
+    """
     want = randomized(builder(family))
     words = {"prefix": "model.diffusion_model.", "comfyui_names": True}
     plain = save_quantized(want, tmp_path / "plain.safetensors", **words)
@@ -147,34 +172,45 @@ def test_a_comfyui_file_is_read(family, layout, folder, tmp_path):
     assert same(cls.from_pretrained(tmp_path / "folder"), want)
 
 
-@pytest.mark.parametrize("name", ["flux1-dev", "z-image", "wan2.1-t2v-14b"])
-def test_diffusers_own_converters_take_quantized_weights_apart_by_rows(name):
-    """On a released model's rows, where they divide by fixed sizes: the codes land where the floats would."""
+RELEASED = {
+    "flux": ("convert_flux_transformer_checkpoint_to_diffusers", {}),
+    "chroma": ("convert_chroma_transformer_checkpoint_to_diffusers", {}),
+    "lumina2": ("convert_lumina2_to_diffusers", {"hidden_size": 2304, "num_kv_heads": 8}),
+}
+"""Families whose converters divide by fixed sizes: the converter, and what makes the model's rows those."""
+
+
+@pytest.mark.parametrize("family", RELEASED)
+def test_diffusers_own_converters_take_quantized_weights_apart_by_rows(family):
+    """On rows of the released width, and few columns: the codes land where the floats would."""
     from diffusers.loaders import single_file_utils as theirs
 
-    convert = {
-        "flux1-dev": theirs.convert_flux_transformer_checkpoint_to_diffusers,
-        "z-image": theirs.convert_z_image_transformer_checkpoint_to_diffusers,
-        "wan2.1-t2v-14b": theirs.convert_wan_transformer_to_diffusers,
-    }[name]
-    g = torch.Generator().manual_seed(0)
-    shapes = {k: (s[0], 4) if len(s) == 2 else s[:1] for k, s in load(SMALL, name)[1].items()}
-    state = {k: torch.randn(s, generator=g) for k, s in shapes.items()}
-    linears = {k for k, s in shapes.items() if len(s) == 2 and k.endswith(".weight")}
-    quantized = {
-        k: QuantizedTensor.from_float(t, "TensorWiseINT8Layout", rotation=4) if k in linears else t
-        for k, t in state.items()
-    }
-    dense = {k: t.dequantize() if k in linears else t for k, t in quantized.items()}
-    stored = put_together(plain_state_dict(quantized))
+    name, sizes = RELEASED[family]
+    with torch.device("meta"):
+        model = wide(family, **sizes)
+    rows = {k: v.shape[0] if v.dim() else 1 for k, v in model.state_dict().items()}
+    g, state, linears = torch.Generator().manual_seed(0), {}, set()
+    for source, mapped in map_for(model).inverse(rows).items():
+        linear = all(
+            isinstance(model.get_submodule(t.rpartition(".")[0]), torch.nn.Linear) for t in mapped.targets
+        )
+        count = sum(rows[t] for t in mapped.targets)
+        if linear and source.endswith(".weight"):
+            linears.add(source)
+            w = torch.randn(count, 4, generator=g)
+            state[source] = QuantizedTensor.from_float(w, "TensorWiseINT8Layout", rotation=4)
+        else:
+            state[source] = torch.randn(count, generator=g)
+    stored = put_together(plain_state_dict(state))
     assert stored.keys() == state.keys()
+    convert = getattr(theirs, name)
+    dense = {k: t.dequantize() if k in linears else t for k, t in state.items()}
     got, want = convert(dict(stored)), convert(dense)
-    assert got.keys() == want.keys()
+    assert got.keys() == want.keys() == rows.keys()
     for key, tensor in want.items():
-        linear = tensor.dim() == 2 and key.endswith(".weight")
-        assert isinstance(got[key], QuantizedTensor) == linear, key
-        part = got[key].dequantize(torch.float32) if linear else got[key]
-        assert torch.equal(part, tensor), key
+        quantized = tensor.dim() == 2
+        assert isinstance(got[key], QuantizedTensor) == quantized, key
+        assert torch.equal(got[key].dequantize(torch.float32) if quantized else got[key], tensor), key
 
 
 def test_integers_that_nothing_explains_are_refused(folder, tmp_path):

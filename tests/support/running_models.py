@@ -1,9 +1,8 @@
 """Small models of diffusers' own classes, one per family of the tables of names, and inputs for them."""
 
 import torch
-from peers import peer
-
-diffusers = peer("diffusers")
+from diffusers_models import TINY as THEIRS
+from diffusers_models import diffusers
 
 
 def flux(**changes) -> torch.nn.Module:
@@ -137,37 +136,7 @@ def sqnr(got, want) -> float:
     return float(10 * torch.log10(want.float().square().sum() / (got.float() - want.float()).square().sum()))
 
 
-TINY = {
-    "flux2": (
-        "Flux2Transformer2DModel",
-        {
-            "in_channels": 16,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 64,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 48,
-            "timestep_guidance_channels": 32,
-            "axes_dims_rope": (16, 16, 16, 16),
-        },
-    ),
-    "sd3": (
-        "SD3Transformer2DModel",
-        {
-            "sample_size": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 64,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 48,
-            "caption_projection_dim": 128,
-            "pooled_projection_dim": 32,
-            "pos_embed_max_size": 8,
-            "dual_attention_layers": (0,),
-            "qk_norm": "rms_norm",
-        },
-    ),
+MORE = {
     "ltx-video": (
         "LTXVideoTransformer3DModel",
         {
@@ -225,33 +194,11 @@ TINY = {
             "approximator_layers": 1,
         },
     ),
-    "auraflow": (
-        "AuraFlowTransformer2DModel",
-        {
-            "sample_size": 8,
-            "num_mmdit_layers": 1,
-            "num_single_dit_layers": 1,
-            "attention_head_dim": 32,
-            "num_attention_heads": 4,
-            "joint_attention_dim": 48,
-            "caption_projection_dim": 128,
-            "pos_embed_max_size": 16,
-        },
-    ),
-    "pixart": (
-        "PixArtTransformer2DModel",
-        {
-            "num_attention_heads": 4,
-            "attention_head_dim": 32,
-            "num_layers": 1,
-            "cross_attention_dim": 128,
-            "caption_channels": 48,
-            "sample_size": 8,
-            "use_additional_conditions": True,
-        },
-    ),
 }
-"""More families, without inputs: (class, its sizes)."""
+"""Families without inputs that `diffusers_models` does not have: (class, its sizes)."""
+
+TINY = {**{k: v for k, v in THEIRS.items() if "UNet" not in v[0] and k not in MODELS}, **MORE}
+"""More families of transformers, without inputs."""
 
 
 def builder(family: str):
@@ -260,3 +207,12 @@ def builder(family: str):
         return MODELS[family][0]
     kind, sizes = TINY[family]
     return lambda: getattr(diffusers, kind)(**sizes)
+
+
+def wide(family: str, **changes) -> torch.nn.Module:
+    """The family's model with heads as wide as the released model's, 24 of 128 where nothing else is said."""
+    kind, sizes = {**THEIRS, **MORE}[family]
+    sizes = {**sizes, "num_attention_heads": 24, **changes}
+    if "attention_head_dim" in sizes:
+        sizes["attention_head_dim"] = 128
+    return getattr(diffusers, kind)(**sizes)
