@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from . import places
-from .model_state import diffusion_model
+from .model_state import diffusion_model, loaded_from
 from .recording import RECORDS, WRAPPER, Watcher, quantized_layers, some
 
 logger = logging.getLogger("convert_to_quant.nodes")
@@ -133,10 +133,3 @@ class CalibrationControl:
 def record_name(filename: str) -> str:
     """Return what a record is called; ValueError as `places.relative`."""
     return places.relative(filename).removesuffix(".safetensors").removeprefix(f"{places.CALIBRATION}/")
-
-
-def loaded_from(model: Any) -> str:
-    """Return the file that ComfyUI loaded a MODEL from, "" where it does not say."""
-    init = getattr(model, "cached_patcher_init", None)
-    path = init[1][0] if init and len(init) > 1 and init[1] else ""
-    return path if isinstance(path, str) else ""

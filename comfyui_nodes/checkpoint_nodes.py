@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from . import places
-from .model_state import diffusion_model, is_quantized, patched_state
+from .model_state import diffusion_model, is_quantized, patched_state, source_metadata
 from .recording import RECORDS
+from .working import converted
 
 logger = logging.getLogger("convert_to_quant.nodes")
 
@@ -53,20 +54,19 @@ class SaveInt8Checkpoint:
     ) -> dict[str, Any]:
         """Write the float weights to a private folder and convert them from there."""
         from convert_to_quant.quant.runtime import write_tensors
-        from convert_to_quant.quantization import convert_to_int8
 
         path = places.new_file(filename)
         calibration = chosen_calibration(recorded or calibration_data, model)
-        state = patched_state(model)
+        state, metadata = patched_state(model), source_metadata(model)
         if is_quantized(state):
-            write_tensors(state.items(), path)
+            write_tensors(state.items(), path, metadata)
         else:
             options = conversion_options(format, convrot, calibration)
             with places.private_folder() as folder:
                 source = Path(folder) / f"{path.stem}.safetensors"
-                write_tensors(state.items(), source)
+                write_tensors(state.items(), source, metadata)
                 del state
-                logger.info("%s", convert_to_int8(str(source), str(path), **options).summary())
+                logger.info("%s", converted(source, path, options))
         name = places.below_output(path)
         return {"ui": {"text": [name]}, "result": (name,)}
 

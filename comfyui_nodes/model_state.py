@@ -1,10 +1,12 @@
 """What is inside a MODEL, and its tensors as a checkpoint has them."""
 
+import os
 from typing import Any
 
 import torch
 
-from convert_to_quant.formats.names import CONFIG
+from convert_to_quant.files.checkpoint import open_checkpoint
+from convert_to_quant.formats.names import CONFIG, METADATA_KEY
 
 _NARROW = (torch.bfloat16, torch.float16)
 
@@ -35,6 +37,26 @@ def patched_state(model: Any) -> dict[str, torch.Tensor]:
     if getattr(model, "load_device", torch.device("cpu")).type != "cpu":
         return state
     return narrowed({name: t.to("cpu") for name, t in state.items()}, patched_names(model))
+
+
+def loaded_from(model: Any) -> str:
+    """Return the file that ComfyUI loaded a MODEL from, "" where it does not say."""
+    init = getattr(model, "cached_patcher_init", None)
+    path = init[1][0] if init and len(init) > 1 and init[1] else ""
+    return path if isinstance(path, str) else ""
+
+
+def source_metadata(model: Any) -> dict[str, str]:
+    """Return the header's texts of the file that a MODEL was loaded from, which some models are read by.
+
+    Without what says how that file was quantized; {} where there is no such safetensors file.
+    """
+    path = loaded_from(model)
+    if not path.endswith(".safetensors") or not os.path.isfile(path):
+        return {}
+    with open_checkpoint(path) as file:
+        own = (METADATA_KEY, "convert_to_quant.")
+        return {k: v for k, v in file.metadata.items() if not k.startswith(own)}
 
 
 def patched_names(model: Any) -> tuple[str, ...]:

@@ -112,7 +112,14 @@ def test_the_archives_hold_what_they_must(tmp_path):
         for package in SETUPTOOLS["packages"]
         for path in folder_of(package).glob("*.py")
     }
-    assert {n for n in names if ".dist-info/" not in n} == modules | {"convert_to_quant/py.typed"}
+    data = {
+        f"{package.replace('.', '/')}/{path.relative_to(folder_of(package)).as_posix()}"
+        for package, patterns in SETUPTOOLS["package-data"].items()
+        for pattern in patterns
+        for path in folder_of(package).glob(pattern)
+    }
+    assert "convert_to_quant/comfyui_nodes/example_workflows/convert.json" in data
+    assert {n for n in names if ".dist-info/" not in n} == modules | data
     assert [n for n in names if n.endswith(".dist-info/licenses/LICENSE")]
     assert wheel.name == f"{DISTRIBUTION.replace('-', '_')}-{VERSION}-py3-none-any.whl"
 

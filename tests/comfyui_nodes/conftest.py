@@ -14,7 +14,7 @@ STANDIN = Path(__file__).parents[1] / "support" / "standin"
 
 
 def _is_host(name: str) -> bool:
-    return name.partition(".")[0] in ("comfy", "folder_paths")
+    return name.partition(".")[0] in ("comfy", "folder_paths", "nodes")
 
 
 @pytest.fixture

@@ -177,12 +177,12 @@ def test_what_is_asked_amiss_is_refused(graph):
 
 def test_the_saver_of_checkpoints_finds_what_was_recorded(graph, base, monkeypatch):
     """By the recorder's name, also before it was saved; by what Save calibration gives; by file."""
-    from convert_to_quant import quantization
+    from convert_to_quant.converter.convert import run
 
     given = []
-    convert = quantization.convert_to_int8
-    spy = lambda *a, **options: given.append(options["calibration_data"]) or convert(*a, **options)
-    monkeypatch.setattr(quantization, "convert_to_int8", spy)
+    convert = run.convert
+    spy = lambda settings, *a: given.append(settings.calibration_data) or convert(settings, *a)
+    monkeypatch.setattr(run, "convert", spy)
     graph.recorded.sample(torch.randn(1, 300, 128))
     graph.int8.save(graph.model, "a", "int8_tensorwise", calibration_data="cal")
     name = graph.run()

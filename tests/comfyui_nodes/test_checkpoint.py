@@ -77,9 +77,9 @@ def test_names_are_confined(node, comfy, base):
 
 
 def test_a_failed_conversion_leaves_nothing(node, comfy, base, monkeypatch):
-    from convert_to_quant import quantization
+    from convert_to_quant.converter.convert import run
 
-    monkeypatch.setattr(quantization, "convert_to_int8", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(run, "convert", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         node.save(patcher(comfy, float_model().state_dict()), "out", "int8_tensorwise")
     assert list((base / "output").iterdir()) == []

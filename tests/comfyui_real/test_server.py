@@ -192,6 +192,60 @@ def test_recording_a_quantized_model_is_told(server, tiny):
     assert "recording of told: 13 layers" in line
 
 
+def test_convert_quantize_and_compare(server):
+    """A file of the models folder, and the model as it is loaded: both are near the original."""
+    made = {
+        "conv": node(
+            "CTQConvertCheckpoint",
+            checkpoint="diffusion_models/flux.safetensors",
+            filename="",
+            format="int8_tensorwise",
+            convrot=True,
+            calibration_data="none",
+        )
+    }
+    (file,) = server.run(made)["conv"]["text"]
+    assert file == "diffusion_models/flux-int8_tensorwise_00001_.safetensors"
+    compare = {
+        **{k: n for k, n in workflow(["load", 0]).items() if k != "sampled"},
+        "file": node("UNETLoader", unet_name=Path(file).name, weight_dtype="default"),
+        "quant": node("CTQQuantizeModel", model=["load", 0], format="int8_blockwise", convrot=False),
+        **{name: comparison(name) for name in ("compare-file", "compare-quant")},
+        "shown": node("PreviewImage", images=["compare-file", 0]),
+    }
+    out = server.run(compare)
+    for name in ("compare-file", "compare-quant"):
+        assert 25 < float(out[name]["text"][0].split()[1]) < 100
+    assert out["shown"]["images"]
+
+
+def comparison(name: str) -> dict:
+    return node(
+        "CTQCompareModels",
+        reference=["load", 0],
+        candidate=[name.removeprefix("compare-"), 0],
+        positive=["cond", 0],
+        negative=["cond", 0],
+        latent_image=["empty", 0],
+        seed=1,
+        steps=1,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        amplify=8.0,
+    )
+
+
+def test_example_workflows_are_listed_and_their_nodes_exist(server):
+    assert sorted(server.ask("/workflow_templates")["pack"]) == ["calibrate", "compare", "convert"]
+    known = server.ask("/object_info")
+    for path in (source_folder() / "example_workflows" / "api").glob("*.json"):
+        for step in json.loads(path.read_text()).values():
+            inputs = known[step["class_type"]]["input"]
+            allowed = {**inputs.get("required", {}), **inputs.get("optional", {})}
+            assert inputs.get("required", {}).keys() <= step["inputs"].keys() <= allowed.keys()
+
+
 def test_every_kernel_mode_runs(server):
     """On stock layers: the fused kernel's outputs are near, and off is what it was."""
     for mode in ("off", "on", "auto", "off"):

@@ -36,6 +36,7 @@ def main() -> None:
             traceback.print_exc()
             result = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(result), file=answers, flush=True)
+    os._exit(0)  # ComfyUI's threads would keep the process
 
 
 if __name__ == "__main__":

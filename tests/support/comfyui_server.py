@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1] / "comfyui_real"
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or ".").resolve()
-STARTED, ANSWERED = 120.0, 120.0
+STARTED, ANSWERED = 900.0, 900.0
 """Seconds until a server that does not answer is given up."""
 
 

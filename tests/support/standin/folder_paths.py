@@ -28,3 +28,18 @@ def get_save_image_path(prefix, output_dir):
     taken = [f[len(name) + 1 :].split("_")[0] for f in os.listdir(folder) if f.startswith(name + "_")]
     count = max((int(t) for t in taken if t.isdigit()), default=0) + 1
     return folder, name, count, os.path.dirname(prefix), prefix
+
+
+def get_folder_paths(kind):
+    return [os.path.join(models_dir, kind)]
+
+
+def get_filename_list(kind):
+    (folder,) = get_folder_paths(kind)
+    found = [os.path.relpath(os.path.join(r, f), folder) for r, _, fs in os.walk(folder) for f in fs]
+    return sorted(found)
+
+
+def get_full_path(kind, name):
+    path = os.path.join(models_dir, kind, name)
+    return path if os.path.isfile(path) else None

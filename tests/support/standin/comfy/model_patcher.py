@@ -13,11 +13,13 @@ class ModelPatcher:
 
     def __init__(self, model, source="models/m.safetensors"):
         self.model, self.patches, self.backup, self.wrappers = model, {}, {}, {}
+        self.model_options, self.object_patches = {}, {}
         self.cached_patcher_init = (None, (source, {}))
 
     def clone(self):
         made = ModelPatcher(self.model, self.cached_patcher_init[1][0])
         made.patches, made.backup = dict(self.patches), self.backup
+        made.model_options, made.object_patches = dict(self.model_options), dict(self.object_patches)
         made.wrappers = {kind: {k: list(w) for k, w in by.items()} for kind, by in self.wrappers.items()}
         return made
 

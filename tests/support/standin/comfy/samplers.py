@@ -1,0 +1,6 @@
+"""The names of samplers."""
+
+
+class KSampler:
+    SAMPLERS = ("euler",)
+    SCHEDULERS = ("simple",)
