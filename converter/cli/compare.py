@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...files.report import require_report, save_json
+from ...formats.errors import ConversionError
 from ..compare.report import DTYPES
 from ..plan.inputs import files_behind
 from .show_compare import comparison_text
@@ -39,6 +40,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--min-sqnr", type=float, help="exit with 1 when the worst output SQNR is below this, in dB"
     )
+    p.add_argument(
+        "--perplexity",
+        metavar="TEXT",
+        help="also run this text file through both: perplexity where the model answers input_ids with "
+        "logits, else the cosine of its embeddings (mean of last_hidden_state)",
+    )
+    p.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json for --perplexity, or its folder")
+    p.add_argument("--window", type=int, default=512, help="tokens of the text per run (default 512)")
     p.add_argument("--json", help="also write the figures to this file, as JSON")
     return p
 
@@ -46,11 +55,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run a comparison; returns 0, or 1 below --min-sqnr. ConversionError as `compare` does."""
     args = parser().parse_args(argv)
+    if args.perplexity and not args.tokenizer:
+        raise ConversionError(
+            "--perplexity needs --tokenizer PATH: the model's tokenizer.json, or its folder"
+        )
+    if args.window < 2:
+        raise ConversionError(f"--window must be at least 2, not {args.window}")
     from ..compare.run import compare  # torch is loaded only once the command line is known to be right
 
     named = (args.reference, args.candidate)
     inputs = [*named, *(file for name in named for file in files_behind(Path(name)))]
     inputs.append(args.model.partition(":")[0])
+    if args.perplexity:
+        inputs += [args.perplexity, args.tokenizer, Path(args.tokenizer) / "tokenizer.json"]
     require_report(args.json, inputs)
     result = compare(
         args.reference,
@@ -61,6 +78,9 @@ def main(argv: Sequence[str]) -> int:
         seed=args.seed,
         runs=args.runs,
         long=args.long,
+        text=args.perplexity,
+        tokenizer=args.tokenizer or "",
+        window=args.window,
     )
     say(comparison_text(result))
     if args.json:

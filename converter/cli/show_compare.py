@@ -1,6 +1,6 @@
 """Showing a comparison to a person: two checkpoints side by side, then a line per case."""
 
-from ..compare.report import CaseResult, Comparison
+from ..compare.report import CaseResult, Comparison, TextResult
 
 
 def comparison_text(result: Comparison) -> str:
@@ -26,7 +26,22 @@ def comparison_text(result: Comparison) -> str:
     if result.layers:
         lines += ["", f"{'INT8 against float':24}{'SQNR dB':>12}{'cosine':>12}"]
         lines += [_case(c) for c in result.layers]
+    if result.text is not None:
+        lines += ["", _text(result.text)]
     return "\n".join(lines)
+
+
+def _text(text: TextResult) -> str:
+    if text.reference is not None and text.candidate is not None:
+        change = 100 * (text.candidate / text.reference - 1)
+        return (
+            f"perplexity of {text.tokens} tokens: reference {text.reference:.4f}, candidate "
+            f"{text.candidate:.4f} ({change:+.2f} %)"
+        )
+    return (
+        f"embeddings of {text.windows} windows ({text.tokens} tokens): cosine {text.cosine:.6f}, worst "
+        f"{text.worst_cosine:.6f}"
+    )
 
 
 def _pair(name: str, a: float, b: float) -> str:

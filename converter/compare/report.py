@@ -33,6 +33,21 @@ class Side:
 
 
 @dataclass
+class TextResult:
+    """A text run through both: perplexities of language models, or cosines of encoders' embeddings.
+
+    An embedding is the mean of a window's last hidden states. None where the model gives the other.
+    """
+
+    tokens: int
+    windows: int
+    reference: float | None = None
+    candidate: float | None = None
+    cosine: float | None = None
+    worst_cosine: float | None = None
+
+
+@dataclass
 class Comparison:
     """Everything `compare` measured."""
 
@@ -42,6 +57,7 @@ class Comparison:
     seed: int
     cases: list[CaseResult] = field(default_factory=list)
     layers: list[CaseResult] = field(default_factory=list)
+    text: TextResult | None = None
 
     def worst(self) -> float:
         """Return the lowest output SQNR of all cases that ran, in dB; ConversionError when none did."""

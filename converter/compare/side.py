@@ -42,7 +42,7 @@ def run_side(
         torch.cuda.reset_peak_memory_stats(device)
     layers: list[tuple[QuantizedTensor, torch.Tensor | None]] = []
     for dtype in dict.fromkeys(case.dtype for case in cases):
-        model, loaded = _load(factory, path, device, seed)
+        model, loaded = load_model(factory, path, device, seed)
         if side is None:
             size, count = weight_bytes(model), len(loaded.quantized)
             side = Side(str(path), _file_bytes(Path(path)), size, loaded.seconds, count)
@@ -60,7 +60,8 @@ def run_side(
     return side, outcomes, layers
 
 
-def _load(factory: Callable, path: str, device: str, seed: int) -> tuple[nn.Module, LoadReport]:
+def load_model(factory: Callable, path: str, device: str, seed: int) -> tuple[nn.Module, LoadReport]:
+    """Return the factory's model with the weights of `path`, ready to run, and what loading says."""
     model, _ = build_model(factory, {}, seed)
     loaded = load_quantized(model, path, device=device)
     return model.to(device).eval(), loaded
