@@ -27,7 +27,7 @@ _DTYPES: dict[str, tuple[int, str]] = {
     "U32": (32, ""),
     "U64": (64, ""),
     "C64": (64, ""),
-    "F8_E8M0": (8, ""),
+    "F8_E8M0": (8, "float8_e8m0fnu"),
     "F8_E5M2FNUZ": (8, ""),
     "F8_E4M3FNUZ": (8, ""),
     "F4": (4, ""),
@@ -51,7 +51,7 @@ def torch_dtype(name: str) -> torch.dtype | None:
     import torch
 
     _, torch_name = _DTYPES.get(name, (0, ""))
-    return getattr(torch, torch_name) if torch_name else None
+    return getattr(torch, torch_name, None) if torch_name else None
 
 
 def dtype_name(dtype: torch.dtype) -> str | None:

@@ -22,9 +22,13 @@ from .float8 import Float8E4M3, Float8E5M2
 from .int8_blockwise import Int8Blockwise
 from .int8_smooth import Int8Smooth
 from .int8_tensorwise import Int8Tensorwise
+from .mxfp8 import MXFP8
+from .nvfp4 import NVFP4
 
 __all__ = [
     "FORMATS",
+    "MXFP8",
+    "NVFP4",
     "Asked",
     "AsymW4A8Int8",
     "CheckpointError",

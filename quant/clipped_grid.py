@@ -23,19 +23,21 @@ class ClippedGrid(Grid):
 
     levels: int = 7
 
-    def fit(self, work: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
+    def fit(
+        self, work: torch.Tensor, cost: torch.Tensor | None = None, peak: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the scales [n, 1] of least summed squared error, weighed by `cost` [K] where it is given."""
-        peak = self.scale_from(self.peaks(work))
-        if not torch.isfinite(peak).all():
-            return peak
-        share, best = torch.ones_like(peak), self._lost(work, peak, cost)
+        start = self.scale_from(self.starts(work))
+        if not torch.isfinite(start).all():
+            return start
+        share, best = torch.ones_like(start), self._lost(work, start, cost)
         for wanted in _COARSE:
-            share, best = self._better(work, peak, cost, share, best, torch.full_like(peak, wanted))
+            share, best = self._better(work, start, cost, share, best, torch.full_like(start, wanted))
         for step in _FINE:
             centre = share
             for side in (step, -step):
-                share, best = self._better(work, peak, cost, share, best, centre + side)
-        return peak * share
+                share, best = self._better(work, start, cost, share, best, centre + side)
+        return start * share
 
     def _better(
         self,

@@ -31,6 +31,9 @@ _PEAK = {4: 128.0, 6: 4.0}
 _MOVES = {4: (0, 1, -1), 6: (1, 0, 2)}
 """How many e4m3 steps from the scale that reaches the group's peak the best one is sought."""
 
+_LDLQ_MOVES = {4: (0, 1, -1), 6: (1, 0, 2, -1, 3)}
+"""The same for LDLQ, which has the time."""
+
 
 @dataclass(frozen=True)
 class DecodedGrid(GroupGrid):
@@ -54,7 +57,9 @@ class DecodedGrid(GroupGrid):
         """Return the largest level."""
         return CODEBOOK[-1] if self.bits == 4 else 31.0
 
-    def fit(self, work: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
+    def fit(
+        self, work: torch.Tensor, cost: torch.Tensor | None = None, peak: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the scales that lose least on rows [n, K], complex [n, K / columns]; NaN where there is one.
 
         LDLQ chooses the groups' anew, by their cost, and keeps the rows', so `cost` is not looked at here.
@@ -65,21 +70,26 @@ class DecodedGrid(GroupGrid):
         start = torch.complex(row.clamp_min(_TINY), torch.ones_like(row)).expand(peaks.shape)
         if not torch.isfinite(row).all():
             return start
-        return self._choose(groups, None, start.real, peaks)
+        return self._choose(groups, None, start.real, peaks, _MOVES[self.bits])
 
     def scale_from(self, peaks: torch.Tensor) -> torch.Tensor:
         """Return scales that reach the peaks [n, K / columns], complex."""
         row = (peaks.amax(1, keepdim=True) / (self.top * _PEAK[self.bits])).clamp_min(_TINY)
-        s_rel = _values(peaks)[self._reaching(peaks, row).long()]
+        s_rel = e4m3_values(peaks)[self._reaching(peaks, row).long()]
         return torch.complex(row.expand_as(s_rel).contiguous(), s_rel)
 
     def choose(self, work: torch.Tensor, cost: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
         """Return the scales of groups with the row scales of `scale`; see `GroupGrid.choose`."""
         peaks = torch.maximum(work.amax(-1), work.amin(-1).neg_())
-        return self._choose(work, cost, scale.real, peaks)
+        return self._choose(work, cost, scale.real, peaks, _LDLQ_MOVES[self.bits])
 
     def _choose(
-        self, work: torch.Tensor, cost: torch.Tensor | None, row: torch.Tensor, peaks: torch.Tensor
+        self,
+        work: torch.Tensor,
+        cost: torch.Tensor | None,
+        row: torch.Tensor,
+        peaks: torch.Tensor,
+        moves: tuple[int, ...],
     ) -> torch.Tensor:
         """Try each scale near the one that reaches the peak, through the table, and keep the best."""
         start = self._reaching(peaks, row)
@@ -88,7 +98,7 @@ class DecodedGrid(GroupGrid):
         steps = _half_steps(target)
         table = _nearest(self.bits, work.device)
         best, found = None, start
-        for move in _MOVES[self.bits]:
+        for move in moves:
             tried = (start + move).clamp_(1, _SCALES - 1)
             index = steps.add((tried * _STEPS).unsqueeze(-1)).to(torch.int32)
             error = table.index_select(0, index.flatten()).view(work.shape).sub_(target).square_()
@@ -98,7 +108,7 @@ class DecodedGrid(GroupGrid):
             else:
                 better = lost < best
                 best, found = torch.where(better, lost, best), torch.where(better, tried, found)
-        return torch.complex(row.expand(found.shape).contiguous(), _values(row)[found.long()])
+        return torch.complex(row.expand(found.shape).contiguous(), e4m3_values(row)[found.long()])
 
     def _reaching(self, peaks: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         """Return the e4m3 bits, float32, of the group scales with which levels reach the peaks."""
@@ -108,7 +118,7 @@ class DecodedGrid(GroupGrid):
     def _index(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return where the tables hold `work`, int32; shapes fit each other."""
         steps = _half_steps(work * scale.real.reciprocal())
-        return steps.add_(_bits(scale.imag) * _STEPS).to(torch.int32)
+        return steps.add_(e4m3_bits(scale.imag) * _STEPS).to(torch.int32)
 
     def round(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the codes nearest to `work`; shapes fit each other."""
@@ -125,7 +135,7 @@ class DecodedGrid(GroupGrid):
     def rounder(self, scale: torch.Tensor) -> Nearest:
         """Return `nearest` for columns, with all that rows share computed once."""
         row = scale.real.contiguous()
-        inverse, base = row.reciprocal(), _bits(scale.imag) * _STEPS
+        inverse, base = row.reciprocal(), e4m3_bits(scale.imag) * _STEPS
         table = _nearest(self.bits, scale.device)
 
         def nearest(column: torch.Tensor) -> torch.Tensor:
@@ -147,12 +157,12 @@ def _half_steps(target: torch.Tensor) -> torch.Tensor:
     return target.mul(2.0).floor_().clamp_(-256, 255).add_(256)
 
 
-def _bits(s_rel: torch.Tensor) -> torch.Tensor:
+def e4m3_bits(s_rel: torch.Tensor) -> torch.Tensor:
     """Return the bits of e4m3 values given as floats, float32, 1 at least."""
     return s_rel.to(torch.float8_e4m3fn).view(torch.uint8).float().clamp_(1, _SCALES - 1)
 
 
-def _values(like: torch.Tensor) -> torch.Tensor:
+def e4m3_values(like: torch.Tensor) -> torch.Tensor:
     """Return e4m3's values of bits 0 to 126, float32 [127]."""
     return _e4m3(str(like.device))
 

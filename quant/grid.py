@@ -37,6 +37,9 @@ class Grid:
     fits: ClassVar[bool] = False
     """Whether `fit` looks for better scales than those from the peaks, so that nobody else needs to."""
 
+    wants_peak: ClassVar[bool] = False
+    """Whether `fit` of some rows takes the largest magnitude of the whole weight."""
+
     levels: int = QMAX
     rows: int = 1
     columns: int = 0
@@ -71,7 +74,9 @@ class Grid:
         """Return scales, shaped like `peaks`, that spread the levels over them; NaN and Inf pass through."""
         return self.settle(scale_from_absmax(peaks, self.top))
 
-    def fit(self, work: torch.Tensor, cost: torch.Tensor | None = None) -> torch.Tensor:
+    def fit(
+        self, work: torch.Tensor, cost: torch.Tensor | None = None, peak: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the scales with which rows `work` (as for `peaks`) are rounded where nobody searches.
 
         Shaped as the scales of a weight [n, K]; NaN and Inf in the rows show in them. cost: what a squared

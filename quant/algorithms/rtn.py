@@ -21,6 +21,8 @@ def rtn(
     """
     if options.scale_search and not tiles.grid_of(options).fits:
         return _searched(weight, options, name), None
+    if options.row_chunk is not None and tiles.grid_of(options).wants_peak:
+        return _searched(weight, options, name), None
     whole = options.row_chunk is None and tiles.compute_device(weight, options) == weight.device
     return (_whole(weight, options) if whole else _chunked(weight, options, name)), None
 

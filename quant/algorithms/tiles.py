@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from ...kernels import rotate
+from ...kernels.scales import absmax_rows
 from .. import chunks
 from ..grid import Grid
 from ..layouts import weight_layout
@@ -119,8 +120,12 @@ def fitted_scale(
 ) -> torch.Tensor:
     """Return the scales, in `Grid.scale_shape`, that the grid finds for the (rotated) weights by itself."""
     grid, parts = grid_of(options), row_tiles(weight, options, ready=ready)
+    peak = None
+    if grid.wants_peak:
+        peak = torch.stack([absmax_rows(work).amax() for _, work in parts]).amax()
+        parts = row_tiles(weight, options, ready=ready)
     if grid.rows:
-        return torch.cat([grid.fit(work, cost) for _, work in parts])
+        return torch.cat([grid.fit(work, cost, peak) for _, work in parts])
     return grid.scale_from(torch.cat([grid.peaks(work) for _, work in parts]).amax(0, keepdim=True))
 
 

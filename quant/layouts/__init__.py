@@ -6,6 +6,8 @@ from .convrot_w4a4 import TensorCoreConvRotW4A4Layout
 from .float8 import TensorCoreFP8Layout
 from .int8_blockwise import BlockWiseINT8Layout
 from .int8_tensorwise import AxisWiseINT8Layout, TensorWiseINT8Layout
+from .mxfp8 import TensorCoreMXFP8Layout
+from .nvfp4 import TensorCoreNVFP4Layout
 from .weight import WeightLayout, weight_layout
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "QuantizedLayout",
     "TensorCoreConvRotW4A4Layout",
     "TensorCoreFP8Layout",
+    "TensorCoreMXFP8Layout",
+    "TensorCoreNVFP4Layout",
     "TensorWiseINT8Layout",
     "WeightLayout",
     "layout_class",

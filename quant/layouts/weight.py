@@ -12,7 +12,7 @@ from ...formats import CheckpointError, Format, StoredTensor, Tensors
 from ...formats.names import FULL_PRECISION, INPUT_SCALE, PRE_QUANT_SCALE, WEIGHT
 from ...kernels import rotate
 from ...kernels.rotation import float_chunks
-from ...kernels.scales import QMAX
+from ...kernels.scales import QMAX, absmax_rows
 from ..grid import Grid
 from .base import LAYOUTS, QuantizedLayout
 
@@ -87,9 +87,15 @@ class WeightLayout(QuantizedLayout):
         if scale is None and not grid.rows:
             parts = float_chunks(tensor, grid.rotation)
             scale = grid.scale_from(torch.cat([grid.peaks(work) for _, work in parts]).amax(0, keepdim=True))
+        peak = None
+        if scale is None and grid.wants_peak:
+            parts = float_chunks(tensor, grid.rotation)
+            peak = torch.stack([absmax_rows(work).amax() for _, work in parts]).amax()
         found = []
         for part, work in float_chunks(tensor, grid.rotation, max(grid.rows, 1)):
-            own, rows = (grid.fit(work), slice(0, work.shape[0])) if scale is None else (scale, part)
+            own, rows = scale, part
+            if scale is None:
+                own, rows = grid.fit(work, None, peak), slice(0, work.shape[0])
             codes[part] = grid.round(work, grid.view(own, rows, k))
             found.append(own)
         return cls.pack(codes, torch.cat(found) if scale is None else scale, form, tensor.dtype)

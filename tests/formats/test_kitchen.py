@@ -14,7 +14,7 @@ from convert_to_quant.quant.layouts.weight import loaded
 
 kitchen = peer("comfy_kitchen.tensor")
 
-N, K = 48, 256
+N, K = 64, 256
 
 
 def asym_w4a8(tensors, config):
@@ -44,12 +44,23 @@ def int4(tensors, config):
     }
 
 
+def mxfp8(tensors, config):
+    return "TensorCoreMXFP8Layout", {"scale": tensors["weight_scale"]}
+
+
+def nvfp4(tensors, config):
+    blocks = {"block_scale": tensors["weight_scale"]}
+    return "TensorCoreNVFP4Layout", {"scale": tensors["weight_scale_2"], **blocks}
+
+
 PEERS = {
     "int8_tensorwise": int8,
     "asym_w4a8_int8": asym_w4a8,
     "convrot_w4a4": int4,
     "float8_e4m3fn": fp8,
     "float8_e5m2": fp8,
+    "mxfp8": mxfp8,
+    "nvfp4": nvfp4,
 }
 """How ComfyUI's loader hands each format's tensors to comfy-kitchen: (layout, parameters)."""
 
@@ -96,6 +107,8 @@ OWN = {
     "w4a8": lambda c: {"bits": 4, "convrot_groupsize": c.rotation},
     "w6a8": lambda c: {"bits": 6, "convrot_groupsize": c.rotation},
     "int4": lambda c: {"convrot_groupsize": c.rotation},
+    "mxfp8": lambda c: {},
+    "nvfp4": lambda c: {},
 }
 """What its own quantizers are asked for."""
 

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from convert_to_quant.formats import (
+    MXFP8,
+    NVFP4,
     AsymW4A8Int8,
     ConvRotW4A4,
     Float8E4M3,
@@ -46,6 +48,7 @@ DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 """What a tensor of a damaged file may be stored in."""
 
@@ -134,6 +137,32 @@ def int4(tensors: Arrays, config: dict[str, Any]) -> np.ndarray:
     return oracle.rotate(rotated, config["convrot_groupsize"]) * _smooth(tensors)
 
 
+def mxfp8(tensors: Arrays, config: dict[str, Any]) -> np.ndarray:
+    """FP8 x 2^(scale - 127), one per 32 columns; a scale of 0 is none."""
+    n, k = tensors["weight"].shape
+    raw = _untiled(tensors["weight_scale"], n, k // 32).astype(np.int64)
+    powers = np.where(raw == 0, 0.0, 2.0 ** (raw - 127))
+    return float8(4)({"weight": tensors["weight"]}, {}) * np.repeat(powers, 32, 1) * _smooth(tensors)
+
+
+def nvfp4(tensors: Arrays, config: dict[str, Any]) -> np.ndarray:
+    """e2m1 halves, the even column in the high one, x the block's scale x the scale in all."""
+    raw = tensors["weight"].astype(np.int64)
+    n, k = raw.shape[0], 2 * raw.shape[1]
+    bits = np.stack([raw >> 4, raw & 15], 2).reshape(n, k)
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[bits & 7] * np.where(bits & 8, -1, 1)
+    blocks = _e4m3(_untiled(tensors["weight_scale"], n, k // 16))
+    scale = blocks * tensors["weight_scale_2"].astype(np.float64)
+    return values * np.repeat(scale, 16, 1) * _smooth(tensors)
+
+
+def _untiled(raw: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Bytes of scales from cuBLAS' order, one at a time: row r of a tile at 16 (r % 32) + 4 (r // 32)."""
+    r, c = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    tile = r // 128 * (raw.shape[1] // 4) + c // 4
+    return raw.reshape(-1)[512 * tile + 16 * (r % 32) + 4 * (r % 128 // 32) + c % 4]
+
+
 def _e4m3(raw: np.ndarray) -> np.ndarray:
     return float8(4)({"weight": raw}, {})
 
@@ -177,6 +206,10 @@ def _packed(bits: int) -> Callable[[int, int], Shapes]:
         return {**own, "weight_s_channel": ("F32", (n,)), **table}
 
     return tensors
+
+
+def _tiles(block: int) -> Callable[[int, int], tuple[int, int]]:
+    return lambda n, k: (-(-n // 128) * 128, -(-(k // block) // 4) * 4)
 
 
 _W4A8 = {"format": "asym_w4a8_int8", "group_size": 16, "convrot_groupsize": 16}
@@ -308,6 +341,33 @@ CASES = (
         fields={"linear_dtype": st.sampled_from(["int4", "int8"])},
     ),
     Case(
+        "mxfp8",
+        MXFP8(),
+        {"format": "mxfp8"},
+        lambda n, k: {"weight": ("F8_E4M3", (n, k)), "weight_scale": ("F8_E8M0", _tiles(32)(n, k))},
+        mxfp8,
+        {"format": "mxfp8"},
+        columns=32,
+        readable={"weight_scale": ("U8",)},
+        shapes=((160, 192), (128, 128)),
+    ),
+    Case(
+        "nvfp4",
+        NVFP4(),
+        {"format": "nvfp4"},
+        lambda n, k: {
+            "weight": ("U8", (n, k // 2)),
+            "weight_scale": ("F8_E4M3", _tiles(16)(n, k)),
+            "weight_scale_2": ("F32", ()),
+        },
+        nvfp4,
+        {"format": "nvfp4"},
+        columns=16,
+        least_db=18,
+        readable={"weight_scale": ("U8",)},
+        shapes=((144, 192), (128, 128)),
+    ),
+    Case(
         "float8_e4m3fn without a scale",
         Float8E4M3(scaled=False),
         {"format": "float8_e4m3fn"},
@@ -325,6 +385,10 @@ def made(dtype: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
     if dtype == "I8":
         return torch.randint(-127, 128, shape, generator=g, dtype=torch.int8)
+    if dtype == "U8":
+        return torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
+    if dtype == "F8_E8M0":
+        return torch.randint(110, 135, shape, generator=g, dtype=torch.uint8).view(torch.float8_e8m0fnu)
     if dtype.startswith("F8"):
         return torch.randn(shape, generator=g).clamp_(-4, 4).to(DTYPES[dtype])
     return (torch.rand(shape, generator=g) + 0.25).mul_(8).to(DTYPES[dtype])
