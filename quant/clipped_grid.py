@@ -27,7 +27,7 @@ class ClippedGrid(Grid):
         self, work: torch.Tensor, cost: torch.Tensor | None = None, peak: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the scales [n, 1] of least summed squared error, weighed by `cost` [K] where it is given."""
-        start = self.scale_from(self.starts(work))
+        start = self.scale_from(self.peaks(work))
         if not torch.isfinite(start).all():
             return start
         share, best = torch.ones_like(start), self._lost(work, start, cost)
