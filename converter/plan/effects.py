@@ -97,6 +97,7 @@ EFFECTS = (
 ALWAYS = frozenset(
     {
         # What is read and written, and how.
+        *("overwrite", "force"),
         *(
             "input_file",
             "output_file",

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 
+from .audio import AUDIO
+from .earlier import EARLIER
 from .facts import KeepSet, Match, Naming, Preset, Shapes, compiled
 from .flux_qwen import FLUX_FAMILY, QWEN_FAMILY
 from .image import IMAGE
@@ -22,6 +24,8 @@ PRESETS: tuple[Preset, ...] = (
     *LUMINA_FAMILY,
     *IMAGE,
     *VIDEO,
+    *EARLIER,
+    *AUDIO,
     *TEXT_ENCODERS,
 )
 

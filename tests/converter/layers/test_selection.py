@@ -83,7 +83,9 @@ def test_small_catalogs(name):
     decisions = plan(shapes)
     assert list(decisions) == list(shapes)
     assert len(quantized(decisions)) == expected["quantized"]
-    assert quantized(select(shapes)) == quantized(decisions), "the general rule agrees"
+    # "general": false where the blocks that are left do not follow each other, as the general rule asks.
+    agrees = quantized(select(shapes)) == quantized(decisions)
+    assert agrees is expected.get("general", True), "the general rule agrees"
 
 
 def recommended(catalog, shapes):

@@ -43,7 +43,7 @@ def told(model, options, given):
 def test_every_option_says_when_it_matters():
     """A new option is a row of EFFECTS, or a word of ALWAYS; never both."""
     listed = [option for effect in EFFECTS for option in effect.options]
-    assert sorted([*listed, *ALWAYS]) == sorted(keywords())
+    assert sorted([*listed, *ALWAYS]) == sorted(keywords()), "see converter/plan/effects.py"
 
 
 IDLE = {

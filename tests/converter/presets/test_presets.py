@@ -217,9 +217,9 @@ def test_names_aliases_and_variants(typed, preset):
     [
         (by_name, "flx1", "did you mean flux1"),
         (by_name, "qwen-imgae", "did you mean qwen-image"),
-        (by_name, "zzzzzz", "the names are: anima, "),
+        (by_name, "zzzzzz", "the names are: ace-step, "),
         (keep_set, "zimage_refinr", "did you mean zimage-refiner"),
-        (keep_set, "zzzzzz", "the names are: distillation_large, "),
+        (keep_set, "zzzzzz", "the names are: anima, "),
     ],
 )
 def test_unknown_names_get_a_hint(ask, typed, hint):
@@ -231,7 +231,8 @@ def test_unknown_names_get_a_hint(ask, typed, hint):
 def test_keep_sets_have_the_flags_people_type():
     flags = (
         "flux2 t5xxl mistral visual hunyuan wan qwen zimage zimage_refiner distillation_large "
-        "distillation_small nerf_large nerf_small radiance lora"
+        "distillation_small nerf_large nerf_small radiance lora anima boogu gemma4 generic_text "
+        "ideogram4 krea2 lens ltxv2 minimaxh3 qwen35 qwen_vlm"
     )
     assert {keep.name for keep in KEEP_SETS} == set(flags.split())
     assert keep_set("--zimage-refiner") is keep_set("zimage_refiner")
