@@ -13,6 +13,7 @@ from ..layers.rules import layer_rules
 from ..options.settings import Settings
 from ..options.values import KEEP
 from ..plan.build import build_plan, layer_names
+from ..plan.naming import name_for_output
 from ..plan.steps import Plan, Step
 
 
@@ -45,7 +46,8 @@ def candidates(checkpoint: Checkpoint, settings: Settings) -> tuple[list[Candida
             if all(step.format != other.format for other in known.values()):
                 known[name] = step
     if settings.max_format == KEEP:
-        rules = layer_rules(settings, layer_names(checkpoint)).by_layer
+        named = name_for_output(checkpoint, settings).checkpoint
+        rules = layer_rules(settings, layer_names(named)).by_layer
         for layer, steps in ways.items():
             if layer not in rules or rules[layer].override.format is None:
                 steps[KEEP] = _kept(next(iter(steps.values())).source)
