@@ -14,6 +14,7 @@ from ...formats.errors import ConversionError
 from ..options.settings import Settings
 from ..options.size import shown, size_in_bytes
 from ..plan.build import build_plan
+from ..plan.inputs import job_metadata
 from ..plan.mix import Mix, Point
 from ..plan.steps import Plan
 from .candidates import Candidate, candidates
@@ -45,7 +46,7 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     sizes = [[build_header(step.outputs, {})[2] for step in layer.steps] for layer in layers]
     smallest = [row.index(min(row)) for row in sizes]
     least_plan = _plan(checkpoint, settings, layers, smallest)
-    least = file_size(least_plan)
+    least = file_size(checkpoint, least_plan, settings)
     if least > target:
         raise ConversionError(
             f"--target-size {shown(target)}: {checkpoint.path} cannot become that small: the smallest "
@@ -59,13 +60,15 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     ]
     rest = least - least_bytes(items)
     choice, plan = _fitted(checkpoint, settings, layers, items, target, rest)
-    mix = _mix(layers, found, items, choice, plan, target, least, rest)
+    size = file_size(checkpoint, plan, settings)
+    mix = _mix(layers, found, items, choice, size, target, least, rest)
     return replace(plan, notes=(*plan.notes, *mix.lines()), mix=mix)
 
 
-def file_size(plan: Plan) -> int:
+def file_size(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> int:
     """Return the bytes of the file that a plan makes, header included."""
-    return build_header(plan.outputs, plan.metadata)[2]
+    metadata = plan.metadata | job_metadata(checkpoint, plan, settings)
+    return build_header(plan.outputs, metadata)[2]
 
 
 def _plan(
@@ -92,7 +95,7 @@ def _fitted(
     while True:
         choice = best_choice(items, max(budget, least_bytes(items)))
         plan = _plan(checkpoint, settings, layers, choice.taken)
-        over = file_size(plan) - target
+        over = file_size(checkpoint, plan, settings) - target
         if over <= 0:
             return choice, plan
         budget = min(budget, choice.bytes) - over
@@ -103,7 +106,7 @@ def _mix(
     found: Sequence[Sensitivity],
     items: Sequence[Sequence[Option]],
     choice: Choice,
-    plan: Plan,
+    size: int,
     target: int,
     least: int,
     rest: int,
@@ -115,7 +118,7 @@ def _mix(
     formats = Counter(layer.formats[t] for layer, t in zip(layers, choice.taken, strict=True))
     return Mix(
         target=target,
-        size=file_size(plan),
+        size=size,
         formats=dict(formats.most_common()),
         metrics=dict(Counter(f.metric for f in found).most_common()),
         sqnr_db=_decibels(choice, len(items)),
