@@ -19,6 +19,7 @@ from .memory import in_huge_pages
 from .mistaken import not_there
 from .pickled import ENDINGS, MAGIC, read_pickled
 from .regular import open_regular, read_json, unreadable
+from .schema import record, table, text
 from .stamp import Stamp, stamp
 
 if TYPE_CHECKING:
@@ -253,14 +254,15 @@ def _files_of(path: Path) -> tuple[list[Path], list[str]]:
     return [path], []
 
 
+_INDEX = record({"weight_map": table(text())}, required=("weight_map",), others=True)
+"""The index of a sharded checkpoint, as far as it is read."""
+
+
 def _read_index(path: Path) -> tuple[list[Path], list[str]]:
-    found = read_json(path)
-    weight_map = found.get("weight_map") if isinstance(found, dict) else None
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{path}: not a safetensors index (JSON with a 'weight_map')")
+    weight_map = _INDEX(read_json(path), f"{path}: not a safetensors index")["weight_map"]
     files = {}
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not _is_inside(name):
+        if not _is_inside(name):
             raise CheckpointError(
                 f"{path}: weight_map names {name!r} for {tensor!r}; "
                 f"a file in the index's own folder is expected"

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from ...files.regular import read_json
-from ...formats.errors import ConversionError
-from ..options.values import closest, nearest
-
-_FIELDS = ("loras", "scale", "dampen")
+from ...files.schema import number, optional, record, truth
+from ...formats.config import shown
+from ...formats.errors import CheckpointError, ConversionError
+from ..options.values import closest
 
 
 @dataclass(frozen=True)
@@ -77,22 +77,22 @@ def read_lora_map(path: str) -> LoraMap:
     return LoraMap(path, {key: _choice(v, folder, f"--lora-map {path}: {key!r}") for key, v in found.items()})
 
 
-def _choice(value: Any, folder: Path, where: str) -> LoraChoice:
-    entry = value if isinstance(value, dict) else {"loras": value}
-    for name in entry:
-        if name not in _FIELDS:
-            raise ConversionError(f"{where}: there is no field {name!r}; {nearest(name, _FIELDS)}")
-    loras = entry.get("loras")
-    listed = [loras] if isinstance(loras, str) else loras
+def _loras(value: Any, where: str) -> list[str]:
+    listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise ConversionError(f"{where}: a list of LoRA files is expected, not {loras!r}")
-    scale, dampen = entry.get("scale"), entry.get("dampen")
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
-        raise ConversionError(f"{where}: scale must be a number, not {scale!r}")
-    if dampen is not None and not isinstance(dampen, bool):
-        raise ConversionError(f"{where}: dampen must be true or false, not {dampen!r}")
-    paths = tuple(str(folder / name) for name in listed)
+        raise CheckpointError(f"{where}: a list of LoRA files is expected, not {shown(value)}")
+    return listed
+
+
+_ENTRY = record(
+    {"loras": _loras, "scale": optional(number()), "dampen": optional(truth())}, required=("loras",)
+)
+
+
+def _choice(value: Any, folder: Path, where: str) -> LoraChoice:
+    entry = _ENTRY(value if isinstance(value, dict) else {"loras": value}, where)
+    paths = tuple(str(folder / name) for name in entry["loras"])
     for lora in paths:
-        if not Path(lora).is_file():
+        if "\0" in lora or not Path(lora).is_file():
             raise ConversionError(f"{where}: {lora}: no such file; paths start at the map's own folder")
-    return LoraChoice(paths, scale, dampen)
+    return LoraChoice(paths, entry.get("scale"), entry.get("dampen"))

@@ -2,12 +2,12 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...formats.errors import ConversionError
+from ...names.patterns import Pattern, PatternError
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ def compile_filter(pattern: str | None, layers: Iterable[str], option: str = "--
     if pattern is None:
         return set(names)
     try:
-        found = {n for n in names if re.search(pattern, n)}
-    except re.error as e:
-        raise ConversionError(f"{option} {pattern!r} is not a valid regular expression: {e}") from e
+        compiled = Pattern(pattern)
+    except PatternError as e:
+        raise ConversionError(f"{option} {pattern!r}: {e}") from e
+    found = {n for n in names if compiled.search(n)}
     if not found:
         hint = suggestion(pattern, names) or "the file has no quantized layers"
         raise ConversionError(f"{option} {pattern!r} matches none of {len(names)} layers; {hint}")

@@ -23,15 +23,17 @@ one of `formats.algorithms`; ``skip`` keeps the layer as it is, whatever else st
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ...files.regular import parse_json, read_text
+from ...files.schema import record, text, truth, whole
 from ...formats.choose import DEFAULT, chosen, granularity_name
-from ...formats.errors import ConversionError
-from ..options.values import FLOAT16, algorithm_name, block_edge, nearest, rotation_group, stored_format
+from ...formats.config import shown
+from ...formats.errors import CheckpointError, ConversionError
+from ...names.patterns import Pattern, PatternError
+from ..options.values import FLOAT16, algorithm_name, block_edge, rotation_group, stored_format
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,22 @@ def read_layer_config(path: str | Path) -> dict[str, LayerOverride]:
     JSON object, a pattern that stands twice or is no regular expression, an unknown field, or a value
     that a field cannot have.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else e
-        raise ConversionError(f"--layer-config {path}: cannot be read: {reason}") from e
-    try:
-        found = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except ValueError as e:
-        raise ConversionError(f"--layer-config {path}: not valid JSON: {e}") from e
-    if not isinstance(found, dict):
-        raise ConversionError(f"--layer-config {path}: an object of patterns is expected, not {found!r:.60}")
     where = f"--layer-config {path}"
-    return {pattern: _override(entry, f"{where}: {pattern!r}") for pattern, entry in found.items()}
+    try:
+        found = parse_json(read_text(path), where, object_pairs_hook=lambda pairs: _unique(pairs, where))
+    except CheckpointError as e:
+        raise ConversionError(_from_option(e, where)) from e
+    if not isinstance(found, dict):
+        raise ConversionError(f"{where}: an object of patterns is expected, not {shown(found)}")
+    return {
+        pattern: _override(pattern, entry, f"{where}: {pattern!r:.200}") for pattern, entry in found.items()
+    }
+
+
+def _from_option(error: CheckpointError, where: str) -> str:
+    """Return an error's text so that it begins with the option that named the file."""
+    text = str(error)
+    return text if text.startswith(where) else f"--layer-config {text}"
 
 
 def write_layer_config(entries: dict[str, LayerOverride]) -> str:
@@ -88,38 +93,35 @@ def write_layer_config(entries: dict[str, LayerOverride]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str, where: str) -> Pattern:
     """Compile an expression; ConversionError names `where` it came from, and the place of the fault."""
     try:
-        return re.compile(pattern)
-    except re.error as e:
-        at = f" at character {e.pos + 1}" if e.pos is not None else ""
-        raise ConversionError(f"{where}: not a regular expression: {e.msg}{at}") from e
+        return Pattern(pattern)
+    except PatternError as e:
+        raise ConversionError(f"{where}: {e}") from e
 
 
-def _unique(pairs: list[tuple[str, Any]], path: str | Path) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ConversionError(f"--layer-config {path}: {twice!r} stands twice in one object")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise CheckpointError(f"{where}: {twice!r:.200} stands twice in one object")
     return found
 
 
-def _override(entry: Any, where: str) -> LayerOverride:
+def _override(pattern: str, entry: Any, where: str) -> LayerOverride:
     if not isinstance(entry, dict):
-        raise ConversionError(f"{where}: an object with settings is expected, not {entry!r}")
-    values: dict[str, Any] = {}
-    for given, value in entry.items():
-        name = {"algorithm": "optimizer"}.get(given, given)
-        if name not in _CHECKS:
-            raise ConversionError(f"{where}: there is no field {given!r}; {nearest(given, _CHECKS)}")
-        if name in values:
-            raise ConversionError(f"{where}: 'optimizer' and 'algorithm' are one field; give one of them")
-        try:
-            values[name] = _CHECKS[name](value)
-        except (ValueError, TypeError) as e:
-            raise ConversionError(f"{where}: {given}: {e}") from e
+        raise ConversionError(f"{where}: an object with settings is expected, not {shown(entry)}")
+    if pattern == "_default":
+        raise ConversionError(
+            f"{where}: what holds for all layers are options of the command line; remove it"
+        )
+    if {"optimizer", "algorithm"} <= entry.keys():
+        raise ConversionError(f"{where}: 'optimizer' and 'algorithm' are one field; give one of them")
+    values = _ENTRY(entry, where)
+    if "algorithm" in values:
+        values["optimizer"] = values.pop("algorithm")
     override = LayerOverride(**values)
     if contradiction := _contradiction(override):
         raise ConversionError(f"{where}: {contradiction}")
@@ -141,37 +143,17 @@ def _contradiction(asked: LayerOverride) -> str:
     return ""
 
 
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, not {value!r}")
-    return value
-
-
-def _text(check: Callable[[str], str]) -> Callable[[Any], str]:
-    def checked(value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError(f"must be a text, not {value!r}")
-        return check(value)
-
-    return checked
-
-
-def _whole(check: Callable[[Any], Any], *words: str) -> Callable[[Any], Any]:
-    def checked(value: Any) -> Any:
-        if value not in words and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ValueError(f"must be a whole number{''.join(f' or {w}' for w in words)}, not {value!r}")
-        return check(value)
-
-    return checked
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "format": _text(stored_format),
-    "scaling_mode": _text(granularity_name),
-    "block_size": _whole(block_edge),
-    "convrot": _truth,
-    "convrot_group_size": _whole(rotation_group, "auto"),
-    "optimizer": _text(algorithm_name),
-    "skip": _truth,
-    "full_precision_matrix_mult": _truth,
-}
+_ENTRY = record(
+    {
+        "format": text(stored_format),
+        "scaling_mode": text(granularity_name),
+        "block_size": whole(block_edge),
+        "convrot": truth(),
+        "convrot_group_size": whole(rotation_group, "auto"),
+        "optimizer": text(algorithm_name),
+        "algorithm": text(algorithm_name),
+        "skip": truth(),
+        "full_precision_matrix_mult": truth(),
+    }
+)
+"""One entry of the file."""

@@ -92,6 +92,8 @@ class Adapter:
                 raise ConversionError(
                     f"{self.file}: {self.module!r} has {have} but no {' or '.join(group)}: not a whole LoRA"
                 )
+        for role, info in self.tensors.items():
+            self._check_tensor(role, info)
         pairs = {
             "lora": (("up", "down"),),
             "loha": (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")),
@@ -103,6 +105,16 @@ class Adapter:
         if self.kind == "loha":
             self._check_equal("hada_w1_a", "hada_w2_a", 0)
             self._check_equal("hada_w1_b", "hada_w2_b", 1)
+
+    def _check_tensor(self, role: str, info: TensorInfo) -> None:
+        """Refuse a tensor without values (rank 0), an alpha that is not one number, a matrix of one axis."""
+        if not info.numel:
+            raise ConversionError(f"{self.file}: {_named(info)} holds no values: the LoRA is damaged")
+        if role == "alpha" and info.numel != 1:
+            raise ConversionError(f"{self.file}: {_named(info)} is not one number: the LoRA is damaged")
+        least = {"alpha": 0, "diff": 0, "dora": 1}.get(role, 2)
+        if len(info.shape) < least:
+            raise ConversionError(f"{self.file}: {_named(info)} is no matrix: the LoRA is damaged")
 
     def _check_product(self, left: str, right: str) -> None:
         a, b = self.tensors.get(left), self.tensors.get(right)

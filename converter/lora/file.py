@@ -1,15 +1,17 @@
 """A LoRA file as a list of adapters, from its header alone."""
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from ...files.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from ...files.dtypes import QUANTIZABLE
+from ...files.regular import parse_json, read_json
+from ...files.schema import number, optional, record, table, truth
 from ...formats.errors import ConversionError
+from ...names.patterns import Pattern, PatternError
 from .adapter import KIND_ROLES, Adapter
 from .keys import parse_key
 
@@ -93,7 +95,7 @@ class _Config:
     """What a file's metadata, or PEFT's ``adapter_config.json`` beside it, says of alpha."""
 
     def __init__(self, lora: Checkpoint):
-        self._alpha = _number(lora.metadata, *_ALPHA_KEYS)
+        self._alpha = _number(lora, *_ALPHA_KEYS)
         self._configs = list(_peft_configs(lora))
 
     def alpha(self, module: str) -> tuple[float | None, bool]:
@@ -101,53 +103,72 @@ class _Config:
         for prefix, config in self._configs:
             if not module.startswith(prefix):
                 continue
-            patterns = config.get("alpha_pattern") or {}
-            own = [a for p, a in patterns.items() if _matches(p, module)]
-            alpha = own[0] if own else config.get("lora_alpha")
-            if isinstance(alpha, int | float):
-                return float(alpha), bool(config.get("use_rslora"))
+            own = [alpha for pattern, alpha in config.patterns if pattern.fullmatch(module)]
+            alpha = own[0] if own else config.alpha
+            if alpha is not None:
+                return alpha, config.stabilised
         return self._alpha, False
 
 
-def _peft_configs(lora: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Peft:
+    """What a PEFT configuration says of alpha: for all modules, and by patterns on their names."""
+
+    alpha: float | None
+    patterns: tuple[tuple[Pattern, float], ...]
+    stabilised: bool
+
+
+_PEFT = record(
+    {
+        "lora_alpha": optional(number()),
+        "alpha_pattern": optional(table(number())),
+        "use_rslora": optional(truth()),
+    },
+    others=True,
+)
+"""PEFT's adapter_config.json, as far as it is read."""
+
+
+def _peft(config: Any, where: str) -> _Peft:
+    """Read a configuration. A pattern is one for the end of a module's name, behind a dot, as in PEFT."""
+    found = _PEFT(config, where)
+    patterns = []
+    for pattern, alpha in (found.get("alpha_pattern") or {}).items():
+        try:
+            patterns.append((Pattern(rf"(?:.*\.)?(?:{pattern})"), alpha))
+        except PatternError as e:
+            raise ConversionError(f"{where}: alpha_pattern {pattern!r:.80}: {e}") from e
+    return _Peft(found.get("lora_alpha"), tuple(patterns), bool(found.get("use_rslora")))
+
+
+def _peft_configs(lora: Checkpoint) -> Iterator[tuple[str, _Peft]]:
     """Yield (prefix of the modules it is for, PEFT configuration).
 
     diffusers writes one JSON into the metadata; keys begin with the component: ``transformer.lora_alpha``.
     """
     raw = lora.metadata.get("lora_adapter_metadata")
-    flat = _json(raw, f"{lora.path}: lora_adapter_metadata") if raw else {}
+    where = f"{lora.path}: lora_adapter_metadata"
+    flat = table(lambda value, _: value)(parse_json(raw, where), where) if raw else {}
     components: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         component, _, name = key.rpartition(".")
         components.setdefault(f"{component}." if component else "", {})[name] = value
-    yield from sorted(components.items(), key=lambda item: -len(item[0]))
+    for prefix in sorted(components, key=len, reverse=True):
+        yield prefix, _peft(components[prefix], where)
     beside = lora.files[0].parent / "adapter_config.json"
     if lora.files[0].name.startswith("adapter_model") and beside.is_file():
-        yield "", _json(beside.read_text(encoding="utf-8"), str(beside))
+        yield "", _peft(read_json(beside), str(beside))
 
 
-def _matches(pattern: str, module: str) -> bool:
-    """Match as PEFT does: a pattern is a regular expression for the end of a module's name."""
-    try:
-        return re.search(rf"(?:^|\.)(?:{pattern})$", module) is not None
-    except re.error:
-        return False
-
-
-def _json(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as e:
-        raise ConversionError(f"{where}: not valid JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise ConversionError(f"{where}: a JSON object is expected")
-    return value
-
-
-def _number(metadata: Mapping[str, str], *keys: str) -> float | None:
+def _number(lora: Checkpoint, *keys: str) -> float | None:
+    """Return the first number that the metadata has under `keys`. ConversionError for NaN and infinity."""
     for key in keys:
         try:
-            return float(metadata[key])
-        except (KeyError, ValueError, TypeError):
+            found = float(lora.metadata[key])
+        except (KeyError, ValueError):
             continue
+        if not isfinite(found):
+            raise ConversionError(f"{lora.path}: {key} in its metadata is {found}: the LoRA is damaged")
+        return found
     return None

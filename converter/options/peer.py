@@ -101,6 +101,7 @@ PEER_OPTIONS = (
         True,
         keyword="input_scales_path",
         sets={"calibration_data": GIVEN, "static_activations": True},
+        says="--input-scales stores the scales of layers that are not rotated: --fp8, or --no-convrot",
     ),
     PeerOption(
         _spelled("no-normalize-scales"),

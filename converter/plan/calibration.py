@@ -90,6 +90,7 @@ def open_calibration(
             data = CalibrationData.load(settings.calibration_data)
             records, report = data.match(layers)
             notes.append(report.summary())
+            _require_widths(data, records, shapes)
             if data.synthetic:
                 notes.append("the calibration is synthetic: it may set scales, it steers no rounding")
         if settings.calibration_lora is not None:
@@ -99,6 +100,19 @@ def open_calibration(
     except (ValueError, OSError) as e:
         raise ConversionError(str(e)) from e
     return Calibration(data, records, directions, tuple(notes))
+
+
+def _require_widths(
+    data: CalibrationData, records: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise ValueError where a record is for other columns than its layer has: it is of another model."""
+    for layer, record in records.items():
+        width, shape = data.width(record), shapes.get(f"{layer}.weight")
+        if width and shape is not None and shape[-1] != width:
+            raise ValueError(
+                f"calibration file {data.path}: {record!r} was recorded for {width} columns, and {layer} has "
+                f"{shape[-1]}: it is of another model"
+            )
 
 
 def _refuse_without_calibration(settings: Settings) -> None:
@@ -129,7 +143,9 @@ def layer_algorithm(asked: str | None, layer: str, rotated: bool, calibration: C
 
 def layer_extras(layer: str, form: Format, calibration: Calibration, settings: Settings) -> Format:
     """Return the layer's format with the tensors that calibration adds."""
-    static = settings.static_activations and calibration.has(layer, "input_scale", "samples", "channel_max")
+    # Only samples can tell the largest rotated input.
+    tells = ("samples",) if form.rotation else ("input_scale", "samples", "channel_max")
+    static = settings.static_activations and calibration.has(layer, *tells)
     smooth = settings.smoothquant and calibration.measured
     smooth = smooth and calibration.has(layer, "samples", "channel_max")
     wanted = [name for name, on in ((INPUT_SCALE, static), (PRE_QUANT_SCALE, smooth)) if on]

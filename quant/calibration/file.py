@@ -3,13 +3,15 @@
 Safetensors: ``<layer>.samples`` [n, K] bf16, ``<layer>.channel_max`` [K] and ``<layer>.channel_mean``
 [K] float32, ``<layer>.input_scale`` float32 []; any of them may be missing. The metadata names the
 format, the source ("recorded" or "synthetic") and, as JSON under "shared", layers that use another's
-record because one tensor feeds both. JSON: ``{layer: {"channel_max": [...], ...}}``, without samples.
+record because one tensor feeds both. JSON: ``{layer: {"channel_max": [...], ...}}``, without samples, or
+``{layer: input scale}``.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ import torch
 
 from ...files.atomic import new_file
 from ...files.checkpoint import Checkpoint, open_checkpoint
-from ...files.regular import read_json
+from ...files.dtypes import QUANTIZABLE
+from ...files.header import TensorInfo
+from ...files.regular import parse_json, read_json
 from ...files.save import save_tensors
+from ...files.schema import listing, number, record, table, text
 from ...formats.errors import CheckpointError
 from ...formats.names import JOB_KEY
 from ..algorithms.types import LayerStats
@@ -72,17 +77,35 @@ class CalibrationData:
             except NothingMatched:
                 raise KeyError(f"no calibration record for {layer}") from None
         values = self.values[record] if self.values is not None else self._read(record)
-        scale = values.get("input_scale")
-        tensors = {
-            name: torch.as_tensor(values[name], dtype=None if name == "samples" else torch.float32)
-            for name in FIELDS[:3]
-            if name in values
-        }
-        return LayerStats(
-            *(tensors.get(name) for name in FIELDS[:3]),
-            input_scale=None if scale is None else float(scale),
-            synthetic=self.synthetic,
-        )
+        try:
+            tensors = {
+                name: torch.as_tensor(values[name], dtype=None if name == "samples" else torch.float32)
+                for name in FIELDS[:3]
+                if name in self.records[record]
+            }
+        except ValueError as e:  # rows of different lengths
+            raise CheckpointError(f"calibration file {self.path}: {record!r}: samples: {e}") from e
+        scale = float(values["input_scale"]) if "input_scale" in self.records[record] else None
+        most = tensors.get("channel_max")
+        if scale is not None and not (isfinite(scale) and scale > 0):
+            raise CheckpointError(self._damaged(record, f"an input_scale of {scale:g}"))
+        if most is not None and not bool(((most >= 0) & most.isfinite()).all()):
+            raise CheckpointError(self._damaged(record, "a channel_max that is NaN, infinite or negative"))
+        return LayerStats(**tensors, input_scale=scale, synthetic=self.synthetic)
+
+    def _damaged(self, record: str, what: str) -> str:
+        return f"calibration file {self.path}: {record!r} has {what}; record it again"
+
+    def width(self, layer: str) -> int:
+        """Return the columns K that a record is for, 0 where it does not tell."""
+        record = self.shared.get(layer, layer)
+        for name in (n for n in FIELDS[:3] if n in self.records[record]):
+            if self.file is not None:
+                return self.file.tensors[f"{record}.{name}"].shape[-1]
+            assert self.values is not None
+            value = self.values[record][name]
+            return len(value[0] if name == "samples" else value)
+        return 0
 
     def _read(self, record: str) -> dict[str, torch.Tensor]:
         assert self.file is not None
@@ -96,35 +119,78 @@ def _open_safetensors(path: Path) -> CalibrationData:
     except CheckpointError as error:
         raise CheckpointError(f"calibration file {path} is not a safetensors file: {error}") from error
     records: dict[str, tuple[str, ...]] = {}
-    for key in file.tensors:
+    for key, info in file.tensors.items():
         name, _, kind = key.rpartition(".")
         if name and kind in FIELDS:
-            records[name] = (*records.get(name, ()), kind)
-    if not records:
+            _require_field(info, kind, path)
+            records.setdefault(name, ())
+            if info.numel:
+                records[name] = (*records[name], kind)
+    if not any(records.values()):
         wanted = f"<layer>.{{{','.join(FIELDS)}}}"
         raise ValueError(f"calibration file {path} holds no {wanted} tensor among its {len(file.tensors)}")
-    shared = json.loads(file.metadata.get("shared", "{}"))
-    return CalibrationData(path, records, shared, file.metadata.get("source") == "synthetic", None, file)
+    where = f"calibration file {path}: 'shared' in its metadata"
+    shared = _SHARED(parse_json(file.metadata.get("shared", "{}"), where), where)
+    synthetic = file.metadata.get("source") == "synthetic"
+    return CalibrationData(path, _full(records), _known(shared, records), synthetic, None, file)
+
+
+def _require_field(info: TensorInfo, kind: str, path: Path) -> None:
+    """Raise CheckpointError unless a tensor can be what its name says."""
+    axes = {"samples": (2,), "input_scale": tuple(range(9))}.get(kind, (1,))
+    one = kind != "input_scale" or info.numel == 1
+    if info.dtype not in QUANTIZABLE or len(info.shape) not in axes or not one:
+        wanted = {"samples": "floats [n, K]", "input_scale": "one float"}.get(kind, "floats [K]")
+        raise CheckpointError(
+            f"calibration file {path}: {info.name!r} is {info.dtype} {list(info.shape)}, not {wanted}"
+        )
+
+
+_SHARED = table(text())
+_RECORD = record(
+    {
+        "samples": listing(listing(number())),
+        "channel_max": listing(number(least=0)),
+        "channel_mean": listing(number()),
+        "input_scale": number(above=0),
+    },
+    others=True,
+)
+"""One layer of a JSON file."""
+
+
+def _layer(value: Any, where: str) -> dict[str, Any]:
+    """Read a layer: an object of fields, or the number that is its input scale."""
+    return _RECORD({"input_scale": value} if isinstance(value, int | float) else value, where)
 
 
 def _open_json(path: Path) -> CalibrationData:
+    where = f"calibration file {path}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        layers = content.get("layers", content)
-        values = {
-            name: {k: v for k, v in entry.items() if k in FIELDS}
-            for name, entry in layers.items()
-            if isinstance(entry, dict)
-        }
-    except (ValueError, AttributeError) as error:
-        raise ValueError(
-            f"calibration file {path} is not JSON of {{layer: {{field: ...}}}}: {error}"
-        ) from error
-    records = {name: tuple(entry) for name, entry in values.items() if entry}
-    if not records:
+        content = read_json(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"calibration file {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{where} is not JSON of {{layer: {{field: ...}}}}")
+    whole = "layers" in content
+    layers = content["layers"] if whole else {k: v for k, v in content.items() if not isinstance(v, str)}
+    values = table(_layer)(layers, where)
+    records = {name: tuple(k for k, v in entry.items() if v != []) for name, entry in values.items()}
+    if not any(records.values()):
         raise ValueError(f"calibration file {path} holds no layer with any of {', '.join(FIELDS)}")
-    shared = content.get("shared", {}) if "layers" in content else {}
-    return CalibrationData(path, records, shared, content.get("source") == "synthetic", values)
+    shared = _SHARED(content.get("shared", {}), f"{where}: 'shared'") if whole else {}
+    synthetic = content.get("source") == "synthetic"
+    return CalibrationData(path, _full(records), _known(shared, records), synthetic, values)
+
+
+def _full(records: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return the records that hold something: a layer that no token reached has empty ones."""
+    return {name: fields for name, fields in records.items() if fields}
+
+
+def _known(shared: Mapping[str, str], records: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return the shared records that are there: a recorder that was stopped early lists some that are not."""
+    return {layer: record for layer, record in shared.items() if records.get(record)}
 
 
 def save(

@@ -97,7 +97,7 @@ REFUSED = {
         r"did you mean 'blocks\.\d\.mlp\.fc1'",
     ),
     "filter alone that matches nothing": ({"quant_filter": "nothing_like_it"}, "matches none of 6 layers"),
-    "bad expression": ({"quant_filter": "(", "add_keys": {"a": 1}}, "not a valid regular expression"),
+    "bad expression": ({"quant_filter": "(", "add_keys": {"a": 1}}, "not a regular expression"),
     "scale without its weight": ({"remove_keys": (f"{LAYER}.weight_scale",)}, "cannot be read without it"),
     "format removed": ({"remove_keys": ("format",)}, "no 'format'"),
     "format that does not fit": ({"add_keys": {"format": "int8_blockwise"}}, "does not fit its tensors"),

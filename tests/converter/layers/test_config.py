@@ -89,7 +89,7 @@ def test_mistakes_are_told_with_the_nearest_name(tmp_path, content, message):
 
 
 def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(ConversionError, match=r"none\.json: cannot be read: No such file"):
+    with pytest.raises(ConversionError, match=r"none\.json: no such file"):
         read_layer_config(tmp_path / "none.json")
 
 

@@ -160,7 +160,7 @@ def test_heur_rules_are_what_they_say(rows, columns):
         (["--custom-layers", "("], "--custom-layers '(': not a regular expression"),
         (["--custom-type", "fp16"], "--custom-type needs --custom-layers"),
         (["--exclude-layers", "."], "nothing to quantize"),
-        (["--layer-config", "absent.json"], "absent.json: cannot be read"),
+        (["--layer-config", "absent.json"], "absent.json: no such file"),
     ],
 )
 def test_mistakes_end_with_code_1_and_a_reason(model, capsys, flags, message):

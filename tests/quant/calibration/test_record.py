@@ -174,7 +174,7 @@ def test_json_written_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("c.json", "[1, 2", "is not JSON"),
+        ("c.json", "[1, 2", "not valid JSON"),
         ("c.json", "[]", "is not JSON"),
         ("c.json", "{}", "holds no layer"),
         ("c.safetensors", "nonsense", "is not a safetensors file"),
