@@ -174,7 +174,7 @@ def test_custom_rotation_and_precision_are_for_custom_layers_alone(tmp_path, mod
         assert config.get("convrot_groupsize") == (64 if "fc1" in layer else None), layer
         assert bool(config.get("full_precision_matrix_mult")) == ("fc1" in layer)
     for flags, rotated in (("--no-custom-convrot", False), ("--no-convrot --custom-convrot", True)):
-        argv = ["-i", str(model), "-o", str(output), "--custom-layers", "fc1", *flags.split()]
+        argv = ["-i", str(model), "-o", str(output), "--custom-layers", "fc1", "--overwrite", *flags.split()]
         assert main(argv) == 0
         alike = {k for k, c in configs(output).items() if bool(c.get("convrot")) == rotated}
         assert alike == {k for k in found if "fc1" in k}
@@ -274,11 +274,11 @@ def test_their_help_flags_show_our_topics(capsys, flag, option):
 def test_levels_of_talk(tmp_path, model, capsys):
     sizes = {}
     for level in (["--verbose", "VERBOSE"], [], ["--quiet"], ["--verbose", "minimal"]):
-        assert main(["-i", str(model), "-o", str(tmp_path / "q.safetensors"), *level]) == 0
+        assert main(["-i", str(model), "-o", str(tmp_path / "q.safetensors"), "--overwrite", *level]) == 0
         out, err = capsys.readouterr()
         sizes[" ".join(level)] = len(out.splitlines())
     assert sizes["--quiet"] == sizes["--verbose minimal"] == 1
     assert sizes["--verbose VERBOSE"] > sizes[""]
     assert err == ""
-    assert main(["-i", str(model), "-o", str(tmp_path / "q.safetensors"), "--verbose"]) == 0
+    assert main(["-i", str(model), "-o", str(tmp_path / "q.safetensors"), "--overwrite", "--verbose"]) == 0
     assert "Every layer" in capsys.readouterr().out

@@ -25,7 +25,7 @@ def model(tmp_path):
 def convert(model, *flags):
     """Run the command line; returns the output's tensors and the layers' comfy_quant objects."""
     output = model.parent / "q.safetensors"
-    assert main(["-i", str(model), "-o", str(output), *flags]) == 0
+    assert main(["-i", str(model), "-o", str(output), "--overwrite", *flags]) == 0
     tensors = load_file(str(output))
     end = ".comfy_quant"
     configs = {n.removesuffix(end): json.loads(bytes(t.numpy())) for n, t in tensors.items() if end in n}
