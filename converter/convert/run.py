@@ -307,4 +307,6 @@ def _report(
         seconds=seconds,
         notes=plan.notes,
         loras=plan.loras,
+        warnings=(*lost, *warnings),
+        already_there=file.already_there,
     )
