@@ -17,8 +17,8 @@ class BudgetOptions:
         group="format",
         metavar="SIZE",
         type=target_size,
-        help="give each layer the format that loses least while the file fits: 8GB, 7.5GiB, bytes, or 60%% "
-        "of the input; layers that a layer configuration names stay as it says",
+        help="give each layer the format that loses least while the file fits: 8GB, 7.5GiB, bytes, 60%%; "
+        "a layer configuration comes first",
     )
     min_format: str | None = option(
         None,
@@ -36,6 +36,6 @@ class BudgetOptions:
         group="format",
         metavar=f"NAME|{KEEP}",
         type=largest_format,
-        help=f"with --target-size, store no layer larger than this format does; {KEEP} lets layers stay as "
-        "they are in the input where there is room (default: the largest format)",
+        help=f"with --target-size, store no layer larger than this format does; {KEEP}: leave them as they "
+        "are where there is room",
     )

@@ -157,7 +157,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         False,
         "--save-quant-metadata",
         "--save_quant_metadata",
-        group="format",
+        group="checks",
         action="store_true",
         help="also list the layers in the header (_quantization_metadata)",
     )
