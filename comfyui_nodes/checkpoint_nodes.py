@@ -26,13 +26,11 @@ class SaveInt8Checkpoint:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs, as ComfyUI asks for them."""
-        from convert_to_quant.formats.choose import written
-
         return {
             "required": {
                 "model": ("MODEL",),
                 "filename": ("STRING", {"default": "diffusion_models/model-int8"}),
-                "format": ([f.name for f in written()],),
+                "format": format_input(),
                 "convrot": ("BOOLEAN", {"default": True}),
             },
             "optional": calibration_inputs(),
@@ -73,14 +71,22 @@ class SaveInt8Checkpoint:
 
 def conversion_options(format: str, convrot: bool, calibration: Path | None) -> dict[str, Any]:
     """Return the converter's options for what a node was set to; a rotation only where the format has one."""
-    from convert_to_quant.formats import FORMATS
+    from convert_to_quant.formats.choose import chosen
 
     options: dict[str, Any] = {"format": format}
-    if FORMATS[format].rotates:
+    if chosen(format, None).rotates:
         options["convrot"] = convrot
     if calibration is not None:
         options["calibration_data"] = str(calibration)
     return options
+
+
+def format_input() -> tuple[list[str], dict[str, Any]]:
+    """Return the input for a format: every word that names one to write, the usual one first."""
+    from convert_to_quant.formats.choose import default_format, writable
+
+    usual = default_format().name
+    return [usual, *(word for word in writable() if word != usual)], {"default": usual}
 
 
 def calibration_inputs() -> dict[str, Any]:

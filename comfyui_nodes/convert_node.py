@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from . import places
-from .checkpoint_nodes import calibration_inputs, checked_calibration, chosen_calibration, conversion_options
+from .checkpoint_nodes import (
+    calibration_inputs,
+    checked_calibration,
+    chosen_calibration,
+    conversion_options,
+    format_input,
+)
 from .working import converted
 
 logger = logging.getLogger("convert_to_quant.nodes")
@@ -28,8 +34,6 @@ class ConvertCheckpoint:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs, as ComfyUI asks for them."""
-        from convert_to_quant.formats.choose import written
-
         return {
             "required": {
                 "checkpoint": (checkpoints(),),
@@ -37,7 +41,7 @@ class ConvertCheckpoint:
                     "STRING",
                     {"default": "", "tooltip": "Empty: the source's name, the format."},
                 ),
-                "format": ([f.name for f in written()],),
+                "format": format_input(),
                 "convrot": ("BOOLEAN", {"default": True}),
             },
             "optional": calibration_inputs(),

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from . import places
-from .checkpoint_nodes import calibration_inputs, checked_calibration, chosen_calibration, conversion_options
+from .checkpoint_nodes import (
+    calibration_inputs,
+    checked_calibration,
+    chosen_calibration,
+    conversion_options,
+    format_input,
+)
 from .model_state import is_quantized, patched_state, source_metadata
 from .working import converted
 
@@ -32,12 +38,10 @@ class QuantizeModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs, as ComfyUI asks for them."""
-        from convert_to_quant.formats.choose import written
-
         return {
             "required": {
                 "model": ("MODEL",),
-                "format": ([f.name for f in written()],),
+                "format": format_input(),
                 "convrot": ("BOOLEAN", {"default": True}),
             },
             "optional": calibration_inputs(),

@@ -136,3 +136,21 @@ def test_a_model_compared_with_itself(nodes, model, monkeypatch):
 
 def _seed(n):
     return torch.Generator().manual_seed(n)
+
+
+@pytest.mark.parametrize("word", ["w4a8", "w6a8", "int4", "fp8", "int8"])
+@pytest.mark.parametrize("kind", ["CTQConvertCheckpoint", "CTQQuantizeModel", "CTQSaveInt8Checkpoint"])
+def test_every_word_for_a_format_can_be_chosen(nodes, kind, word):
+    """The usual format is what a new node shows."""
+    words, more = nodes[kind].INPUT_TYPES()["required"]["format"]
+    assert word in words
+    assert words[0] == more["default"] == "int8_tensorwise"
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("word", ["w4a8", "fp8", "int8"])
+def test_converting_to_other_formats(nodes, base, model, word):
+    node = nodes["CTQConvertCheckpoint"]
+    (name,) = node.convert("diffusion_models/m.safetensors", word, word)["result"]
+    stored = load_file(base / "models" / "diffusion_models" / name)
+    assert "up.comfy_quant" in stored
