@@ -36,4 +36,4 @@ def test_sizes_are_those_of_torch():
     known = {name: dtypes.torch_dtype(name) for name in dtypes.BITS}
     for name, dtype in known.items():
         assert dtype is None or dtype.itemsize * 8 == dtypes.BITS[name], name
-    assert sum(dtype is not None for dtype in known.values()) == 12
+    assert sum(dtype is not None for dtype in known.values()) == 13
