@@ -14,6 +14,7 @@ map's own folder. Models that no key fits get the LoRAs of the command line.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -93,6 +94,6 @@ def _choice(value: Any, folder: Path, where: str) -> LoraChoice:
     entry = _ENTRY(value if isinstance(value, dict) else {"loras": value}, where)
     paths = tuple(str(folder / name) for name in entry["loras"])
     for lora in paths:
-        if "\0" in lora or not Path(lora).is_file():
-            raise ConversionError(f"{where}: {lora}: no such file; paths start at the map's own folder")
+        if not os.path.isfile(lora):  # false, too, for a name that no file can have
+            raise ConversionError(f"{where}: {lora:.300}: no such file; paths start at the map's own folder")
     return LoraChoice(paths, entry.get("scale"), entry.get("dampen"))

@@ -225,6 +225,7 @@ def test_a_map_works_for_one_model_and_models_without_a_key_keep_the_command_lin
         ({"flux-a.safetensors": {"loras": [], "scale": "1"}}, "scale: must be a finite number, not '1'"),
         ({"flux-a.safetensors": {"loras": [], "dampen": 1}}, "dampen: must be true or false"),
         ({"flux-a.safetensors": ["loras/z.safetensors"]}, "z.safetensors: no such file"),
+        ({"flux-a.safetensors": ["9" * 5000]}, "no such file; paths start"),
         ({"flux_a.safetensors": []}, "is the name of no model here; the nearest is 'flux-a.safetensors'"),
     ],
 )
