@@ -13,6 +13,7 @@ peer("accelerate")
 from convert_to_quant.comfy.quant_ops import QuantizedTensor  # noqa: E402
 from convert_to_quant.diffusers import CtqConfig, mark_quantized  # noqa: E402
 from convert_to_quant.formats import CheckpointError, ConversionError  # noqa: E402
+from convert_to_quant.formats.choose import written  # noqa: E402
 from convert_to_quant.integrations.stored import put_together  # noqa: E402
 from convert_to_quant.runtime import (  # noqa: E402
     load_quantized,
@@ -151,7 +152,7 @@ def test_a_pattern_that_matches_nothing_is_refused(folder):
     ("family", "layout"),
     [
         *((f, "int8_tensorwise") for f in ("auraflow", "flux2", "ltx-video", "qwen-image", "sd3", "z-image")),
-        *(("wan", layout) for layout in ("int8_tensorwise", "int8_blockwise", "float8_e4m3fn")),
+        *(("wan", form.name) for form in written()),
     ],
 )
 def test_a_comfyui_file_is_read(family, layout, folder, tmp_path):

@@ -11,6 +11,7 @@ from operations import calls
 from torch import nn
 
 from convert_to_quant.comfy.quant_ops import QuantizedTensor
+from convert_to_quant.formats.choose import written
 from convert_to_quant.runtime import Int8Linear, quantize_model
 
 LAYOUTS = ["int8_tensorwise", "int8_blockwise"]
@@ -77,6 +78,15 @@ def test_nan_is_refused_by_name(block):
         quantize_model(block)
     with pytest.raises(ValueError, match="qkv: rotation group 256 does not divide 128"):
         quantize_model(Block(), rotation=256)
+
+
+@pytest.mark.parametrize("form", written(), ids=lambda f: f.name)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_every_format_refuses_nan_and_inf(form, bad):
+    linear = nn.Linear(256, 128)
+    linear.weight.data[3, 5] = bad
+    with pytest.raises(ValueError, match="the weight holds NaN or Inf"):
+        quantize_model(linear, form.name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
