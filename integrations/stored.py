@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..files.checkpoint import Checkpoint
-from ..files.header import TensorInfo, read_header
+from ..files.checkpoint import open_checkpoint
+from ..files.header import read_header
 from ..formats import CheckpointError
 from ..formats.names import CONFIG, SCALE, WEIGHT, tensor_name
 from ..names.prefixes import DIFFUSION_MODEL
@@ -40,18 +40,15 @@ class Shards:
 
     def __init__(self, files: Iterable[str | Path] = ()):
         self.files = [Path(f) for f in files if str(f).endswith(".safetensors")]
-        self._tensors: dict[str, TensorInfo] | None = None
+        self._where: dict[str, Path] | None = None
 
     def read(self, name: str) -> torch.Tensor | None:
         """Return a tensor, or None where no file holds it."""
-        if self._tensors is None:
-            self._tensors = {}
-            for file in self.files:
-                self._tensors.update(read_header(file)[0])
-        info = self._tensors.get(name)
-        if info is None:
+        if self._where is None:
+            self._where = {n: file for file in self.files for n in read_header(file)[0]}
+        if name not in self._where:
             return None
-        with Checkpoint(info.file, self.files, self._tensors, {}) as checkpoint:
+        with open_checkpoint(self._where[name]) as checkpoint:
             return checkpoint.read(name, huge_pages=False)
 
 

@@ -44,8 +44,12 @@ def want(load, inputs) -> torch.Tensor:
 
 
 def near(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal but for the order of float sums, which depends on where a tensor lies in memory."""
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    """Equal but for the order of float sums, which depends on where a tensor lies in memory.
+
+    That moves an activation over the edge between two integers here and there; a model of floats instead of
+    integers is at 38 dB.
+    """
+    return sqnr(a, b) > 50
 
 
 def quantized(model: torch.nn.Module) -> int:

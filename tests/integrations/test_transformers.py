@@ -147,5 +147,6 @@ def test_tied_weights_wait_on_the_disk_once(tmp_path):
         want = model(input_ids=ids)[0]
         path = disk_offload(model, tmp_path, "cpu")
         for _ in range(2):
-            assert torch.allclose(model(input_ids=ids)[0], want, rtol=1e-4, atol=1e-4)
+            noise = (model(input_ids=ids)[0] - want).square().sum()
+            assert 10 * torch.log10(want.square().sum() / noise) > 50
     assert "lm_head.weight" not in load_file(path)
