@@ -60,16 +60,20 @@ def parse(listing: str) -> list[tuple[str, str | None]]:
 
 def main_loop(code: list[tuple[str, str | None]]) -> Loop | None:
     """Return the innermost loop with the most products; None for a kernel without products in a loop."""
+    best = max(loops(code), key=_products, default=[])
+    return _read(best) if _products(best) else None
+
+
+def loops(code: list[tuple[str, str | None]]) -> list[list[str]]:
+    """Return the instructions of every loop, without their guards."""
     places = {label: i for i, (_, label) in enumerate(code) if label}
-    best: list[str] = []
+    found = []
     for i, (text, _) in enumerate(code):
         back = _BRANCH.search(text)
         start = places.get(back[1], len(code)) if back else len(code)
         if start <= i:
-            body = [_GUARD.sub("", t) for t, _ in code[start : i + 1]]
-            if _products(body) > _products(best):
-                best = body
-    return _read(best) if best else None
+            found.append([_GUARD.sub("", t) for t, _ in code[start : i + 1]])
+    return found
 
 
 def accesses(code: list[tuple[str, str | None]]) -> Counter:

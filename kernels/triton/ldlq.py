@@ -62,17 +62,26 @@ def _ldlq_kernel(
     scale = tl.load(scale_ptr + row * stride_scale, mask=inside, other=1.0)
     inverse = tl.div_rn(1.0, scale)
     errors = tl.zeros((COLUMNS, BLOCK_N), tl.float32)
+    # Pointers move on from column to column: times a stride, the column's number would be widened to 64
+    # bits, and with it each of the comparisons by which a thread finds the error to replace.
+    upper_ptr = feedback_ptr + i * stride_fi
+    w_ptr += row
+    q_ptr += row * stride_qn
     for j in range(B):
         # Entries at and below the diagonal are not read: errors of later columns are still 0.
-        upper = tl.load(feedback_ptr + i * stride_fi + j * stride_fj, mask=i < j, other=0.0)
-        diagonal = tl.load(feedback_ptr + j * stride_fi + j * stride_fj)
-        w = tl.load(w_ptr + j * stride_wb + row, mask=inside, other=0.0)
+        upper = tl.load(upper_ptr, mask=i < j, other=0.0)
+        diagonal = tl.load(feedback_ptr)
+        w = tl.load(w_ptr, mask=inside, other=0.0)
         w -= tl.sum(errors * upper[:, None], 0)
         r = tl.minimum(tl.maximum(w * inverse, -LEVELS), LEVELS) + 12582912.0
         q = r.to(tl.int32, bitcast=True).to(tl.int8)
-        tl.store(q_ptr + row * stride_qn + j * stride_qb, q, mask=inside)
+        tl.store(q_ptr, q, mask=inside)
         error = tl.div_rn(w - (r - 12582912.0) * scale, tl.zeros_like(w) + diagonal)
         errors = tl.where(i[:, None] == j, error[None, :], errors)
+        upper_ptr += stride_fj
+        feedback_ptr += stride_fi + stride_fj
+        w_ptr += stride_wb
+        q_ptr += stride_qb
     tl.store(
         error_ptr + row[:, None] * B + i[None, :],
         tl.trans(errors),
@@ -81,7 +90,7 @@ def _ldlq_kernel(
 
 
 def launch_ldlq(config, q, columns, feedback, scale, errors, levels=QMAX) -> Launch:
-    """The launch for columns float32 [B, N] (contiguous), q int8 [N, B] and errors [N, B] (contiguous)."""
+    """Return the launch for columns float32 [B, N], q int8 [N, B] and errors [N, B]; all but q contiguous."""
     b, n = columns.shape
     args = {
         "w_ptr": columns,

@@ -76,6 +76,23 @@ def test_the_default_is_the_models_choice(target, bounds):
         assert default.programs == max(b.programs for b in others) == 2
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_a_column_of_ldlq(target):
+    """32 errors a thread: for each a comparison of 32 bits, a selection, a product and a sum."""
+    import ahead_of_time
+
+    from convert_to_quant.kernels.triton._arch import Arch, assume
+    from convert_to_quant.kernels.triton._plan import every_launch
+
+    family, gpu, _ = ahead_of_time.TARGETS[target]
+    with assume(Arch(family, target)):
+        launch = next(every_launch(ahead_of_time.cases()["ldlq"]()))
+    kernel = ahead_of_time.build(launch, gpu)
+    column = max(machine_code.loops(machine_code.disassemble(kernel.asm["cubin"])), key=len)
+    assert sum(".EX" in t.split()[0] for t in column) <= 2, "indices are compared in 64 bits"
+    assert len(column) <= 205
+
+
 def test_the_table_shows_every_tile(capsys, monkeypatch):
     monkeypatch.setattr(static, "ROWS", (4096,))
     static.show(("sm_90",))
