@@ -48,7 +48,7 @@ def _int8_linear(
     check_weight(x, qweight, weight_scale, bias, rotation, input_activation)
     check_input_scale(x, qweight, weight_scale, input_scale)
     out_dtype = out_dtype or x.dtype
-    x = activations.apply(input_activation, x)
+    x = activations.apply(input_activation, x).to(x.dtype)
     if is_blockwise(qweight, weight_scale):
         edge_k = granularity(qweight.shape[0], qweight.shape[1], weight_scale)[1]
         q, scale = _quantize_blockwise(x, 1, 1 << (edge_k - 1).bit_length())
@@ -102,7 +102,8 @@ def int8_linear(
         by its own absmax (block-wise weights: each row's blocks of the weight's width).
     out_dtype: x.dtype when None. input_activation / output_activation: None, "gelu",
         "gelu_tanh" or "silu", folded into the quantizer's load and into the epilogue; for the
-        input also "swiglu", silu(first half of x) * second half.
+        input also "swiglu", silu(first half of x) * second half. What the input's gives is rounded to
+        x.dtype, as an unfused model would.
     TypeError for dtypes; ValueError for shapes, a rotation that does not divide K, or rotation or
     input_scale with a block-wise weight.
     """

@@ -59,16 +59,17 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def load_activated(ptr, offsets, mask, K, ACTIVATION: tl.constexpr):
-    """A tile of act(x), as it is stored for no activation, else in float32; 0 outside `mask` (None: all).
+    """A tile of act(x), taken in float32 and rounded to x's type; 0 outside `mask` (None: all).
 
+    Rounded as an unfused model would, 16 bits enter the rotation by one product, float32 by two.
     offsets: of the K columns that the activation gives. A gated one reads K columns further too.
     """
     x = tl.load(ptr + offsets) if mask is None else tl.load(ptr + offsets, mask=mask, other=0.0)
     if ACTIVATION == "swiglu":
         up = tl.load(ptr + K + offsets) if mask is None else tl.load(ptr + K + offsets, mask=mask, other=0.0)
-        x = activate(x.to(tl.float32), "silu") * up.to(tl.float32)
+        x = (activate(x.to(tl.float32), "silu") * up.to(tl.float32)).to(x.dtype)
     elif ACTIVATION is not None:
-        x = activate(x.to(tl.float32), ACTIVATION)
+        x = activate(x.to(tl.float32), ACTIVATION).to(x.dtype)
     return x
 
 
