@@ -3,6 +3,7 @@
     python bench/convert.py                      # 156 MiB and 1 GiB
     python bench/convert.py --sizes '4 GiB'      # needs 7 GiB of disk
     python bench/convert.py --model F            # a file of yours
+    python bench/convert.py --format w4a8        # another format
 
 Each row is the median of --runs processes after one that warms the page cache; the peak is the largest seen.
 The bound is 350 MiB + 3 times the largest quantized layer in bfloat16. The share of the check is the median,
@@ -29,9 +30,10 @@ def largest_layer_mib(model: Path) -> float:
         return build_plan(checkpoint, Settings(input_file=str(model))).largest_layer * 2 / 2**20
 
 
-def measure(model: Path, runs: int, output: Path) -> None:
-    """Print the row of one model."""
-    command = [sys.executable, "-m", "convert_to_quant", "-i", str(model), "-o", str(output), "--comfy_quant"]
+def measure(model: Path, runs: int, output: Path, form: str) -> None:
+    """Print the row of one model, converted to a value of ``--format``."""
+    command = [sys.executable, "-m", "convert_to_quant", "-i", str(model), "-o", str(output)]
+    command += ["--format", form]
     processes.run(command)
     pairs = [(processes.run(command), processes.run([*command, "--no-verify"])) for _ in range(runs)]
     checked = processes.median([a for a, _ in pairs])
@@ -53,16 +55,17 @@ def main() -> None:
     )
     parser.add_argument("--sizes", nargs="*", default=["156 MiB", "1 GiB"], choices=list(synthetic.SIZES))
     parser.add_argument("--model", nargs="*", type=Path, default=[])
+    parser.add_argument("--format", default="int8")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
         for model in a.model:
-            measure(model, a.runs, Path(folder) / "out.safetensors")
+            measure(model, a.runs, Path(folder) / "out.safetensors", a.format)
         for size in a.sizes if not a.model else []:
             model = Path(folder) / f"{size.replace(' ', '')}.safetensors"
             synthetic.write(model, *synthetic.SIZES[size])
-            measure(model, a.runs, Path(folder) / "out.safetensors")
+            measure(model, a.runs, Path(folder) / "out.safetensors", a.format)
             model.unlink()
 
 

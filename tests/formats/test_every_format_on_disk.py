@@ -15,7 +15,10 @@ from convert_to_quant.converter.edit.run import edit
 from convert_to_quant.converter.edit.settings import EditSettings
 from convert_to_quant.converter.stored.inspect import inspect_file
 from convert_to_quant.converter.verify.run import verify
+from convert_to_quant.formats import read_format
 from convert_to_quant.formats.float8 import Float8
+from convert_to_quant.quant.layouts import weight_layout
+from convert_to_quant.quant.layouts.weight import loaded
 from convert_to_quant.quantization import convert_to_int8, plan_int8
 from convert_to_quant.runtime import LowRank, apply_lora, load_quantized, save_quantized
 
@@ -102,6 +105,33 @@ def test_verifies_and_inspects(case, files):
     assert [s.name.split()[0] for s in looked.formats] == [case.form.name]
     assert case.form.describe() in looked.formats[0].name
     assert not [p for p in looked.problems if p.fatal]
+
+
+def test_verifies_w4a8_by_the_codebook_of_the_file(tmp_path):
+    """A layer of another tool may have its own table of levels, or none: codes are then the levels."""
+    case = next(c for c in WRITTEN if c.id == "w4a8")
+    for name, table in (("own", torch.linspace(-1, 1, 16)), ("none", None)):
+        tensors = stored(case, (64, 64))
+        tensors["weight_s_channel"] = torch.full((64,), 0.01)
+        tensors["weight_s_rel"] = torch.full((64, 4), 100.0 if name == "own" else 12.0).to(
+            torch.float8_e4m3fn
+        )
+        tensors.pop("weight_codebook")
+        config, beside = case.config, {} if table is None else {"weight_codebook": table}
+        own = read_format(config, described({**tensors, **beside}), "a")
+        layout = weight_layout(own.layout)
+        qdata, params = loaded(own, {**tensors, **beside}, torch.float32)
+        weight = layout.values(qdata, params)
+        assert torch.equal(layout.nearest(weight, qdata, params), weight)
+        if name == "none":
+            assert np.allclose(decoded_without_table(tensors), weight.numpy())
+
+
+def decoded_without_table(tensors) -> np.ndarray:
+    """Codes less 8, times both scales, as they are stored."""
+    raw = tensors["weight"].numpy().view(np.uint8).astype(int)
+    codes = np.stack([raw & 15, raw >> 4], 2).reshape(len(raw), -1) - 8
+    return np.clip(np.round(codes * 12.0), -127, 127) * 0.01
 
 
 @written
