@@ -62,7 +62,7 @@ def write_lora(path: Path, shapes: dict[str, tuple[int, int]], rank: int) -> Pat
 def timed(model: Path, output: Path, loras: list[Path]) -> tuple[float, float]:
     """Convert once; return (wall, CPU) seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
-    convert_to_int8(model, output, merge_lora_paths=loras)
+    convert_to_int8(model, output, merge_lora_paths=loras, overwrite=True)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -85,7 +85,7 @@ def peak_mib(model: Path, output: Path, loras: list[Path]) -> float:
     """Return the peak resident memory of a process that does one conversion, in MiB (Linux)."""
     code = (
         "import re, sys; from convert_to_quant import convert_to_int8; "
-        "convert_to_int8(sys.argv[1], sys.argv[2], merge_lora_paths=sys.argv[3:]); "
+        "convert_to_int8(sys.argv[1], sys.argv[2], merge_lora_paths=sys.argv[3:], overwrite=True); "
         "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
     )
     command = [sys.executable, "-c", code, str(model), str(output), *map(str, loras)]
