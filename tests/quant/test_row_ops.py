@@ -10,6 +10,9 @@ from convert_to_quant.quant.layouts import weight_layout
 from convert_to_quant.quant.layouts.weight import loaded
 
 N, K = 128, 192
+SPLIT = [c for c in CASES if 32 % c.form.row_step == 0]
+COARSE = [c for c in CASES if 32 % c.form.row_step]
+"""Formats whose rows can be taken apart every 32 rows, and those where they cannot."""
 
 
 def weight(case: Case, seed: int = 0) -> QuantizedTensor:
@@ -20,7 +23,7 @@ def weight(case: Case, seed: int = 0) -> QuantizedTensor:
     )
 
 
-@pytest.fixture(params=CASES, ids=str)
+@pytest.fixture(params=SPLIT, ids=str)
 def q(request) -> QuantizedTensor:
     return weight(request.param)
 
@@ -82,3 +85,11 @@ def test_weights_stored_in_different_ways_are_joined_as_floats():
 def test_the_whole_is_an_alias(q):
     assert torch.equal(q[:], q)
     assert q[:]._qdata.data_ptr() == q._qdata.data_ptr()
+
+
+@pytest.mark.parametrize("case", COARSE, ids=str)
+def test_rows_that_cannot_be_taken_apart_become_floats(case):
+    q = weight(case)
+    parts, dense = q.split(32), q.dequantize()
+    assert not any(isinstance(t, QuantizedTensor) for t in parts)
+    assert all(map(torch.equal, parts, dense.split(32)))
