@@ -33,7 +33,7 @@ def largest_layer_mib(model: Path) -> float:
 def measure(model: Path, runs: int, output: Path, form: str) -> None:
     """Print the row of one model, converted to a value of ``--format``."""
     command = [sys.executable, "-m", "convert_to_quant", "-i", str(model), "-o", str(output)]
-    command += ["--format", form]
+    command += ["--overwrite", "--format", form]
     processes.run(command)
     pairs = [(processes.run(command), processes.run([*command, "--no-verify"])) for _ in range(runs)]
     checked = processes.median([a for a, _ in pairs])
