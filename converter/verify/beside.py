@@ -10,6 +10,16 @@ _LEAST, _MOST = 1e-9, 1e4
 where float16 ends at 65504."""
 
 
+def broken_scales(quantized: Quantized) -> str:
+    """Say which scales of a layer hold NaN or Inf, so that it cannot be read; "" for none."""
+    broken = [s for s, t in quantized.beside.items() if t.is_floating_point() and not _finite(t)]
+    return f"its {broken[0]} holds NaN or Inf" if broken else ""
+
+
+def _finite(values: torch.Tensor) -> bool:
+    return bool(torch.isfinite(values.float()).all())
+
+
 def scale_faults(quantized: Quantized) -> str:
     """Say what is wrong with a layer's ``input_scale`` or ``pre_quant_scale``; "" for nothing."""
     static, smooth = (quantized.beside.get(s) for s in (INPUT_SCALE, PRE_QUANT_SCALE))

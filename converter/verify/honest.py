@@ -12,18 +12,27 @@ from ..convert.check import decibels
 from .rows import Rows, misfits
 
 _ERROR = 25.0
+_ERROR_IN_GROUPS = 100.0
+"""Where groups in a row have scales of their own, feedback in steps of the large ones reaches the small: rows of
+720 layers end at up to 38 times the least error."""
+
 _PEAK = 64.0
 _STRAY = 0.02
 _DRIFT = 1.2
 _ALL = 0.95
+_EXACT = 1e-9
+_TELLING = 8
+"""Rows of which most must be rounded before the others are odd: fewer may be so by chance."""
+
 _SHOWN = 3
 
 
 def faults(rows: Rows, rounded: bool | None = None) -> list[str]:
     """Return what an honest conversion cannot have done to a layer; [] where it can.
 
-    rounded: whether the file says that every value is the nearest; None where it says nothing: then a layer
-    of which most rows are nearest was rounded, and its other rows are at fault.
+    rounded: whether the file says that every value is the nearest (True) or that an algorithm chose it
+    (False); None where it says nothing: then a layer of which most rows are nearest was rounded, and its
+    other rows are at fault.
     """
     broken = ~torch.isfinite(rows.error)
     if bool(broken.any()):
@@ -62,7 +71,8 @@ def nearest(rows: Rows) -> bool:
 
 def _far(rows: Rows) -> torch.Tensor:
     """Tell the rows that no algorithm leaves so far from the original."""
-    return (rows.error > _ERROR * _floor(rows)) | (rows.top > _PEAK * rows.reach)
+    most = _ERROR_IN_GROUPS if rows.grid.columns and rows.grid.rows == 1 else _ERROR
+    return (rows.error > most * _floor(rows)) | (rows.top > _PEAK * rows.reach)
 
 
 def _floor(rows: Rows) -> torch.Tensor:
@@ -84,15 +94,17 @@ def _odd(rows: Rows, rounded: bool | None) -> torch.Tensor:
     """Tell the rows that were not rounded to nearest in a layer that was."""
     excess = rows.error - rows.least
     stray = ~(excess <= _allowance(rows, _STRAY))
-    told = rows.least >= 0.1 * _floor(
-        rows
-    )  # rows below a step of a shared scale look rounded, whatever was done
-    share = 1 - float(stray[told].double().mean())
-    if rounded or share >= _ALL or int(stray.sum()) == 1 < len(stray):
+    if rounded:
         return stray
-    if rounded is None and share >= 0.5:
-        # Feedback that is next to nothing moves a value in some rows only, and then from tie to tie.
-        return ~(excess <= _allowance(rows, _DRIFT))
+    # Rows of zeros, and those below a step of a shared scale, look rounded, whatever was done.
+    telling = (rows.least >= 0.1 * _floor(rows)) & (rows.least > _EXACT * rows.signal)
+    count, odd = int(telling.sum()), int(stray[telling].sum())
+    if rounded is None and count >= _TELLING:
+        if odd == 1 or odd <= (1 - _ALL) * count:
+            return stray
+        if odd <= 0.5 * count:
+            # Feedback that is next to nothing moves a value in some rows only, and then from tie to tie.
+            return ~(excess <= _allowance(rows, _DRIFT))
     return torch.zeros_like(stray)
 
 

@@ -26,6 +26,7 @@ SCALE_BIAS = 1.5
 """Error that lies along the values this many times over is a scale's; feedback below a step does so once."""
 
 _LOSS = 4.0
+_ROW_LOSS = 20.0
 _LEAST_LOSS = 1e-4
 _FEW = 16
 
@@ -121,7 +122,12 @@ class Rows:
             return
         own = (part.anew(weight) * unit).sub_(work)
         oo = sums.by_scale(sums.of(own, own))
-        for row, column in (doubtful & ~(hh <= _LOSS * oo + 1e-5 * ww)).nonzero().tolist():
+        lossy = doubtful & ~(hh <= _LOSS * oo + 1e-5 * ww)
+        if hh.shape[1] > 1 and self.grid.rows == 1:
+            # LDLQ chooses a group's scale for weights with the feedback in them, which in a group of small
+            # ones is much and beside the row's other groups is nothing.
+            lossy &= hh > _ROW_LOSS * oo.median(1, keepdim=True).values
+        for row, column in lossy.nonzero().tolist():
             kept = float(10 * torch.log10(ww[row, column] / hh[row, column]))
             self.poor.append((self._named(start, row, column), f"with it no more than {kept:.1f} dB is kept"))
 

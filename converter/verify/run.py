@@ -10,6 +10,7 @@ import torch
 from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.memory import return_freed_buffers
 from ...formats import Format
+from ...formats.algorithms import ROUNDING
 from ...formats.errors import ConversionError
 from ...formats.names import INPUT_SCALE
 from ...quant.calibration import CalibrationData
@@ -20,7 +21,7 @@ from ..stored.faults import examine_file
 from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer, stored_file
 from ..stored.record import Entry, Record, read_record
-from .beside import scale_faults
+from .beside import broken_scales, scale_faults
 from .honest import faults, nearest
 from .kept import as_written, changed
 from .pairs import Pairs, pair
@@ -175,10 +176,12 @@ class _Run:
             quantized = Quantized.of(self._stored.checkpoint, examined)
         except ConversionError as e:
             return VerifiedLayer(*fields, fault=str(e))
+        if broken := broken_scales(quantized):
+            return VerifiedLayer(*fields, fault=broken)
         quality, rows = measure(source, quantized, self._inputs.of(layer.name, quantized.shape[1]))
         entry = self._record.layer(layer.name) if self._record else None
         written = self._written(layer, form, entry) or scale_faults(quantized)
-        rounded = True if self._record and self._record.complete and entry is None else None
+        rounded = self._rounded(entry)
         found, fault = faults(rows, rounded), ""
         merged = entry is not None and entry.merged and not written  # the original is without the LoRAs
         if not merged and (found or not quality.weight_db >= self._threshold):
@@ -191,6 +194,12 @@ class _Run:
         return VerifiedLayer(
             *fields, quality.weight_db, quality.w8a8_db, quality.w8a16_db, fault, told, static
         )
+
+    def _rounded(self, entry: Entry | None) -> bool | None:
+        """Tell what the record says of a layer's rounding: to nearest, otherwise, or nothing (None)."""
+        if entry is not None:
+            return None if entry.algorithm == ROUNDING else False
+        return True if self._record is not None and self._record.complete else None
 
     def _written(self, layer: StoredLayer, form: Format | None, entry: Entry | None) -> str:
         """Say how a layer is not what the file's record says that was written; "" where it is."""
