@@ -13,8 +13,8 @@ from .rows import Rows, misfits
 
 _ERROR = 25.0
 _ERROR_IN_GROUPS = 100.0
-"""Where groups in a row have scales of their own, feedback in steps of the large ones reaches the small: rows of
-720 layers end at up to 38 times the least error."""
+"""Where groups in a row have scales of their own, feedback in steps of the large ones reaches the small: rows
+of 720 layers end at up to 38 times the least error."""
 
 _PEAK = 64.0
 _STRAY = 0.02
