@@ -16,6 +16,9 @@ _ERROR_IN_GROUPS = 100.0
 """Where groups in a row have scales of their own, feedback in steps of the large ones reaches the small: rows
 of 720 layers end at up to 38 times the least error."""
 
+_MEDIAN = 15.0
+"""Times the least error in half of a layer's rows; honest layers have up to 3.2."""
+
 _PEAK = 64.0
 _STRAY = 0.02
 _DRIFT = 1.2
@@ -49,6 +52,8 @@ def faults(rows: Rows, rounded: bool | None = None) -> list[str]:
         if misfits(ee, ev, vv, noise):
             factor = float(1 / (1 + ev / vv))
             found.append(f"its scale is {factor:.3g} times what fits")
+    if not found and rows.grid.columns and rows.grid.rows == 1:
+        found += _row_scale(rows)
     wrong = _far(rows)
     if bool(wrong.any()):
         worst = int((rows.error / rows.least.clamp_min(1e-300)).where(wrong, -torch.inf).argmax())
@@ -64,6 +69,17 @@ def faults(rows: Rows, rounded: bool | None = None) -> list[str]:
     return found
 
 
+def _row_scale(rows: Rows) -> list[str]:
+    """Return what is wrong with the scales of whole rows, where groups have others on top."""
+    noise = torch.maximum(rows.least / rows.columns, rows.reach.square() / 3)
+    at = [i for i, _ in misfits(*(t.unsqueeze(1) for t in (rows.error, rows.along, rows.power, noise)))]
+    if not at:
+        return []
+    factor = float(1 / (1 + rows.along[at[0]] / rows.power[at[0]]))
+    more = f" (and {len(at) - 1} more like it)" if len(at) > 1 else ""
+    return [f"the scales are not those of its rows: row {at[0]}: {factor:.3g} times what fits{more}"]
+
+
 def nearest(rows: Rows) -> bool:
     """Tell whether every value is the nearest to the original's."""
     return bool((rows.error - rows.least <= _allowance(rows, _STRAY)).all())
@@ -72,7 +88,10 @@ def nearest(rows: Rows) -> bool:
 def _far(rows: Rows) -> torch.Tensor:
     """Tell the rows that no algorithm leaves so far from the original."""
     most = _ERROR_IN_GROUPS if rows.grid.columns and rows.grid.rows == 1 else _ERROR
-    return (rows.error > most * _floor(rows)) | (rows.top > _PEAK * rows.reach)
+    share = rows.error / _floor(rows)
+    if float(share.median()) > _MEDIAN:
+        most = _MEDIAN
+    return (share > most) | (rows.top > _PEAK * rows.reach)
 
 
 def _floor(rows: Rows) -> torch.Tensor:

@@ -126,7 +126,7 @@ class Rows:
         if hh.shape[1] > 1 and self.grid.rows == 1:
             # LDLQ chooses a group's scale for weights with the feedback in them, which in a group of small
             # ones is much and beside the row's other groups is nothing.
-            lossy &= hh > _ROW_LOSS * oo.median(1, keepdim=True).values
+            lossy &= hh > _ROW_LOSS * oo.mean(1, keepdim=True)
         for row, column in lossy.nonzero().tolist():
             kept = float(10 * torch.log10(ww[row, column] / hh[row, column]))
             self.poor.append((self._named(start, row, column), f"with it no more than {kept:.1f} dB is kept"))
