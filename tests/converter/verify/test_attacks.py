@@ -74,7 +74,7 @@ KINDS = [*FORMATS, *CALIBRATED]
 
 
 UNTOLD = {"w4a8": {"columns swapped"}}
-"""What feedback could have done too, in a file without a record (four columns of 4 bits): told, not failed."""
+"""What feedback could do too, in a file without a record (four columns of 4 bits): told, not failed."""
 
 
 def _bytes(w: torch.Tensor) -> torch.Tensor:
