@@ -46,12 +46,12 @@ def faults(rows: Rows, rounded: bool | None = None) -> list[str]:
         what, why = next(iter(poor.items()))
         more = f" (and {len(poor) - 1} more like it)" if len(poor) > 1 else ""
         found.append(f"the scales are not those of its rows: {what}: {why}{more}")
-    elif not rows.grid.rows:
+    else:
         ee, ev, vv = (t.sum().reshape(1, 1) for t in (rows.error, rows.along, rows.power))
         noise = torch.maximum(rows.least.mean() / rows.columns, rows.reach.amax().square() / 3)
         if misfits(ee, ev, vv, noise):
             factor = float(1 / (1 + ev / vv))
-            found.append(f"its scale is {factor:.3g} times what fits")
+            found.append(f"its scales are {factor:.3g} times what fits, taken together")
     if not found and rows.grid.columns and rows.grid.rows == 1:
         found += _row_scale(rows)
     wrong = _far(rows)

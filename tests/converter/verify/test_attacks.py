@@ -73,7 +73,7 @@ def made(original: Path) -> Callable[[str], Path]:
 KINDS = [*FORMATS, *CALIBRATED]
 
 
-UNTOLD = {"w4a8": {"columns swapped"}}
+UNTOLD = {"w4a8": {"columns swapped"}, "nvfp4": {"columns swapped"}}
 """What feedback could do too, in a file without a record (four columns of 4 bits): told, not failed."""
 
 
