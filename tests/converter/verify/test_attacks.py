@@ -272,7 +272,7 @@ def test_a_layer_made_float_again_is_told(original, made, tmp_path):
         report = verify(original, out)
         assert report.ok
         assert {p.kind for p in report.problems} == {"float again"}
-        flagged = tmp_path / "flagged.safetensors"
+        flagged = tmp_path / f"flagged-{out.name}"
         edit(EditSettings(str(out), str(flagged), add_keys={"full_precision_matrix_mult": True}))
         assert verify(original, flagged).ok
 
