@@ -113,7 +113,9 @@ class AsymW4A8Int8(Format):
     def why_not(self, shape: Shape) -> str:
         """Return why: K must be a multiple of 16, at 6 bits of 32."""
         step = 16 if self.bits == 4 else 32
-        return f"{shape[1]} columns are no multiple of {step}" if shape[1] % step else ""
+        if shape[1] % step:
+            return f"{shape[1]} columns are no multiple of {step}"
+        return "" if self.rotation else "it is always rotated"
 
     def instead(self) -> str:
         """Return 6 bits after 4, then INT8."""

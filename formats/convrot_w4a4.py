@@ -73,7 +73,9 @@ class ConvRotW4A4(Format):
 
     def why_not(self, shape: Shape) -> str:
         """Return why: K must be a multiple of 64."""
-        return f"{shape[1]} columns are no multiple of {_STEP}" if shape[1] % _STEP else ""
+        if shape[1] % _STEP:
+            return f"{shape[1]} columns are no multiple of {_STEP}"
+        return "" if self.rotation else "it is always rotated"
 
     def instead(self) -> str:
         """Return W4A8, which takes multiples of 16."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...formats import FORMATS, Asked, Format
-from ...formats.choose import chosen, default_format
+from ...formats.choose import chosen, default_format, names
 from ...formats.convrot import largest_group
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE
 from ..layouts import weight_layout
@@ -63,7 +63,7 @@ def quantize_model(
 
     The modules stay what they are, so hooks and adapters keep working; weights get requires_grad=False.
     Layer after layer, so memory never holds two copies of more than one weight.
-    layout: a layout's class name, a format's name in ``comfy_quant`` (`formats.FORMATS`), or the name
+    layout: a layout's class name, a format's name in ``comfy_quant`` or a value of ``--format``, or the name
         of a layout of your own; None is the format that is written when nothing is asked.
     skip: layers to leave; include: layers to quantize whatever `keep` says; see `Layers`.
     keep: the rule for all other layers; None quantizes them. `convert_to_quant.runtime.quantize_model`
@@ -113,7 +113,7 @@ class LayerSettings:
 
     def form(self, in_features: int) -> Format | None:
         """Return the format of a layer; None for a layout that belongs to no format."""
-        known = (f for f in FORMATS.values() if self.layout in (f.name, f.layout))
+        known = (f for f in FORMATS.values() if self.layout in (f.name, f.layout, *names(f)))
         found = next(known, None)
         if found is None:
             return None
@@ -123,7 +123,8 @@ class LayerSettings:
         group = largest_group(in_features) if own else 0
         if self.rotation != "auto":
             group = int(self.rotation)
-        return found.make(Asked(self.scaling or "", group if found.rotates else 0, self.block_size))
+        group = group if found.rotates else 0
+        return found.make(Asked(self.scaling or "", group, self.block_size, option=self.layout))
 
     def why_not(self, weight: torch.Tensor) -> str:
         """Return why a weight [N, K] cannot be stored so; "" if it can."""
