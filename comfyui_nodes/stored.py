@@ -23,7 +23,7 @@ class Added:
         """Return the edge of a block; 0 for rows."""
         if self.config["format"] != BLOCKWISE:
             return 0
-        inner = self.config.get("params")
+        inner: Any = self.config.get("params")
         inner = inner if isinstance(inner, dict) else {}
         return int(self.config.get("group_size", inner.get("group_size", 128)))
 
