@@ -17,7 +17,7 @@ def weights(names, shape=(256, 256)):
 def quantized(model, *flags):
     """The layers that the command line quantizes; everything else must keep its bytes or be gone."""
     output = model.parent / "q.safetensors"
-    assert main(["-i", str(model), "-o", str(output), *flags]) == 0
+    assert main(["-i", str(model), "-o", str(output), "--overwrite", *flags]) == 0
     before, after = load_file(str(model)), load_file(str(output))
     layers = {n.removesuffix(".comfy_quant") for n in after if n.endswith(".comfy_quant")}
     for name, tensor in before.items():
