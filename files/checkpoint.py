@@ -133,10 +133,10 @@ class Checkpoint:
             raw = self.read_tensor(info).flatten().view(torch.uint8).numpy().data
             buffer[:] = raw[start : start + len(buffer)]
             return
-        for part in info.parts:
-            piece = buffer[: max(0, part.nbytes - start)]
-            self.read_into(part, piece, start)
-            buffer, start = buffer[len(piece) :], max(0, start - part.nbytes)
+        for inner in info.parts:
+            piece = buffer[: max(0, inner.nbytes - start)]
+            self.read_into(inner, piece, start)
+            buffer, start = buffer[len(piece) :], max(0, start - inner.nbytes)
         if not len(buffer):
             return
         done, total = 0, len(buffer)

@@ -86,7 +86,7 @@ class CtqDiffusersQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(
         self,
-        model: nn.Module,
+        model: Any,
         keep_in_fp32_modules: list[str] | None = None,
         state_dict: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -127,7 +127,7 @@ class CtqDiffusersQuantizer(DiffusersQuantizer):
         """Put a stored weight in its place, or round a float one where it will be."""
         layer, _, leaf = param_name.rpartition(".")
         module = model.get_submodule(layer)
-        dtype = kwargs.get("dtype") or module._parameters[leaf].dtype
+        dtype = kwargs.get("dtype") or getattr(module, leaf).dtype
         value = param_value.to(target_device)
         if value.dtype != dtype:
             value = value.to(dtype)
@@ -151,7 +151,7 @@ class CtqDiffusersQuantizer(DiffusersQuantizer):
         """Return what ``save_pretrained`` writes: the tensors of a checkpoint, as ComfyUI has them."""
         return plain_state_dict(state_dict), {}
 
-    def _dequantize(self, model: nn.Module) -> nn.Module:
+    def _dequantize(self, model: Any) -> nn.Module:
         dequantize_model(model)
         told = {k: v for k, v in model.config.items() if k != "quantization_config"}
         model._internal_dict = type(model.config)(told)

@@ -76,8 +76,9 @@ def bytes_per_weight(model: nn.Module, layers: Iterable[str], plan: LayerPlan) -
 
     stored = elements = 0
     for name in layers:
-        module = model.get_submodule(name)
-        shape = (module.weight.shape[0], module.weight.shape[1])
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, torch.Tensor)
+        shape = (weight.shape[0], weight.shape[1])
         form = plan.forms.get(name)
         if form is not None:
             stored += sum(nbytes(t.dtype, t.shape) for t in form.stored(shape))

@@ -73,7 +73,7 @@ class CtqTransformersQuantizer(HfQuantizer):
             op.dtype = dtype
         return None if ours else dtype
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> nn.Module:
         # Saving would run them backwards; `get_state_dict_and_metadata` has taken the weights apart by then.
         used = getattr(model, "_weight_conversions", None)
         if used is not None:
@@ -142,7 +142,7 @@ class PutTogether(ConversionOps):
         tensors = {s: t[0] if isinstance(t, list) else t for s, t in input_dict.items()}
         layer, _, leaf = full_layer_name.rpartition(".")
         owner = model.get_submodule(layer)
-        wanted = (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf]
+        wanted = getattr(owner, leaf)
         if CONFIG not in tensors:
             value = tensors[WEIGHT]
             return {full_layer_name: value.to(self.dtype) if value.is_floating_point() else value}

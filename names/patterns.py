@@ -178,7 +178,8 @@ class _Automaton:
                 raise PatternError("flags inside a group, as in (?i:...), are not taken here")
             return self._sequence(inner, to)
         if op in ("MAX_REPEAT", "MIN_REPEAT"):
-            return self._repeat(*argument, to)
+            least, most, inner = argument
+            return self._repeat(least, most, inner, to)
         if op == "AT":
             self._edges |= "BOUNDARY" in str(argument)
             return self._split([to], _ANCHORS[str(argument)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ...files.checkpoint import Checkpoint, TensorInfo
@@ -32,12 +33,15 @@ class Candidate:
 def candidates(checkpoint: Checkpoint, settings: Settings) -> tuple[list[Candidate], Plan]:
     """Return every layer to quantize with its ways, and the plan in which all have the smallest format.
 
-    The ways are the formats that mix with the settings' (`formats.choose.mixable`), within the bounds of the
-    settings; ways that store a layer alike are one. ConversionError where the bounds leave no format.
+    The ways are the formats that mix with the settings' (`formats.choose.mixable`) and that these allow,
+    within their bounds; ways that store a layer alike are one. ConversionError where the bounds leave no
+    format.
     """
     plain = replace(settings, target_size=None, min_format=None, max_format=None)
-    names = list(dict.fromkeys([settings.format, *mixable(settings.format)]))
-    plans = {name: build_plan(checkpoint, replace(plain, format=name)) for name in names}
+    plans = {settings.format: build_plan(checkpoint, plain)}
+    for name in mixable(settings.format):
+        with suppress(ConversionError):  # a format that these settings rule out, as --no-convrot does
+            plans[name] = build_plan(checkpoint, replace(plain, format=name))
     allowed = _allowed({name: plan.output_bytes for name, plan in plans.items()}, settings)
     ways: dict[str, dict[str, Step]] = {}
     for name in allowed:

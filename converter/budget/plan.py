@@ -67,7 +67,7 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
 
 def file_size(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> int:
     """Return the bytes of the file that a plan makes, header included."""
-    metadata = plan.metadata | job_metadata(checkpoint, plan, settings)
+    metadata = {**plan.metadata, **job_metadata(checkpoint, plan, settings)}
     return build_header(plan.outputs, metadata)[2]
 
 

@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     from .bar import Bar
     from .show_edit import show_edit
 
-    inputs = [settings.input_file, *files_behind(Path(settings.input_file))]
+    inputs: list[str | Path] = [settings.input_file, *files_behind(Path(settings.input_file))]
     require_report(args.json, [*inputs, settings.output_file] if settings.output_file else inputs)
     report = edit(settings, Bar() if sys.stderr.isatty() else Silent())
     if args.json:

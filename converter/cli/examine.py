@@ -84,7 +84,9 @@ def _torch() -> Iterator[Finding]:
     found = False
     for kind in ("cuda", "xpu"):
         backend = getattr(torch, kind, None)
-        for i in range(backend.device_count() if backend is not None and backend.is_available() else 0):
+        if backend is None or not backend.is_available():
+            continue
+        for i in range(backend.device_count()):
             found = True
             yield _device(torch.device(kind, i), backend.get_device_properties(i))
     if not found:

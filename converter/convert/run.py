@@ -58,7 +58,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
         file = OutputFile(
             output,
             plan.outputs,
-            plan.metadata | job_metadata(checkpoint, plan, settings),
+            {**plan.metadata, **job_metadata(checkpoint, plan, settings)},
             job,
             inputs=all_inputs(checkpoint, settings),
             overwrite=settings.overwrite,

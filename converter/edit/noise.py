@@ -19,6 +19,8 @@ def noise_warnings(
     """
     found: dict[str, list[str]] = {}
     for name, config in configs.items():
+        if examined[name].rotation_unknown:
+            continue  # nothing says how it was read before
         before, after = examined[name].format, _after(examined[name], config, dropped)
         if before is not None and after is not None and _weights(before) != _weights(after):
             found.setdefault(f"was {_described(before)}, now {_described(after)}", []).append(name)

@@ -104,8 +104,8 @@ def compile_pattern(pattern: str, where: str) -> Pattern:
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise CheckpointError(f"{where}: {twice!r:.200} stands twice in one object")
     return found
 

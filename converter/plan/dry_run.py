@@ -112,7 +112,7 @@ def plan_conversion(settings: Settings) -> PlanReport:
             tensors=tuple(_planned(step, id(step) in layers) for step in plan),
             notes=plan.notes + ((lost.note,) if lost else ()),
             bytes_before=checkpoint.nbytes,
-            bytes_after=build_header(plan.outputs, plan.metadata | job)[2],
+            bytes_after=build_header(plan.outputs, {**plan.metadata, **job})[2],
             seconds=expected.seconds,
             peak_bytes=expected.peak_bytes,
             mix=plan.mix,

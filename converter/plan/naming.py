@@ -113,7 +113,8 @@ def comfyui_view(checkpoint: Checkpoint, prefix: str, model: DiffusersNames) -> 
     inside = {n[len(prefix) :]: info for n, info in checkpoint.tensors.items() if n.startswith(prefix)}
     before = prefix if prefix in _COMFYUI_PREFIXES else ""
     tensors = {n: info for n, info in checkpoint.tensors.items() if not n.startswith(prefix)}
-    table, placed = KeyMap(model.rows(inside)), set()
+    table = KeyMap(model.rows(inside))
+    placed: set[str] = set()
     for name, mapped in table.inverse(inside).items():
         _whole(checkpoint, table, name, mapped)
         parts = [inside[t] for t in mapped.targets]

@@ -110,7 +110,7 @@ def filled(
     if record is None:
         return dict(metadata)
     sizes = {o.name: o.nbytes for o in outputs}
-    full = [
+    layers, tensors = (
         {
             n: replace(e, digest=digest(e.tensors, sizes, read))
             if e.digest == _EMPTY or any(t in anew for t in e.tensors)
@@ -118,8 +118,8 @@ def filled(
             for n, e in part.items()
         }
         for part in (record.layers, record.tensors)
-    ]
-    return {**metadata, KEY: Record(*full, record.dropped, record.complete).text()}
+    )
+    return {**metadata, KEY: Record(layers, tensors, record.dropped, record.complete).text()}
 
 
 def digest(names: Iterable[str], sizes: Mapping[str, int], read: Read) -> str:

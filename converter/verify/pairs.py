@@ -70,10 +70,10 @@ def pair(
             layers[name.removesuffix(_WEIGHT)] = source
         else:
             kept[name] = source
-    beside = {tensor_name(_layer(w), s) for w in layers.values() for s in _companion_names()}
+    companions = {tensor_name(_layer(w), s) for w in layers.values() for s in _companion_names()}
     removed = {*_removed(original), *(record.dropped if record else ())}
-    there = {*layers.values(), *kept.values()} | {theirs + n[len(ours) :] for n in stored.checkpoint.tensors}
-    problems += _missing(original, there | beside, theirs, removed)
+    there = {*layers.values(), *kept.values(), *(theirs + n[len(ours) :] for n in stored.checkpoint.tensors)}
+    problems += _missing(original, there | companions, theirs, removed)
     return Pairs(layers, kept, tuple(sorted(removed & original.tensors.keys() - there)), tuple(problems))
 
 

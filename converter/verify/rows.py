@@ -81,8 +81,10 @@ class Rows:
             reach = torch.maximum(absmax_rows(least), 1e-3 * unit * large).double() / unit
             self.top[start:stop] = absmax_rows(error).squeeze(1).double() / unit
             self.reach[start:stop] = reach.squeeze(1)
-            self._misfits(start, *map(sums.by_scale, (ee, ev, vv, hh)), sums.by_scale(reach, torch.amax))
-        self._losses(start, *map(sums.by_scale, (ww, hh)), sums, weight, work, part, unit)
+            e, c, p, h = map(sums.by_scale, (ee, ev, vv, hh))
+            self._misfits(start, e, c, p, h, sums.by_scale(reach, torch.amax))
+        signal, least_sums = sums.by_scale(ww), sums.by_scale(hh)
+        self._losses(start, signal, least_sums, sums, weight, work, part, unit)
 
     def _misfits(
         self,

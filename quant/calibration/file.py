@@ -91,7 +91,8 @@ class CalibrationData:
             raise CheckpointError(self._damaged(record, f"an input_scale of {scale:g}"))
         if most is not None and not bool(((most >= 0) & most.isfinite()).all()):
             raise CheckpointError(self._damaged(record, "a channel_max that is NaN, infinite or negative"))
-        return LayerStats(**tensors, input_scale=scale, synthetic=self.synthetic)
+        samples, channel_max, channel_mean = (tensors.get(name) for name in FIELDS[:3])
+        return LayerStats(samples, channel_max, channel_mean, scale, synthetic=self.synthetic)
 
     def _damaged(self, record: str, what: str) -> str:
         return f"calibration file {self.path}: {record!r} has {what}; record it again"

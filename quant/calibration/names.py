@@ -56,13 +56,14 @@ def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str]
         key = bare(record)
         by_bare[key] = None if key in by_bare else record
     aliases = Aliases(by_bare)
-    found, used = {}, set()
+    found: dict[str, str] = {}
+    used: set[str] = set()
     for layer in layers:
         own = layer.removesuffix(".weight")
-        record = next((r for r in (layer, own) if r in known), None) or by_bare.get(bare(layer))
-        others = [] if record else [r for name in aliases.of(bare(layer)) if (r := by_bare[name])]
-        if record or others:
-            found[layer] = record or others[0]
+        named = next((r for r in (layer, own) if r in known), None) or by_bare.get(bare(layer))
+        others = [] if named else [r for name in aliases.of(bare(layer)) if (r := by_bare[name])]
+        if named or others:
+            found[layer] = named or others[0]
             used.update(others, [found[layer]])
     if not found:
         raise NothingMatched(

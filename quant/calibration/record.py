@@ -10,7 +10,7 @@ import os
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sized
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -114,7 +114,7 @@ class Recorder:
         return found
 
     def _affordable(self, max_bytes: int) -> int:
-        return max(1, max_bytes // sum(2 * m.in_features for m in self.modules.values()))
+        return max(1, max_bytes // sum(2 * cast(int, m.in_features) for m in self.modules.values()))
 
     def __enter__(self) -> "Recorder":
         self._hook()

@@ -93,11 +93,12 @@ class WeightLayout(QuantizedLayout):
             peak = torch.stack([absmax_rows(work).amax() for _, work in parts]).amax()
         found = []
         for part, work in float_chunks(tensor, grid.rotation, max(grid.rows, 1)):
-            own, rows = scale, part
             if scale is None:
-                own, rows = grid.fit(work, None, peak), slice(0, work.shape[0])
-            codes[part] = grid.round(work, grid.view(own, rows, k))
-            found.append(own)
+                found.append(grid.fit(work, None, peak))
+                view = grid.view(found[-1], slice(0, work.shape[0]), k)
+            else:
+                view = grid.view(scale, part, k)
+            codes[part] = grid.round(work, view)
         return cls.pack(codes, torch.cat(found) if scale is None else scale, form, tensor.dtype)
 
     @classmethod

@@ -107,6 +107,10 @@ class FiveLevelLayout(WeightLayout):
         return codes * scale.repeat_interleave(GROUP, 1)
 
     @classmethod
+    def scales(cls, qdata, params):
+        return params["group"].float() * params["row"].unsqueeze(1)
+
+    @classmethod
     def load(cls, form, tensors: Mapping[str, torch.Tensor], dtype):
         params: dict[str, Any] = {"row": tensors[SCALE], "group": tensors[GROUP_SCALE], "orig_dtype": dtype}
         params |= {"rotation": form.rotation, "orig_shape": form.shape(tuple(tensors[WEIGHT].shape))}
@@ -237,7 +241,7 @@ def test_inspect_and_command_line(converted, model, capsys):
     assert "five_levels" in text
     assert "contract: nothing wrong" in text
     assert main(["verify", str(model), str(output)]) == 0
-    assert main(["-i", str(model), "-o", str(output), "--format", "five", "--no-convrot"]) == 0
+    assert main(["-i", str(model), "-o", str(output), "--format", "five", "--no-convrot", "--overwrite"]) == 0
 
 
 def test_edit_makes_single_layers_float_again(converted, tmp_path):

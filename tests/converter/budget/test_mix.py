@@ -99,11 +99,11 @@ def test_what_cannot_be(model, tmp_path, capsys):
     with pytest.raises(ConversionError, match=r"cannot become that small.*\d+ bytes"):
         plan_int8(str(model), target_size="1%")
     with pytest.raises(ConversionError, match=r"nothing to quantize.*there is room for it"):
-        plan_int8(str(model), target_size="100%", max_format="keep")
+        plan_int8(str(model), target_size="4MB", max_format="keep")
     for options, message in (
         (["--min-format", "int8"], "--target-size chooses from"),
         (["--target-size", "8 gigs"], "a size is a number of bytes"),
-        (["--target-size", "50%", "--max-format", "int9"], "did you mean 'int8'"),
+        (["--target-size", "50%", "--max-format", "w4a9"], "did you mean 'w4a8'"),
         (["--target-size", "50%", "--fallback", "int8"], "leave one out"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -122,7 +122,6 @@ def test_settings_of_an_absent_optimizer_are_told_in_one_line(tmp_path, model, c
         ("--make_hybrid_mxfp8", "--format lists those that can be written"),
         ("--legacy_input_add", "ctq edit FILE"),
         ("--remove-keys a", "belongs to ctq edit"),
-        ("--mxfp8", "--mxfp8: mxfp8 is not written; --format takes"),
         ("--manual_seed 1 --quip-seed 2", "--manual_seed and --quip-seed 2 contradict each other"),
         ("--manual_seed x", "invalid literal"),
         ("--custom-layer x", "there is no option --custom-layer; did you mean --custom-layers?"),

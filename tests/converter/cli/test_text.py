@@ -35,7 +35,7 @@ def test_what_is_shown_is_printable_and_tells_what_there_was(text):
 @pytest.mark.parametrize(
     "command",
     [
-        ["-i", "{m}", "-o", "{q}", "--report-quality"],
+        ["-i", "{m}", "-o", "{e}", "--report-quality"],
         ["-i", "{m}", "--dry-run"],
         ["inspect", "{q}"],
         ["verify", "{m}", "{q}", "--all"],

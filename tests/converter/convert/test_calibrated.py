@@ -293,7 +293,7 @@ def test_the_seed_draws_the_tokens_when_there_are_more_than_asked_for(tmp_path, 
 
 def test_dry_run_shows_algorithm_and_placement_and_reads_no_weight(tmp_path, model, capsys):
     calibration = record(tmp_path / "c.safetensors", layers()[:4])
-    argv = ["-i", str(model), "--dry-run", "--calibration-data", str(calibration)]
+    argv = ["-i", str(model), "--dry-run", "--verbose", "--calibration-data", str(calibration)]
     assert main([*argv, "--quip-checkpointed", "--quip-checkpoint-segments", "4"]) == 0
     rows = {
         line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("blocks.")

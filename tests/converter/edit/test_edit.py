@@ -482,13 +482,13 @@ def test_an_edit_that_makes_noise_says_so(good, tmp_path, asked, text):
     assert text in warning
 
 
-def test_an_edit_that_takes_a_smoothing_away_says_so(good, tmp_path):
+def test_an_edit_that_takes_a_smoothing_away_is_refused(good, tmp_path):
     def smooth(t, m):
         t[f"{LAYER}.pre_quant_scale"] = torch.ones(256)
 
     file = spoil(good, tmp_path / "smooth.safetensors", smooth)
-    report = edit(EditSettings(str(file), str(tmp_path / "o.safetensors"), (f"{LAYER}.pre_quant_scale",)))
-    assert any(w.startswith(f"{LAYER}: read as other weights") and "smoothed" in w for w in report.warnings)
+    with pytest.raises(ConversionError, match=r"pre_quant_scale: .* cannot be read without it"):
+        edit(EditSettings(str(file), str(tmp_path / "o.safetensors"), (f"{LAYER}.pre_quant_scale",)))
 
 
 def test_a_key_that_changes_no_weight_is_no_noise(good, tmp_path):

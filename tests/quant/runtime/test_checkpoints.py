@@ -206,7 +206,7 @@ def test_float8_layers_of_others_stay_float8(tmp_path):
             lambda t: t.update({"fc1.weight": t["fc1.weight"][:, :64].clone()}),
             "layer fc1: convrot_groupsize 256 does not divide its 64 columns",
         ),
-        (lambda t: t.update({"fc1.comfy_quant": config(format="nvfp4")}), "layer fc1 has format 'nvfp4'"),
+        (lambda t: t.update({"fc1.comfy_quant": config(format="int3")}), "layer fc1 has format 'int3'"),
         (lambda t: t.update({"fc1.comfy_quant": config(x=1)}), "names no format"),
         (
             lambda t: t.update({"fc2.comfy_quant": config(format="int8_tensorwise", convrot=True)}),
