@@ -167,7 +167,7 @@ class _Run:
             layer.name,
             family_of(layer.name),
             known,
-            layer.weight.shape,
+            form.shape(layer.weight.shape) if form else layer.weight.shape,
             info.nbytes,
             size,
         )
