@@ -19,6 +19,7 @@ from ..plan.mix import Mix, Point
 from ..plan.steps import Plan
 from .candidates import Candidate, candidates
 from .knapsack import Choice, Option, best_choice, least_bytes
+from .uniform import uniform_or
 
 if TYPE_CHECKING:
     from .sensitivity import Sensitivity
@@ -54,9 +55,13 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
             f"it is counts too (--dry-run lists it)"
         )
     found = [measure(checkpoint, layer.steps, plain.calibration, settings) for layer in layers]
+    weights = sum(layer.steps[0].source.numel for layer in layers)
     items = [
-        [Option(size, error) for size, error in zip(row, f.errors, strict=True)]
-        for row, f in zip(sizes, found, strict=True)
+        [
+            Option(size, error * layer.steps[0].source.numel / weights)
+            for size, error in zip(row, f.errors, strict=True)
+        ]
+        for layer, row, f in zip(layers, sizes, found, strict=True)
     ]
     rest = least - least_bytes(items)
     choice, plan = _fitted(checkpoint, settings, layers, items, target, rest)
@@ -93,7 +98,8 @@ def _fitted(
     """
     budget = target - rest
     while True:
-        choice = best_choice(items, max(budget, least_bytes(items)))
+        allowed = max(budget, least_bytes(items))
+        choice = uniform_or(best_choice(items, allowed), layers, items, allowed)
         plan = _plan(checkpoint, settings, layers, choice.taken)
         over = file_size(checkpoint, plan, settings) - target
         if over <= 0:
@@ -121,10 +127,10 @@ def _mix(
         size=size,
         formats=dict(formats.most_common()),
         metrics=dict(Counter(f.metric for f in found).most_common()),
-        sqnr_db=_decibels(choice, len(items)),
+        sqnr_db=_decibels(choice),
         gap=choice.gap,
         least=least,
-        curve=tuple(Point(rest + p.bytes, _decibels(p, len(items))) for p in points),
+        curve=tuple(Point(rest + p.bytes, _decibels(p)) for p in points),
     )
 
 
@@ -132,6 +138,6 @@ def _best(options: Sequence[Option]) -> int:
     return min(range(len(options)), key=lambda i: (options[i].error, options[i].bytes))
 
 
-def _decibels(choice: Choice, layers: int) -> float:
-    """Return the signal over the noise of the mean layer."""
-    return 10 * math.log10(layers / choice.error) if choice.error > 0 else math.inf
+def _decibels(choice: Choice) -> float:
+    """Return the signal over the noise, as the mean over all weights of what their layers lose."""
+    return 10 * math.log10(1 / choice.error) if choice.error > 0 else math.inf

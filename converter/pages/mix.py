@@ -30,7 +30,7 @@ def render(report: PlanReport, mix: Mix) -> str:
 
 _TERMS = """<section><h2>How to read it</h2>
 <p>Output SQNR is the energy of the layers' outputs over the energy of what quantization adds to them, as the
-mean of all layers whose format is open, in dB: 10 dB more is a tenth of the noise. It is expected from 128
+mean over all weights whose format is open, in dB: 10 dB more is a tenth of the noise. It is expected from 128
 rows of each layer: from its outputs for held-back calibration inputs where there are any, else from its
 weights. Each point is the best mix for a file of that size, so nothing lies above the curve.</p></section>"""
 

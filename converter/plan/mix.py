@@ -21,8 +21,8 @@ class Mix:
 
     target: bytes that the file may have. size: bytes that it has. formats: layers by format. metrics: layers
     by what their errors were measured in. sqnr_db: expected of the layers' outputs: their noise over their
-    signal, as the mean of these layers. gap: how far the sum of errors may lie above the optimum, as a share
-    of it. least: bytes of the smallest file. curve: the trade-off, from the smallest to the best.
+    signal, as the mean over all their weights. gap: how far the sum of errors may lie above the optimum, as a
+    share of it. least: bytes of the smallest file. curve: the trade-off, from the smallest to the best.
     """
 
     target: int
