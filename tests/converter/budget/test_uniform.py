@@ -6,7 +6,7 @@ from convert_to_quant.converter.budget.candidates import Candidate
 from convert_to_quant.converter.budget.knapsack import Option, best_choice
 from convert_to_quant.converter.budget.uniform import uniform_or
 
-SMALL, MIDDLE, LARGE = Option(50, 30.0), Option(60, 10.0), Option(80, 1.0)
+SMALL, MIDDLE, LARGE = Option(50, 30.0), Option(60, 10.0), Option(80, 9.0)
 LAYERS = [Candidate(f"l{i}", ("small", "middle", "large"), ()) for i in range(4)]
 
 
