@@ -47,16 +47,20 @@ def require_scratch(path: Path, output: Path, inputs: Iterable[str | os.PathLike
     ConversionError for an input, and for anything but a regular file that has no other name, unless that is
     the output's: a run was stopped then just between giving the one name and taking the other.
     """
-    mode = _mode(path)
-    if mode is None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
         return
+    except (OSError, ValueError) as e:
+        raise CheckpointError(unreadable(path, e)) from e
     if any(_same(path, file) for file in inputs):
         raise ConversionError(
             f"{path}: is an input, and the name under which {output.name} would be written; "
             f"choose another name with -o"
         )
-    shared = os.lstat(path).st_nlink > 1 and not (output.exists() and path.samefile(output))
-    kind = kind_of(mode) or ("a file with a second name" if shared else "")
+    # From one look: whoever works on the output may take the file away at any time.
+    shared = found.st_nlink > 1 and not _is(found, output)
+    kind = kind_of(found.st_mode) or ("a file with a second name" if shared else "")
     if kind:
         raise ConversionError(
             f"{path}: is {kind}, where the unfinished {output.name} would be written; "
@@ -86,6 +90,13 @@ def _mode(path: Path, follow: bool = False) -> int | None:
         return None
     except (OSError, ValueError) as e:
         raise CheckpointError(unreadable(path, e)) from e
+
+
+def _is(found: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(found, os.stat(path))
+    except (OSError, ValueError):
+        return False
 
 
 def _same(path: Path, file: str | os.PathLike[str]) -> bool:
