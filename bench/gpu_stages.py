@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_session import Session
+from gpu_record import Session
 from report import environment
 from rivals import RIVALS, Missing
 from timing import Timer, copy_bandwidth, int8_tops

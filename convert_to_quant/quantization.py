@@ -10,7 +10,7 @@ Example::
 from .converter.api import convert, convert_many_to_int8, convert_to_int8, plan_int8, quantize
 from .converter.convert.batch import BatchReport
 from .converter.convert.report import ConversionReport, LayerReport
-from .converter.plan.dry_run import PlanReport
+from .converter.preview.dry_run import PlanReport
 from .formats.errors import ConversionError
 
 __all__ = [

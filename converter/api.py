@@ -14,7 +14,7 @@ from .options.values import nearest
 if TYPE_CHECKING:
     from .convert.batch import BatchReport
     from .convert.report import ConversionReport
-    from .plan.dry_run import PlanReport
+    from .preview.dry_run import PlanReport
 
 
 def convert(
@@ -63,7 +63,7 @@ def plan_int8(input_file: str, output_file: str | None = None, **options: Any) -
 
         print(plan_int8("model.safetensors").summary())
     """
-    from .plan.dry_run import plan_conversion
+    from .preview.dry_run import plan_conversion
 
     return plan_conversion(_settings("plan_int8", input_file, output_file, options))
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from ...files.checkpoint import Checkpoint
 from ...formats.errors import ConversionError
 from ...quant.algorithms import LayerResult, LayerStats, quantize_layer
-from ..convert.layer import layer_options
-from ..convert.source import read_weight
 from ..options.settings import Settings
 from ..plan.calibration import Calibration
 from ..plan.steps import Step
+from ..quantize.layer import layer_options
+from ..quantize.source import read_weight
 
 ROWS = 128
 """Rows of a layer that are tried: their mean error is within some percent of the whole layer's."""

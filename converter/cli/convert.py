@@ -14,8 +14,8 @@ from ...formats.errors import ConversionError
 from ..convert.batch import plan_batch, run_batch
 from ..options.command import CommandOptions
 from ..options.settings import Settings
-from ..plan.dry_run import create_template, plan_conversion
 from ..plan.inputs import inputs_of, other_inputs
+from ..preview.dry_run import create_template, plan_conversion
 from .show_batch import show_batch
 from .text import say
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from ..plan.dry_run import PlannedTensor, PlanReport
+from ..preview.dry_run import PlannedTensor, PlanReport
 from .collapse import collapse
 from .show_mix import mix_lines
 from .table import Table

@@ -18,10 +18,10 @@ from ..lora.low_rank import low_rank
 from ..options.settings import Settings
 from ..plan.error_lora import ErrorLoraPlan, lora_outputs
 from ..plan.steps import Step
-from .check import decibels, written_rows
+from ..quantize.check import decibels, written_rows
+from ..quantize.source import read_weight
 from .progress import Progress
 from .report import Correction, ErrorLora
-from .source import read_weight
 
 _ROWS = 1024
 

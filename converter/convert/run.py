@@ -23,15 +23,15 @@ from ..plan.inputs import all_inputs, job_metadata, other_inputs, stamps_of
 from ..plan.merges import merged_note
 from ..plan.output_path import output_path
 from ..plan.steps import Plan, Step
+from ..quantize.check import Sample, check_layer, sample_rows
+from ..quantize.layer import cast_weight, layer_options, quantize_step
+from ..quantize.source import copy_tensor, read_bias, read_merged, read_weight
 from ..stored.record import filled
 from . import pipeline
-from .check import Sample, check_layer, sample_rows
 from .error_lora import require_error_lora, write_error_lora
 from .finite import not_finite
-from .layer import cast_weight, layer_options, quantize_step
 from .progress import Progress, Silent
 from .report import ConversionReport, KeptTensor, LayerReport
-from .source import copy_tensor, read_bias, read_merged, read_weight
 
 
 def convert(settings: Settings, progress: Progress | None = None) -> ConversionReport:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from html import escape
 
 from ..options.size import shown
-from ..plan.dry_run import PlanReport
 from ..plan.mix import Mix, Point, decibel_text
+from ..preview.dry_run import PlanReport
 from .page import page
 
 _WIDTH, _HEIGHT = 640, 280

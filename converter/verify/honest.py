@@ -8,7 +8,7 @@ strays farther than 20 times the least error's largest. The bounds below leave a
 
 import torch
 
-from ..convert.check import decibels
+from ..quantize.check import decibels
 from .rows import Rows, misfits
 
 _ERROR = 25.0

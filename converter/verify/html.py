@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from ..convert.check import WARN_DB
 from ..pages.page import page
+from ..quantize.check import WARN_DB
 from .html_terms import OUTPUT_TERMS, TERMS
 from .report import Family, VerifiedLayer, VerifyReport, histogram
 

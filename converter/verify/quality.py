@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...formats.convrot import GROUPS
-from ..convert.check import decibels
+from ..quantize.check import decibels
 from .rows import Rows
 from .weights import Part, Quantized, Source
 

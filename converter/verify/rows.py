@@ -12,7 +12,7 @@ import torch
 
 from ...kernels.scales import absmax_rows
 from ...quant.grid import Grid
-from ..convert.check import in_range
+from ..quantize.check import in_range
 from .weights import Part, Quantized
 
 FINE = 1e-6

@@ -14,9 +14,9 @@ from ...formats.algorithms import ROUNDING
 from ...formats.errors import ConversionError
 from ...formats.names import INPUT_SCALE
 from ...quant.calibration import CalibrationData
-from ..convert.check import REFUSE_DB
 from ..convert.progress import Progress, Silent
 from ..plan.naming import named_as
+from ..quantize.check import REFUSE_DB
 from ..stored.faults import examine_file
 from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer, stored_file

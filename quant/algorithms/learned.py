@@ -85,7 +85,7 @@ def _improve_(
 ) -> tuple[float, float]:
     """Improve LDLQ's integers q [N, K] in place; returns the objective summed before and after."""
     make, rate = OPTIMISERS[options.algorithm]
-    plan = Plan(options.steps, make, options.learning_rate or rate, SCHEDULES[options.schedule])
+    descent = Descent(options.steps, make, options.learning_rate or rate, SCHEDULES[options.schedule])
     grid = tiles.grid_of(options)
     tile = tiles.tile_rows(weight.shape[1], h.device, grid)
     sums: dict[int, tuple[float, float]] = {}
@@ -97,7 +97,7 @@ def _improve_(
             best = Best(Problem(w, h, s, grid), given)
             first = best.loss.sum().item()
             best.offer(grid.round(w, s))
-            best.offer(_relax(best.q, best.problem, plan))
+            best.offer(_relax(best.q, best.problem, descent))
             best.offer(coordinate_descent(best.q, best.problem))
             q[part] = best.q.to(device=q.device, dtype=torch.int8)
             sums[part.start] = (first, best.loss.sum().item())
@@ -144,7 +144,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Descent:
     """How the loop optimises: steps, optimiser factory, learning rate and its schedule."""
 
     steps: int
@@ -153,7 +153,7 @@ class Plan:
     schedule: Callable[[float], float]
 
 
-def _relax(q: torch.Tensor, problem: Problem, plan: Plan) -> torch.Tensor:
+def _relax(q: torch.Tensor, problem: Problem, descent: Descent) -> torch.Tensor:
     """Run AdaRound around the codes q [n, K]: which of them should move one step down the gradient."""
     low, high = _STRETCH
     w, h, s, grid = problem.w, problem.h, problem.s, problem.grid
@@ -163,10 +163,10 @@ def _relax(q: torch.Tensor, problem: Problem, plan: Plan) -> torch.Tensor:
     # In units of a step of one code on a mean channel, so that one rate serves every layer.
     slope = step / (grid.unit(w, s) * h.diagonal().mean())
     latent = torch.full_like(w, math.log(0.1 / 0.9)).requires_grad_()
-    optimiser = plan.make([latent], lr=plan.rate)
-    for done in range(plan.steps):
-        t = done / plan.steps
-        optimiser.param_groups[0]["lr"] = plan.rate * plan.schedule(t)
+    optimiser = descent.make([latent], lr=descent.rate)
+    for done in range(descent.steps):
+        t = done / descent.steps
+        optimiser.param_groups[0]["lr"] = descent.rate * descent.schedule(t)
         soft = torch.sigmoid(latent.detach())
         moved = (soft * (high - low) + low).clamp_(0, 1)
         grad = -2 * slope * ((error - step * moved) @ h)

@@ -11,7 +11,7 @@ from convert_to_quant.formats import convrot as contract
 
 
 def test_the_planning_path_does_not_import_torch():
-    modules = ("cli.main", "plan.dry_run", "plan.build", "cli.show", "cli.show_plan")
+    modules = ("cli.main", "preview.dry_run", "plan.build", "cli.show", "cli.show_plan")
     imports = ", ".join(f"convert_to_quant.converter.{name}" for name in modules)
     code = f"import sys, {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=catalogs.REPOSITORY).returncode == 0

@@ -7,11 +7,11 @@ import torch
 from lora_files import STYLES, TINY_FLUX, flux_weights, low_rank, rand, save_lora
 from models import save
 
-from convert_to_quant.converter.convert.source import read_weight
 from convert_to_quant.converter.lora.directions import lora_directions
 from convert_to_quant.converter.lora.merge import lora_scales
 from convert_to_quant.converter.options.settings import Settings
 from convert_to_quant.converter.plan.build import build_plan
+from convert_to_quant.converter.quantize.source import read_weight
 from convert_to_quant.files.checkpoint import open_checkpoint
 from convert_to_quant.formats.errors import ConversionError
 

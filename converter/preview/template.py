@@ -9,8 +9,8 @@ from ..layers.config import LayerOverride
 from ..layers.selection import could_be_linear
 from ..options.settings import Settings
 from ..options.values import FLOAT16
-from .calibration import default_algorithm
-from .steps import Plan, Step
+from ..plan.calibration import default_algorithm
+from ..plan.steps import Plan, Step
 
 _NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from models import block_weights, layers, save
 
-from convert_to_quant.converter.convert import check
 from convert_to_quant.converter.convert import run as convert
-from convert_to_quant.converter.convert.check import decibels, sample_rows
+from convert_to_quant.converter.quantize import check
+from convert_to_quant.converter.quantize.check import decibels, sample_rows
 from convert_to_quant.quantization import ConversionError, convert_to_int8
 
 

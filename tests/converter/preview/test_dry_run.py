@@ -16,8 +16,8 @@ from models import block_weights, layers, save, save_sharded
 from convert_to_quant.converter.cli.main import main
 from convert_to_quant.converter.options.settings import Settings
 from convert_to_quant.converter.plan.build import build_plan
-from convert_to_quant.converter.plan.dry_run import create_template
-from convert_to_quant.converter.plan.template import layer_template
+from convert_to_quant.converter.preview.dry_run import create_template
+from convert_to_quant.converter.preview.template import layer_template
 from convert_to_quant.files.checkpoint import open_checkpoint
 from convert_to_quant.formats import Int8Tensorwise, algorithms
 from convert_to_quant.quant.algorithms import LayerStats

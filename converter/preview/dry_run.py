@@ -16,13 +16,13 @@ from ...formats.errors import ConversionError
 from ..budget.plan import make_plan
 from ..layers.config import write_layer_config
 from ..options.settings import Settings
-from .devices import describe_placement
-from .error_lora import plan_error_lora
-from .estimate import estimate
-from .inputs import all_inputs, job_metadata
-from .mix import Mix
-from .output_path import model_stem, output_path
-from .steps import Step, kinds
+from ..plan.devices import describe_placement
+from ..plan.error_lora import plan_error_lora
+from ..plan.estimate import estimate
+from ..plan.inputs import all_inputs, job_metadata
+from ..plan.mix import Mix
+from ..plan.output_path import model_stem, output_path
+from ..plan.steps import Step, kinds
 from .template import layer_steps, layer_template
 
 

@@ -1,0 +1,1 @@
+"""The plan of a conversion, shown to a person or written as a layer configuration."""
