@@ -2,11 +2,17 @@
 
 import sys
 
+from ...quant.calibration.held_back import MOST, SHARE
 from ..convert.report import ConversionReport, LayerReport
 from .table import Table
 from .text import say
 
 _MIB = 2**20
+
+_OUTPUT = f"""\
+Output dB is the SQNR of the layer's outputs, as it runs, for recorded tokens that its rounding has not
+seen: one in {SHARE}, at most {MOST}. With calibration the weight's falls, because LDLQ moves weights off
+their nearest values wherever that keeps the outputs closer: judge by the outputs."""
 
 
 def show_report(report: ConversionReport, every_layer: bool = False) -> None:
@@ -18,6 +24,8 @@ def show_report(report: ConversionReport, every_layer: bool = False) -> None:
     ranked = report.worst(len(report.layers) if every_layer else 5)
     if ranked:
         show_table(_layers(ranked, "Every layer, worst first" if every_layer else "Worst layers"))
+        if any(r.output_db is not None for r in report.layers):
+            say(f"{_OUTPUT}\n")
     say(report.summary())
     if report.error_lora is not None:
         say(report.error_lora.summary())
@@ -45,8 +53,16 @@ def _what(report: ConversionReport) -> Table:
 
 def _layers(rows: list[LayerReport], title: str) -> Table:
     noted = ["note"] if any(r.note for r in rows) else []
-    table = Table(title, ("layer", "shape", "SQNR dB", "format", *noted), right=(1, 2))
+    measured = any(r.output_db is not None for r in rows)
+    columns = ("output dB", "weight dB") if measured else ("SQNR dB",)
+    right = range(1, 2 + len(columns))
+    table = Table(title, ("layer", "shape", *columns, "format", *noted), right)
     for r in rows:
-        cells = (r.name, f"{r.shape[0]} x {r.shape[1]}", f"{r.sqnr_db:.1f}", r.format)
+        figures = [_decibels(r.output_db)] * measured + [_decibels(r.sqnr_db)]
+        cells = (r.name, f"{r.shape[0]} x {r.shape[1]}", *figures, r.format)
         table.add(*cells, *([r.note or ""] if noted else []))
     return table
+
+
+def _decibels(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

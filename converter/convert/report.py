@@ -15,9 +15,10 @@ from ..plan.steps import kinds
 class LayerReport:
     """One quantized layer.
 
-    sqnr_db: weight SQNR as checked in the file, None when not checked. kind: the format's name in sentences.
-    warn_db: the SQNR below which a person should look at it. zeroed: a sentence on weights that became zero,
-    "" where none did.
+    sqnr_db: weight SQNR as checked in the file, None when not checked. output_db: SQNR of its outputs, as it
+    runs, for recorded tokens that its rounding has not seen (`quant.calibration.held_back`), None without.
+    kind: the format's name in sentences. warn_db: the SQNR below which a person should look at it. zeroed: a
+    sentence on weights that became zero, "" where none did.
     """
 
     name: str
@@ -31,6 +32,17 @@ class LayerReport:
     kind: str = ""
     warn_db: float = 0.0
     zeroed: str = ""
+    output_db: float | None = None
+
+    @property
+    def judged_db(self) -> float | None:
+        """The SQNR that the layer is judged by: its output's where that is known."""
+        return self.sqnr_db if self.output_db is None else self.output_db
+
+    @property
+    def judged_by(self) -> str:
+        """What `judged_db` is of, as an addition to it in a sentence."""
+        return "" if self.output_db is None else " of output"
 
 
 @dataclass(frozen=True)
@@ -95,9 +107,9 @@ class ConversionReport:
     already_there: bool = False
 
     def worst(self, count: int = 5) -> list[LayerReport]:
-        """Return the checked layers with the lowest SQNR, worst first."""
-        checked = [r for r in self.layers if r.sqnr_db is not None]
-        return sorted(checked, key=lambda r: r.sqnr_db or 0.0)[:count]
+        """Return the checked layers with the lowest SQNR, worst first; of outputs where that is known."""
+        checked = [(r.judged_db, r) for r in self.layers if r.judged_db is not None]
+        return [r for _, r in sorted(checked, key=lambda pair: pair[0])[:count]]
 
     def kept_reasons(self) -> list[tuple[str, int, int, int]]:
         """Return (reason, tensors, bytes in, bytes out) of what was not quantized, most bytes first."""
@@ -129,7 +141,7 @@ class ConversionReport:
         if self.already_there:
             return f"{self.output}: already there, made before from the same files with the same options"
         worst = self.worst(1)
-        quality = f", worst layer {worst[0].sqnr_db:.1f} dB" if worst else ""
+        quality = f", worst layer {worst[0].judged_db:.1f} dB{worst[0].judged_by}" if worst else ""
         loras = ""
         if self.loras:
             unmatched = sum(len(lora.unmatched) for lora in self.loras)

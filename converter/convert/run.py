@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,6 +15,7 @@ from ...files.memory import return_freed_buffers
 from ...files.stamp import Stamp, require_unchanged
 from ...files.writer import OutputFile
 from ...formats.errors import CheckpointError, ConversionError
+from ...quant.calibration.held_back import hold_back
 from ..budget.plan import make_plan
 from ..options.settings import Settings
 from ..plan.error_lora import plan_error_lora
@@ -23,7 +24,7 @@ from ..plan.inputs import all_inputs, job_metadata, other_inputs, stamps_of
 from ..plan.merges import merged_note
 from ..plan.output_path import output_path
 from ..plan.steps import Plan, Step
-from ..quantize.check import Sample, check_layer, sample_rows
+from ..quantize.check import Inputs, Sample, check_layer, sample_rows
 from ..quantize.layer import cast_weight, layer_options, quantize_step
 from ..quantize.source import copy_tensor, read_bias, read_merged, read_weight
 from ..stored.record import filled
@@ -115,10 +116,11 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Done:
-    """A quantized layer: its tensors by output name, the rows to check them against, a note."""
+    """A quantized layer: its tensors by output name, rows and inputs to check them against, a note."""
 
     tensors: dict[str, torch.Tensor]
     sample: Sample | None
+    inputs: Inputs | None
     note: str | None
 
 
@@ -189,16 +191,15 @@ class _Run:
                 raise ConversionError(f"--strict: {step.name}: {cast.lost}")
             return cast
         assert step.format is not None
-        tensors, note = self._quantize(step, read)
-        sample = None
+        # Whether anything is measured or not, so that the check changes no bit of the output.
+        stats, tokens = hold_back(self._plan.calibration.stats(step.layer_name))
+        options = layer_options(step, self._settings)
+        tensors, note = quantize_step(step, read.weight, read.bias, stats, options)
+        sample = inputs = None
         if self._settings.verify:
             sample = sample_rows(read.weight, step.format.row_step, self._settings.report_quality)
-        return _Done(tensors, sample, note)
-
-    def _quantize(self, step: Step, read: _Read) -> tuple[dict[str, torch.Tensor], str | None]:
-        options = layer_options(step, self._settings)
-        stats = self._plan.calibration.stats(step.layer_name)
-        return quantize_step(step, read.weight, read.bias, stats, options)
+            inputs = None if tokens is None else Inputs(tokens, read.bias)
+        return _Done(tensors, sample, inputs, note)
 
     def _write(self, step: Step, result: Any) -> None:
         note = None
@@ -221,12 +222,14 @@ class _Run:
         for output in step.outputs:
             made = done.tensors.get(output.name)
             self._file.write(output.name, step.data if made is None else _bytes(made))
-        checked = check_layer(self._file, step, done.sample) if done.sample is not None else None
+        checked = None
+        if done.sample is not None:
+            checked = check_layer(self._file, step, done.sample, done.inputs)
         if checked is not None and checked.zeroed and self._settings.strict:
             raise ConversionError(f"--strict: {step.layer_name}: {checked.zeroed}")
         note = _LayerNote(note=done.note)
         if checked is not None:
-            note = _LayerNote(checked.sqnr_db, checked.zeroed, done.note)
+            note = _LayerNote(checked.sqnr_db, checked.zeroed, done.note, checked.output_db)
         report = _layer_report(step, note)
         self._layers[step.name] = report
         return asdict(note)
@@ -239,14 +242,16 @@ class _LayerNote:
     sqnr_db: float | None = None
     zeroed: str = ""
     note: str | None = None
+    output_db: float | None = None
 
     @classmethod
     def read(cls, value: Any) -> "_LayerNote | None":
         """Return it from a journal; None for a record that is none."""
-        if not isinstance(value, dict) or value.keys() != {"sqnr_db", "zeroed", "note"}:
+        if not isinstance(value, dict) or value.keys() != {f.name for f in fields(cls)}:
             return None
         note = cls(**value)
-        known = type(note.sqnr_db) in (float, NoneType) and isinstance(note.zeroed, str)
+        known = {type(note.sqnr_db), type(note.output_db)} <= {float, NoneType}
+        known = known and isinstance(note.zeroed, str)
         return note if known and isinstance(note.note, str | None) else None
 
 
@@ -264,6 +269,7 @@ def _layer_report(step: Step, note: _LayerNote) -> LayerReport:
         step.format.kind(),
         step.format.warn_db,
         note.zeroed,
+        note.output_db,
     )
 
 
@@ -293,8 +299,8 @@ def _report(
     warnings = []
     for r in layers:
         least = settings.quality_threshold if settings.report_quality else r.warn_db
-        poor = r.sqnr_db is not None and r.sqnr_db < least
-        told = f"{r.sqnr_db:.1f} dB after {r.format}, below {least:g} dB" if poor else ""
+        poor = r.judged_db is not None and r.judged_db < least
+        told = f"{r.judged_db:.1f} dB{r.judged_by} after {r.format}, below {least:g} dB" if poor else ""
         if told or r.zeroed:
             warnings.append(f"{r.name}: {'; '.join(filter(None, (told, r.zeroed)))}")
     return ConversionReport(

@@ -191,7 +191,8 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         group="checks",
         metavar="DB",
         type=float,
-        help="weight SQNR in dB below which --report-quality warns about a layer (default 30)",
+        help="SQNR in dB, of the outputs with calibration and else of the weight, below which "
+        "--report-quality warns about a layer (default 30)",
     )
     json: str | None = option(
         None,

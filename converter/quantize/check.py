@@ -6,6 +6,7 @@ A wrong scale or rotation flag gives noise in ComfyUI and no error; here it show
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,9 +14,9 @@ from ...files.dtypes import nbytes, torch_dtype
 from ...files.writer import OutputFile
 from ...formats import ConversionError, Format, StoredTensor, Tensors, read_format
 from ...formats.config import decode_config
-from ...formats.names import CONFIG, tensor_name
+from ...formats.names import CONFIG, PRE_QUANT_SCALE, tensor_name
 from ...kernels.scales import absmax_rows
-from ...quant.layouts import weight_layout
+from ...quant.layouts import WeightLayout, weight_layout
 from ..plan.steps import Step
 
 REFUSE_DB = 3.0
@@ -66,26 +67,43 @@ def sample_rows(weight: torch.Tensor, row_step: int, every_row: bool) -> Sample:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What outputs are compared on. tokens: [n, K]. bias: [N] of the source, None where it stays."""
+
+    tokens: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Checked:
-    """What the check of a layer found. zeroed: a sentence on weights that became zero, "" where none did."""
+    """What the check of a layer found. zeroed: a sentence on weights that became zero, "" where none did.
+
+    sqnr_db: of the weight. output_db: of the outputs; None without inputs, or beyond float32's range.
+    """
 
     sqnr_db: float
     zeroed: str
+    output_db: float | None = None
 
 
-def check_layer(file: OutputFile, step: Step, sample: Sample) -> Checked:
-    """Measure the weight SQNR in dB of a layer as it stands in the file.
+def check_layer(file: OutputFile, step: Step, sample: Sample, inputs: Inputs | None = None) -> Checked:
+    """Measure the weight SQNR in dB of a layer as it stands in the file, and of its outputs for `inputs`.
 
     Reads its ``comfy_quant``, and its tensors in the rows of the sample, back from the file. inf where
-    nothing was lost. ConversionError below REFUSE_DB, but for a layer of which every weight is too small for
-    any scale: that is only told.
+    nothing was lost. Outputs are computed as the layer runs: with INT8 activations where its format has them.
+    ConversionError below REFUSE_DB, but for a layer of which every weight is too small for any scale: that is
+    only told.
     """
     layer = _Written.of(file, step)
+    outputs = None if inputs is None else _Outputs(inputs, layer.bias(step))
     signal = noise = 0.0
     zeroed, rows, largest = 0, 0, 0.0
     for run, source in zip(sample.runs, sample.rows, strict=True):
         given = source.float()
-        values = layer.rows(run.start, run.stop - run.start)
+        written = layer.rows(run.start, run.stop - run.start)
+        if outputs is not None:
+            outputs.add(run, given, written)
+        values = written.floats()
         peaks = absmax_rows(given).squeeze(1)
         gone = (absmax_rows(values).squeeze(1) == 0) & (peaks > 0)
         if bool(gone.any()):
@@ -103,7 +121,7 @@ def check_layer(file: OutputFile, step: Step, sample: Sample) -> Checked:
             f"{step.name}: written as {layer.form.describe()}, it keeps only {sqnr:.1f} dB of its source "
             f"(a scale or the weight does not fit this format); leave it out or give it another scaling mode"
         )
-    return Checked(sqnr, text if zeroed else "")
+    return Checked(sqnr, text if zeroed else "", None if outputs is None else outputs.sqnr_db)
 
 
 def in_range(peaks: torch.Tensor) -> float:
@@ -112,6 +130,47 @@ def in_range(peaks: torch.Tensor) -> float:
     if not 0 < top < math.inf or 1 / _EXTREME < top < _EXTREME:
         return 1.0
     return 2.0 ** -max(-126, min(126, math.frexp(top)[1]))
+
+
+class _Outputs:
+    """Sums over the outputs of some rows: as the source has them, and what they lose."""
+
+    def __init__(self, inputs: Inputs, bias: torch.Tensor | None) -> None:
+        self._x, self._given, self._bias = inputs.tokens.float(), inputs.bias, bias
+        self._signal = self._noise = 0.0
+
+    def add(self, run: slice, weight: torch.Tensor, written: "_Rows") -> None:
+        """Take in the outputs of rows `run`; a bias counts by what it was changed."""
+        exact = self._x @ weight.T
+        lost = written.linear(self._x).float() - exact
+        if self._bias is not None and self._given is not None:
+            lost += self._bias[run].float() - self._given[run].float()
+        self._signal += float(exact.double().square().sum())
+        self._noise += float(lost.double().square().sum())
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Return 10 log10(|y|^2 / |y - y'|^2), None where a sum is not finite."""
+        finite = math.isfinite(self._signal) and math.isfinite(self._noise)
+        return decibels(self._signal, self._noise) if finite else None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a layer, as a loader would hold them."""
+
+    layout: type[WeightLayout]
+    qdata: torch.Tensor
+    params: dict[str, Any]
+
+    def floats(self) -> torch.Tensor:
+        """Return the float32 values [n, K]."""
+        return self.layout.dequantize(self.qdata, **self.params)
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x W^T as a model runs it."""
+        smooth = self.params.get(PRE_QUANT_SCALE)
+        return self.layout.linear(x if smooth is None else x * smooth, self.qdata, self.params, None)
 
 
 @dataclass(frozen=True)
@@ -132,13 +191,17 @@ class _Written:
         tensors = {s: StoredTensor(s, o.dtype, o.shape) for s, o in own.items() if s not in (CONFIG, "bias")}
         return cls(file, layer, read_format(text, tensors, layer), tensors)
 
-    def rows(self, first: int, count: int) -> torch.Tensor:
-        """Return float32 rows, dequantized as a loader would."""
+    def bias(self, step: Step) -> torch.Tensor | None:
+        """Return the bias [N] that the step wrote, None where it wrote none."""
+        own = next((o for o in step.outputs if o.name == tensor_name(self.layer, "bias")), None)
+        return None if own is None else self._read(StoredTensor("bias", own.dtype, own.shape), None)
+
+    def rows(self, first: int, count: int) -> _Rows:
+        """Return rows as a loader would hold them."""
         parts = self.form.rows(first, count, self.tensors)
         stored = {s: self._read(self.tensors[s], part) for s, part in parts.items()}
         layout = weight_layout(self.form.layout)
-        qdata, params = layout.load(self.form, stored, torch.float32)
-        return layout.dequantize(qdata, **params)
+        return _Rows(layout, *layout.load(self.form, stored, torch.float32))
 
     def _read(self, tensor: StoredTensor, part: tuple[int, int] | None) -> torch.Tensor:
         """Read a tensor, or a part of it along its first axis, from the file."""
@@ -157,7 +220,7 @@ def written_rows(file: OutputFile, step: Step, count: int) -> Iterator[tuple[int
     layer, total = _Written.of(file, step), step.shape[0]
     count = -(-count // layer.form.row_step) * layer.form.row_step
     for first in range(0, total, count):
-        yield first, layer.rows(first, min(count, total - first))
+        yield first, layer.rows(first, min(count, total - first)).floats()
 
 
 def decibels(signal: float, noise: float) -> float:
