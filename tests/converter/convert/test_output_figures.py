@@ -91,7 +91,7 @@ def test_the_table_shows_both_and_says_why_they_differ(folder, capsys):
     assert head.split()[2:6] == ["output", "dB", "weight", "dB"]
     without = next(line for line in text.splitlines() if line.startswith(layers()[0]))
     assert without.split()[4] == "-"
-    assert "weight's is lower with calibration" in text
+    assert "With calibration the weight's falls" in text
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "SQNR dB" in text
