@@ -18,9 +18,16 @@ def _run(module: str) -> int:
     try:
         code = importlib.import_module(f"convert_to_quant.{module}").main()
     except (ImportError, OSError, MemoryError) as e:
-        print(f"error: the program cannot be loaded: {e or type(e).__name__}", file=sys.stderr)
+        print(f"error: the program cannot be loaded: {_first_cause(e)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return int(code)
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return in one line what an import failed for: numpy puts two dozen lines of advice around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -22,6 +22,8 @@ _MEMORY = (
     "cannot allocate memory",
     "can't allocate memory",
     "bad_alloc",
+    "failed to map segment",
+    "can't start new thread",
 )
 _ROOT = Path(__file__).parents[1]
 

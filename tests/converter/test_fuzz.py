@@ -75,17 +75,20 @@ def test_damaged_models(tmp_path, capsys):
     convert_to_int8(tmp_path / "plain.safetensors", tmp_path / "int8.safetensors")
     int8 = (tmp_path / "int8.safetensors").read_bytes()
     source, output = tmp_path / "m.safetensors", tmp_path / "q.safetensors"
+    ends = set()
     for i in range(COUNT):
         where = f"seed {SEED}, file {i}"
         chance = random.Random(f"{SEED} {i}")
         source.write_bytes(damaged(chance.choice([plain, plain, int8]), chance))
         end(capsys, ["inspect", source], where)
         planned = end(capsys, ["-i", source, "--dry-run"], where)
+        ends.add(planned)
         if planned == 0 and end(capsys, ["-i", source, "-o", output, "--overwrite"], where) == 0:
             sound(output, where)
             end(capsys, ["verify", source, output], where)
         if end(capsys, ["edit", source, "-o", output, "--overwrite"], where) == 0:
             sound(output, where)
+    assert ends == {0, 1}, "some damage is to be found, and some to leave a model"
 
 
 def test_damaged_companions(tmp_path, capsys):
@@ -102,6 +105,7 @@ def test_damaged_companions(tmp_path, capsys):
         "l.safetensors": ["-i", model, "--merge-lora", tmp_path / "l.safetensors"],
     }
     (tmp_path / "l.safetensors").write_bytes(lora)
+    ends = set()
     for i in range(COUNT):
         where, chance = f"seed {SEED}, companion {i}", random.Random(f"{SEED} companion {i}")
         name = chance.choice(list(commands))
@@ -111,5 +115,7 @@ def test_damaged_companions(tmp_path, capsys):
             data = json.dumps(changed(texts[name], chance)).encode("utf-8", "surrogatepass")
             data = bytes_changed(data, chance, len(data)) if chance.random() < 0.3 else data
         (tmp_path / name).write_bytes(data)
-        end(capsys, [*commands[name], "--dry-run"], f"{where} ({name})")
+        ends.add((name, end(capsys, [*commands[name], "--dry-run"], f"{where} ({name})")))
         (tmp_path / "l.safetensors").write_bytes(lora)
+    assert ends >= {(name, 1) for name in commands}
+    assert {code for _, code in ends} == {0, 1}

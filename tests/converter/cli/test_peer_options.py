@@ -52,10 +52,12 @@ def test_every_spelling_is_known(option):
         argv = spelled(option, flag)
         if option["keyword"] in EDITS:
             value = ['{"a": 1}'] if option["keyword"] == "add_keys" else argv[1:]
-            edit.parser().parse_args(["f.safetensors", flag, *value])
+            plain, argv = ["f.safetensors"], ["f.safetensors", flag, *value]
+            parser = edit.parser()
         else:
-            argv = argv if option["keyword"] == "input" else ["-i", "m.safetensors", *argv]
-            ConvertParser("x", []).parse_args(argv)
+            plain = [] if option["keyword"] == "input" else ["-i", "m.safetensors"]
+            argv, parser = [*plain, *argv], ConvertParser("x", [])
+        assert vars(parser.parse_args(argv)) != (vars(parser.parse_args(plain)) if plain else {}), flag
 
 
 def test_every_keyword_is_known():
