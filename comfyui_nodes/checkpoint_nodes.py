@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from . import places
-from .model_state import diffusion_model, is_quantized, patched_state, source_metadata
-from .recording import RECORDS
+from .converting import ConvertingNode, chosen_calibration, conversion_options, converting_inputs
+from .model_state import is_quantized, patched_state, source_metadata
 from .working import converted
 
 logger = logging.getLogger("convert_to_quant.nodes")
 
 
-class SaveInt8Checkpoint:
+class SaveInt8Checkpoint(ConvertingNode):
     """Saves the model, LoRAs and merges included, as an INT8 checkpoint that stock ComfyUI loads."""
 
-    CATEGORY, FUNCTION, OUTPUT_NODE = "convert_to_quant", "save", True
+    FUNCTION, OUTPUT_NODE = "save", True
     RETURN_TYPES, RETURN_NAMES = ("STRING",), ("path",)
     DESCRIPTION = (
         "Saves the model, with its LoRAs, as a quantized checkpoint in the output folder; below "
@@ -26,20 +26,8 @@ class SaveInt8Checkpoint:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs, as ComfyUI asks for them."""
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "filename": ("STRING", {"default": "diffusion_models/model-int8"}),
-                "format": format_input(),
-                "convrot": ("BOOLEAN", {"default": True}),
-            },
-            "optional": calibration_inputs(),
-        }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, calibration_data: str = places.NONE) -> bool | str:
-        """Take also the name of a recorder that has not run yet; a name that leads elsewhere is told."""
-        return checked_calibration(calibration_data)
+        usual = {"default": "diffusion_models/model-int8"}
+        return converting_inputs(model=("MODEL",), filename=("STRING", usual))
 
     def save(
         self,
@@ -67,61 +55,3 @@ class SaveInt8Checkpoint:
                 logger.info("%s", converted(source, path, options))
         name = places.below_output(path)
         return {"ui": {"text": [name]}, "result": (name,)}
-
-
-def conversion_options(format: str, convrot: bool, calibration: Path | None) -> dict[str, Any]:
-    """Return the converter's options for what a node was set to; a rotation only where the format has one."""
-    from convert_to_quant.formats.choose import chosen
-
-    options: dict[str, Any] = {"format": format}
-    if chosen(format, None).rotates:
-        options["convrot"] = convrot
-    if calibration is not None:
-        options["calibration_data"] = str(calibration)
-    return options
-
-
-def format_input() -> tuple[list[str], dict[str, Any]]:
-    """Return the input for a format: every word that names one to write, the usual one first."""
-    from convert_to_quant.formats.choose import default_format, writable
-
-    usual = default_format().name
-    return [usual, *(word for word in writable() if word != usual)], {"default": usual}
-
-
-def calibration_inputs() -> dict[str, Any]:
-    """Return the inputs by which a node takes a calibration: from a list, or from the node that saved it."""
-    known = [places.NONE, *RECORDS.named(), *places.calibration_files()]
-    return {
-        "calibration_data": (
-            known,
-            {"default": places.NONE, "tooltip": "A recorder's name, or a file in a calibration folder."},
-        ),
-        "recorded": ("STRING", {"forceInput": True, "tooltip": "The output of Save calibration."}),
-    }
-
-
-def checked_calibration(name: str) -> bool | str:
-    """Return True for a name that a calibration can have, else why not, as ComfyUI's validation wants it."""
-    try:
-        if name not in ("", places.NONE):
-            places.relative(name)
-    except ValueError as e:
-        return str(e)
-    return True
-
-
-def chosen_calibration(name: str, model: Any = None) -> Path | None:
-    """Return the file of the calibration that a node names: of a recorder in this ComfyUI, else on disk.
-
-    None for "none" and "". A record is saved first. ValueError where there is none of that name.
-    """
-    if name in ("", places.NONE):
-        return None
-    plain = places.relative(name).removeprefix(f"{places.CALIBRATION}/").removesuffix(".safetensors")
-    module = None if model is None else diffusion_model(model)
-    found = RECORDS.file_for(plain, module) or places.calibration_file(name)
-    if found is None:
-        known = ", ".join([*RECORDS.named(), *places.calibration_files()]) or "none"
-        raise ValueError(f"there is no calibration {name!r}; there are: {known}")
-    return found

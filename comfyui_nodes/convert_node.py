@@ -5,13 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from . import places
-from .checkpoint_nodes import (
-    calibration_inputs,
-    checked_calibration,
-    chosen_calibration,
-    conversion_options,
-    format_input,
-)
+from .converting import ConvertingNode, chosen_calibration, conversion_options, converting_inputs
 from .working import converted
 
 logger = logging.getLogger("convert_to_quant.nodes")
@@ -20,10 +14,10 @@ KINDS = ("diffusion_models", "checkpoints", "text_encoders")
 """ComfyUI's folders of models that can be converted."""
 
 
-class ConvertCheckpoint:
+class ConvertCheckpoint(ConvertingNode):
     """Converts a checkpoint from the models folder to the models folder, tensor by tensor."""
 
-    CATEGORY, FUNCTION, OUTPUT_NODE = "convert_to_quant", "convert", True
+    FUNCTION, OUTPUT_NODE = "convert", True
     RETURN_TYPES, RETURN_NAMES = ("STRING",), ("file",)
     DESCRIPTION = (
         "Converts a checkpoint of the models folder; the new file lies in the same models folder, numbered, "
@@ -34,23 +28,8 @@ class ConvertCheckpoint:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs, as ComfyUI asks for them."""
-        return {
-            "required": {
-                "checkpoint": (checkpoints(),),
-                "filename": (
-                    "STRING",
-                    {"default": "", "tooltip": "Empty: the source's name, the format."},
-                ),
-                "format": format_input(),
-                "convrot": ("BOOLEAN", {"default": True}),
-            },
-            "optional": calibration_inputs(),
-        }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, calibration_data: str = places.NONE) -> bool | str:
-        """Take also the name of a recorder that has not run yet; a name that leads elsewhere is told."""
-        return checked_calibration(calibration_data)
+        usual = {"default": "", "tooltip": "Empty: the source's name, the format."}
+        return converting_inputs(checkpoint=(checkpoints(),), filename=("STRING", usual))
 
     def convert(
         self,

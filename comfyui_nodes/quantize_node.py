@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import places
-from .checkpoint_nodes import (
-    calibration_inputs,
-    checked_calibration,
-    chosen_calibration,
-    conversion_options,
-    format_input,
-)
+from .converting import ConvertingNode, chosen_calibration, conversion_options, converting_inputs
 from .model_state import is_quantized, patched_state, source_metadata
 from .working import converted
 
@@ -24,10 +18,10 @@ _CARRIED = ("object_patches", "wrappers", "callbacks")
 """What nodes before this one may have set on a MODEL beside its weights and its options."""
 
 
-class QuantizeModel:
+class QuantizeModel(ConvertingNode):
     """Quantizes a model as it was loaded, with its LoRAs, for this session: any format, no file to keep."""
 
-    CATEGORY, FUNCTION = "convert_to_quant", "quantize"
+    FUNCTION = "quantize"
     RETURN_TYPES, RETURN_NAMES = ("MODEL",), ("model",)
     DESCRIPTION = (
         "Quantizes the model, LoRAs and merges included, and gives the quantized one, to try a format before "
@@ -38,19 +32,7 @@ class QuantizeModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs, as ComfyUI asks for them."""
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "format": format_input(),
-                "convrot": ("BOOLEAN", {"default": True}),
-            },
-            "optional": calibration_inputs(),
-        }
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, calibration_data: str = places.NONE) -> bool | str:
-        """Take also the name of a recorder that has not run yet; a name that leads elsewhere is told."""
-        return checked_calibration(calibration_data)
+        return converting_inputs(model=("MODEL",))
 
     def quantize(
         self,
