@@ -22,6 +22,7 @@ from .knapsack import Choice, Option, best_choice, least_bytes
 from .uniform import uniform_or
 
 if TYPE_CHECKING:
+    from ..fold.factors import Folds
     from .sensitivity import Sensitivity
 
 POINTS = 10
@@ -39,14 +40,16 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     Reads weights and calibration to find out what each layer loses in each format. ConversionError where
     not even the smallest formats fit; it names the size that they need.
     """
+    from ..fold.measure import knowing, with_folds
     from .sensitivity import measure
 
     assert settings.target_size is not None
     target = size_in_bytes(settings.target_size, sum(f.stat().st_size for f in checkpoint.files))
     layers, plain = candidates(checkpoint, settings)
+    folds = with_folds(plain, checkpoint).folds
     sizes = [[build_header(step.outputs, {})[2] for step in layer.steps] for layer in layers]
     smallest = [row.index(min(row)) for row in sizes]
-    least_plan = _plan(checkpoint, settings, layers, smallest)
+    least_plan = knowing(_plan(checkpoint, settings, layers, smallest), folds)
     least = file_size(checkpoint, least_plan, settings)
     if least > target:
         raise ConversionError(
@@ -54,7 +57,7 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
             f"formats that its layers may have make a file of {least} bytes ({shown(least)}); what stays as "
             f"it is counts too (--dry-run lists it)"
         )
-    found = [measure(checkpoint, layer.steps, plain.calibration, settings) for layer in layers]
+    found = [measure(checkpoint, layer.steps, plain.calibration, settings, folds) for layer in layers]
     weights = sum(layer.steps[0].source.numel for layer in layers)
     items = [
         [
@@ -64,7 +67,7 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
         for layer, row, f in zip(layers, sizes, found, strict=True)
     ]
     rest = least - least_bytes(items)
-    choice, plan = _fitted(checkpoint, settings, layers, items, target, rest)
+    choice, plan = _fitted(checkpoint, settings, layers, items, target, rest, folds)
     size = file_size(checkpoint, plan, settings)
     mix = _mix(layers, found, items, choice, size, target, least, rest)
     return replace(plan, notes=(*plan.notes, *mix.lines()), mix=mix)
@@ -90,17 +93,20 @@ def _fitted(
     items: Sequence[Sequence[Option]],
     target: int,
     rest: int,
+    folds: Folds | None,
 ) -> tuple[Choice, Plan]:
     """Return the best choice whose file, header included, is no larger than the target.
 
     rest: bytes of the smallest file beside the items. A header depends a little on the formats in it, so
     what is too much is taken off the budget until the file fits, as the smallest does.
     """
+    from ..fold.measure import knowing
+
     budget = target - rest
     while True:
         allowed = max(budget, least_bytes(items))
         choice = uniform_or(best_choice(items, allowed), layers, items, allowed)
-        plan = _plan(checkpoint, settings, layers, choice.taken)
+        plan = knowing(_plan(checkpoint, settings, layers, choice.taken), folds)
         over = file_size(checkpoint, plan, settings) - target
         if over <= 0:
             return choice, plan

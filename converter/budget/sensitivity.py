@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ...files.checkpoint import Checkpoint
 from ...formats.errors import ConversionError
 from ...quant.algorithms import LayerResult, LayerStats, quantize_layer
+from ..fold.factors import Folds
 from ..options.settings import Settings
 from ..plan.calibration import Calibration
 from ..plan.steps import Step
@@ -41,7 +42,11 @@ class Sensitivity:
 
 
 def measure(
-    checkpoint: Checkpoint, ways: Sequence[Step], calibration: Calibration, settings: Settings
+    checkpoint: Checkpoint,
+    ways: Sequence[Step],
+    calibration: Calibration,
+    settings: Settings,
+    folds: Folds | None = None,
 ) -> Sensitivity:
     """Store some rows of a layer in each of several ways and compare them with their source.
 
@@ -52,9 +57,10 @@ def measure(
     """
     layer = ways[0].layer_name
     rows = _some_rows(
-        read_weight(checkpoint, ways[0]), max(w.format.row_step if w.format else 1 for w in ways)
+        read_weight(checkpoint, ways[0], folds), max(w.format.row_step if w.format else 1 for w in ways)
     )
     stats = calibration.stats(layer)
+    stats = stats if folds is None else folds.stats(layer, stats)
     fit, held_back = _split(stats)
     energy = None if stats is None or stats.channel_max is None else stats.channel_max.float().square()
     metric: Metric = (

@@ -23,6 +23,8 @@ def show_inspection(found: Inspection) -> None:
     show_table(table)
     if found.rotations:
         say("rotation groups: " + ", ".join(f"{g}: {n} layers" for g, n in found.rotations.items()))
+    if found.folded:
+        say(f"folds: {found.folded}")
     if found.metadata:
         say("metadata: " + ", ".join(f"{k} ({n} characters)" for k, n in found.metadata.items()))
     _show_problems(found.problems)

@@ -14,6 +14,7 @@ from ...files.checkpoint import Checkpoint
 from ...files.target import require_absent
 from ...files.writer import OutputFile
 from ...formats.errors import ConversionError
+from ..fold.factors import Folds
 from ..lora.low_rank import low_rank
 from ..options.settings import Settings
 from ..plan.error_lora import ErrorLoraPlan, lora_outputs
@@ -46,6 +47,7 @@ def write_error_lora(
     job: str,
     settings: Settings,
     progress: Progress,
+    folds: Folds | None = None,
 ) -> ErrorLora:
     """Write the LoRA, layer by layer, from the source and the quantized layers as they stand in `written`."""
     metadata = {"format": "pt", "convert_to_quant.error_of": written.path.name}
@@ -53,7 +55,7 @@ def write_error_lora(
     progress.start(sum(s.source.nbytes for s, _ in asked.layers), 0)
     try:
         found = [
-            _corrected(asked.rank, step, name, checkpoint, written, file, progress)
+            _corrected(asked.rank, step, name, checkpoint, written, file, progress, folds)
             for step, name in asked.layers
         ]
         file.finish()
@@ -71,11 +73,12 @@ def _corrected(
     written: OutputFile,
     file: OutputFile,
     progress: Progress,
+    folds: Folds | None,
 ) -> Correction:
     entry = file.recorded(name, [o.name for o in lora_outputs(step, name, rank)])
     done = entry.note if entry is not None else None
     if not (isinstance(done, list) and len(done) == 2 and all(isinstance(db, float) for db in done)):
-        source = read_weight(checkpoint, step).float()
+        source = read_weight(checkpoint, step, folds).float()
         signal = float(source.double().square().sum())
         error = source
         for first, rows in written_rows(written, step, _ROWS):

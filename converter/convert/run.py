@@ -17,6 +17,7 @@ from ...files.writer import OutputFile
 from ...formats.errors import CheckpointError, ConversionError
 from ...quant.calibration.held_back import hold_back
 from ..budget.plan import make_plan
+from ..fold.measure import with_folds
 from ..options.settings import Settings
 from ..plan.error_lora import plan_error_lora
 from ..plan.estimate import bytes_held, in_flight_limit
@@ -26,7 +27,7 @@ from ..plan.output_path import output_path
 from ..plan.steps import Plan, Step
 from ..quantize.check import Inputs, Sample, check_layer, sample_rows
 from ..quantize.layer import cast_weight, layer_options, quantize_step
-from ..quantize.source import copy_tensor, read_bias, read_merged, read_weight
+from ..quantize.source import copy_tensor, read_bias, read_changed, read_weight
 from ..stored.record import filled
 from . import pipeline
 from .error_lora import require_error_lora, write_error_lora
@@ -53,6 +54,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
             more = f" (and {len(broken) - 1} more tensors)" if len(broken) > 1 else ""
             raise ConversionError(f"--strict: {broken[0]}{more}")
         output = output_path(checkpoint, plan, settings)
+        plan = with_folds(plan, checkpoint, progress)
         asked = plan_error_lora(checkpoint, plan, output, settings)
         job = _job(stamps, plan, settings)
         lost, told = None, list(broken)
@@ -76,7 +78,8 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
                 told += run.lost
                 file.amend(filled(file.metadata, plan.outputs, file.read))
                 if asked:
-                    lost = write_error_lora(asked, checkpoint, file, job, settings, progress or Silent())
+                    silent = progress or Silent()
+                    lost = write_error_lora(asked, checkpoint, file, job, settings, silent, plan.folds)
                 _require_unchanged(stamps, file)
                 file.finish()
         finally:
@@ -161,7 +164,7 @@ class _Run:
     def _is_done(self, step: Step) -> bool:
         """Tell whether an interrupted run did the step; take its layer's report over."""
         source = None
-        if step.action == "keep" and not step.merges and not step.source.strided:
+        if step.action == "keep" and not step.changed and not step.source.strided:
             source = self._checkpoint.places(step.source)
         entry = self._file.recorded(_key(step), [o.name for o in step.outputs], source)
         if entry is None:
@@ -177,9 +180,10 @@ class _Run:
 
     def _read(self, step: Step) -> _Read | None:
         if step.action in ("quantize", "cast"):
-            return _Read(read_weight(self._checkpoint, step), read_bias(self._checkpoint, step))
-        if step.merges:
-            return _Read(read_merged(self._checkpoint, step))
+            folds = self._plan.folds
+            return _Read(read_weight(self._checkpoint, step, folds), read_bias(self._checkpoint, step, folds))
+        if step.changed:
+            return _Read(read_changed(self._checkpoint, step, self._plan.folds))
         return _Read(self._checkpoint.read_tensor(step.source)) if step.source.strided else None
 
     def _work(self, step: Step, read: _Read | None) -> Any:
@@ -192,7 +196,8 @@ class _Run:
             return cast
         assert step.format is not None
         # Whether anything is measured or not, so that the check changes no bit of the output.
-        stats, tokens = hold_back(self._plan.calibration.stats(step.layer_name))
+        measured, folds = self._plan.calibration.stats(step.layer_name), self._plan.folds
+        stats, tokens = hold_back(measured if folds is None else folds.stats(step.layer_name, measured))
         options = layer_options(step, self._settings)
         tensors, note = quantize_step(step, read.weight, read.bias, stats, options)
         sample = inputs = None

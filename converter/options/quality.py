@@ -54,6 +54,19 @@ def count(value: str | int) -> int:
     return number
 
 
+FOLDS = ("mean", "smooth")
+
+
+def fold_words(text: str) -> str:
+    """Return auto, off, or words of FOLDS in their order, joined by commas; else ValueError."""
+    words = {word.strip() for word in text.split(",")}
+    if words in ({"auto"}, {"off"}):
+        return words.pop()
+    if not words <= set(FOLDS):
+        raise ValueError(f"must be auto, off, mean, smooth or mean,smooth, not {text!r}")
+    return ",".join(word for word in FOLDS if word in words)
+
+
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
     """Algorithm, calibration and memory. `plan.calibration` says what they make of each layer."""
@@ -135,6 +148,16 @@ class QualityOptions:
         type=share,
         help="strength of --smoothquant, from 0 to 1: 0 lets only the weights set the factors, 1 only the "
         "inputs (default 0.5)",
+    )
+    fold: str = option(
+        "off",
+        "--fold",
+        group="quality",
+        metavar="auto|mean,smooth|off",
+        type=fold_words,
+        help="move what calibration knows of a layer's inputs into the weights before it, exactly: mean "
+        "(inputs less their mean), smooth (channels of even size), auto (both, where the model is known); "
+        "runs anywhere (default off)",
     )
     scale_search: bool = option(
         False,
@@ -253,3 +276,8 @@ class QualityOptions:
         help="compute Hessians and LDLQ's error feedback with bf16 operands: faster, slightly less exact; "
         "auto (default) does so on GPUs that have bf16",
     )
+
+    @property
+    def folds(self) -> frozenset[str]:
+        """The words of FOLDS that are to be folded; none for off."""
+        return frozenset(FOLDS if self.fold == "auto" else self.fold.split(",")) - {"off"}

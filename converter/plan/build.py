@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import QUANTIZABLE
@@ -14,6 +13,7 @@ from ...formats.config import encode_config
 from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
 from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, OLD_NAMES, tensor_name
+from ..fold.inputs import by_tensor
 from ..layers.choice import choose
 from ..layers.recast import recast
 from ..layers.rules import LayerRules, layer_rules
@@ -33,6 +33,7 @@ from .calibration import (
 )
 from .devices import Placer
 from .effects import idle_options
+from .folds import fold_notes, inputs_to_fold
 from .merges import left_out, merged_note, merges_of
 from .naming import name_for_output
 from .not_a_model import require_model
@@ -72,7 +73,10 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
         if c.action == "quantize"
     }
     calibration = open_calibration(settings, list(asked), shapes)
-    steps = tuple(_Steps(checkpoint, settings, chosen, stored, merges, calibration, asked))
+    scaled = frozenset(n for n, q in stored.items() if q.scale)
+    inputs = inputs_to_fold(checkpoint, settings, matches, chosen, scaled, calibration)
+    folded = frozenset(by_tensor(inputs))
+    steps = tuple(_Steps(checkpoint, settings, chosen, stored, merges, calibration, asked, scaled, folded))
     notes = (
         *named.notes,
         *_notes(steps, matches, settings.preset == "auto"),
@@ -81,9 +85,11 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
         *merge_notes(merges.loras),
         *left_out(steps, merges),
         *algorithm_notes(asked, calibration),
+        *fold_notes(checkpoint, settings, matches, calibration, inputs),
     )
     metadata = {**_metadata(checkpoint, steps, settings), **named.metadata}
-    plan = Plan(steps, metadata, notes, merges.loras, calibration)
+    smooths = "smooth" in settings.folds
+    plan = Plan(steps, metadata, notes, merges.loras, calibration, inputs=inputs, smooths=smooths)
     names = Counter(o.name for o in plan.outputs)
     if twice := [name for name, count in names.items() if count > 1]:
         raise ConversionError(f"{checkpoint.path}: two tensors of the output would be named {twice[0]!r}")
@@ -125,7 +131,8 @@ class _Steps:
     """The steps of a plan, each made once from all that decides it; iterate for them, in source order.
 
     chosen: by tensor name. stored: the companions of weights that are stored quantized. asked: the algorithm
-    asked for each layer to quantize.
+    asked for each layer to quantize. scaled: the weights whose stored values mean nothing without a scale.
+    folded: the tensors that folds change.
     """
 
     checkpoint: Checkpoint
@@ -135,11 +142,8 @@ class _Steps:
     merges: Merges
     calibration: Calibration
     asked: Mapping[str, str | None]
-
-    @cached_property
-    def scaled(self) -> frozenset[str]:
-        """The weights whose stored values mean nothing without a scale."""
-        return frozenset(n for n, q in self.stored.items() if q.scale)
+    scaled: frozenset[str]
+    folded: frozenset[str]
 
     def __iter__(self) -> Iterator[Step]:
         placer, tensors = Placer(self.settings), self.checkpoint.tensors
@@ -201,17 +205,20 @@ class _Steps:
             bias_merges,
             placement,
             device,
+            info.name in self.folded,
         )
 
     def _cast(self, info: TensorInfo, choice: Decision) -> Step:
         merges = merges_of(info, False, self.scaled, self.merges)
         output = OutputTensor(info.name, choice.dtype, info.shape)
-        reason = _with_note(choice.reason, merges)
-        return Step(info, "cast", reason, (output,), companions=self._scale_of(info), merges=merges)
+        reason, folded = _with_note(choice.reason, merges), info.name in self.folded
+        companions = self._scale_of(info)
+        return Step(info, "cast", reason, (output,), companions=companions, merges=merges, folded=folded)
 
     def _keep(self, info: TensorInfo, reason: str) -> Iterator[Step]:
         merges = merges_of(info, True, self.scaled, self.merges)
-        yield _kept(info, _with_note(reason, merges), merges=merges)
+        kept = _kept(info, _with_note(reason, merges), merges=merges)
+        yield replace(kept, folded=info.name in self.folded)
         quant = self.stored.get(info.name)
         if quant is None:
             return

@@ -36,7 +36,7 @@ def _needs(option: str) -> Callable[[Settings, Plan], bool]:
 
 def _calibrated(settings: Settings, plan: Plan) -> bool:
     extra = settings.bias_correction or settings.static_activations or settings.smoothquant
-    return extra or _algorithm("needs_hessian")(settings, plan)
+    return bool(extra or plan.inputs) or _algorithm("needs_hessian")(settings, plan)
 
 
 _optimizes, _factors = _algorithm("optimizes"), _algorithm("factors")
@@ -126,7 +126,15 @@ ALWAYS = frozenset(
             "extract_lora",
         ),
         # Those that are refused, or told of, where they are read: without calibration, without a layer.
-        *("bias_correction", "static_activations", "smoothquant", "keep_names", "keep_sets", "convrot"),
+        *(
+            "bias_correction",
+            "static_activations",
+            "smoothquant",
+            "fold",
+            "keep_names",
+            "keep_sets",
+            "convrot",
+        ),
         *("min_format", "max_format", "lora_target", "lora_output"),
         *("layer_config", "exclude_layers", "custom_layers", "custom_type", "custom_scaling_mode"),
         *("custom_block_size", "custom_simple", "custom_convrot", "custom_convrot_group_size", "custom_heur"),

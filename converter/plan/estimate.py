@@ -44,7 +44,7 @@ def estimate(plan: Plan, settings: Settings) -> Estimate:
 
 def read_bytes(step: Step) -> int:
     """Return the bytes in memory of the float weight that `source.read_weight` returns for a step."""
-    if step.merges:
+    if step.changed:
         return 4 * step.source.numel
     width = {"F8_E4M3": 4, "F8_E5M2": 4, "F64": 8, "F32": 4}.get(step.source.dtype, 2)
     return width * step.source.numel
@@ -52,7 +52,7 @@ def read_bytes(step: Step) -> int:
 
 def bytes_held(step: Step) -> int:
     """Return the bytes a step holds from reading to writing. Kept tensors go from file to file."""
-    if step.action not in ("quantize", "cast") and not step.merges:
+    if step.action not in ("quantize", "cast") and not step.changed:
         return 0
     return read_bytes(step) + step.output_bytes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,12 @@ def job_metadata(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> dict
 def _others(plan: Plan, settings: Settings, learned: bool) -> list[Any]:
     """Return what the values of layers depend on beside the model: options, and prints of further files."""
     found: list[Any] = [settings.scale_search, settings.smoothquant_alpha]
+    if plan.inputs:
+        found += [plan.smooths, [astuple(one) for one in plan.inputs]]
     if plan.loras:
         paths = [settings.merge_lora_path, *settings.merge_lora_paths]
         found += [fingerprint(file) for path in paths if path for file in files_behind(Path(path))]
-    if learned or any("bias" in s.companions or (s.format and s.format.extra) for s in plan):
+    if learned or plan.inputs or any("bias" in s.companions or (s.format and s.format.extra) for s in plan):
         paths = [settings.calibration_lora]
         found += [fingerprint(file) for path in paths if path for file in files_behind(Path(path))]
         found += [fingerprint(Path(path)) for path in [settings.calibration_data] if path]

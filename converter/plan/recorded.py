@@ -12,7 +12,10 @@ from .steps import LEFT_OVER, Step
 
 def planned(steps: Iterable[Step]) -> Record:
     """Return the record that a plan's steps ask for, its digests still empty."""
+    steps = list(steps)
     layers, tensors, dropped = {}, {}, {}
+    # W mu of a merged weight: the original, which is without the LoRAs, cannot tell it.
+    merged = {tensor_name(s.layer_name, "bias") for s in steps if s.merges and s.folded}
     for step in steps:
         if step.action == "quantize":
             if what := _done_to_layer(step):
@@ -23,10 +26,11 @@ def planned(steps: Iterable[Step]) -> Record:
                 tensors[bias] = Entry("bias corrected" + _merged(step.bias_merges), "", (bias,))
         elif step.action == "drop" and step.reason != LEFT_OVER:
             dropped[step.name] = step.reason
-        elif step.action == "cast" or (step.action == "keep" and step.merges):
+        elif step.action == "cast" or (step.action == "keep" and (step.merges or step.name in merged)):
             name = step.outputs[0].name
             what = f"cast to {step.outputs[0].dtype}" if step.action == "cast" else "kept"
-            tensors[name] = Entry(what + _merged(step.merges), "", (name,))
+            folded = ", folded with its merged weight" if step.name in merged and step.folded else ""
+            tensors[name] = Entry(what + folded + _merged(step.merges), "", (name,))
     return Record(layers, tensors, dropped)
 
 

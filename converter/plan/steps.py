@@ -18,6 +18,8 @@ from .mix import Mix
 
 if TYPE_CHECKING:
     from ...quant.placement import Placement
+    from ..fold.factors import Folds
+    from ..fold.inputs import FoldedInput
 
 
 LEFT_OVER = "left over from an earlier quantization, beside a weight of floats"
@@ -35,6 +37,7 @@ class Step:
     merges: LoRA changes added to it first; a kept tensor with any is written anew in its dtype, not copied.
     bias_merges: the same for the bias among the companions.
     placement: in what parts its algorithm computes on `device`, None for rounding.
+    folded: whether a fold changes it, after its merges (see `fold`); a kept tensor is then written anew.
     """
 
     source: TensorInfo
@@ -49,6 +52,12 @@ class Step:
     bias_merges: tuple[Merge, ...] = ()
     placement: Placement | None = None
     device: str = "cpu"
+    folded: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether its values change before they are stored: by LoRAs or folds."""
+        return bool(self.merges) or self.folded
 
     @property
     def name(self) -> str:
@@ -78,6 +87,8 @@ class Plan:
     notes: lines worth telling a person (the preset and why, layers that cannot rotate, ...).
     loras: what became of each LoRA file that is merged. calibration: what is known of the layers' inputs.
     mix: how the formats were chosen for a target size, None without one.
+    inputs: what is folded. smooths: whether by factors, not by means alone. folds: the factors, None until
+    `fold.measure` has read them off the weights.
     """
 
     steps: tuple[Step, ...]
@@ -86,6 +97,9 @@ class Plan:
     loras: tuple[MergedLora, ...] = ()
     calibration: Calibration = NONE
     mix: Mix | None = None
+    inputs: tuple[FoldedInput, ...] = ()
+    smooths: bool = True
+    folds: Folds | None = None
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
+from .folds import BlockFolds
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -107,7 +109,8 @@ class Preset:
     to the user can name them. ``remove`` lists tensors that the output drops.
     ``aliases`` are other names people type for it. ``stock_since`` is the first
     ComfyUI that reads a quantized file of it without a node pack, once it knows the
-    model at all; "" if none does: it is then left as it is.
+    model at all; "" if none does: it is then left as it is. ``folds`` says what
+    stands before the inputs of its layers, by ComfyUI's names.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Preset:
     aliases: tuple[str, ...] = ()
     kind: Literal["diffusion", "text encoder"] = "diffusion"
     stock_since: str = "0.29"
+    folds: tuple[BlockFolds, ...] = ()
 
 
 @dataclass(frozen=True)

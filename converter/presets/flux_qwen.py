@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import fold_tables
 from .facts import Preset, dim, has, lacks
 from .rows import DIFFUSERS_BLOCKS, DIFFUSERS_KEEP, DIFFUSERS_MODULATION, diffusers, naming, variant
 
@@ -50,6 +51,7 @@ FLUX_FAMILY = (
             ),
         ),
         aliases=("flux", "flux-1"),
+        folds=fold_tables.FLUX1,
     ),
     Preset(
         name="flux2",

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from . import fold_tables
 from .facts import Fact, Naming, Preset, dim, has, lacks
 from .rows import naming, variant
 
@@ -78,6 +79,7 @@ def _t5(name: str, title: str, *namings: Naming, **more) -> Preset:
         keep=_T5_KEEP,
         remove=_T5_REMOVE,
         kind="text encoder",
+        folds=fold_tables.T5,
         **more,
     )
 

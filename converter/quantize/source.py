@@ -1,4 +1,4 @@
-"""Weights as the algorithms take them: read from the checkpoint, FP8 dequantized, LoRAs merged."""
+"""Weights as the algorithms take them: read from the checkpoint, FP8 dequantized, LoRAs merged, folded."""
 
 import torch
 
@@ -7,6 +7,7 @@ from ...files.dtypes import FLOAT8, torch_dtype
 from ...files.memory import in_huge_pages
 from ...files.writer import OutputFile
 from ...formats.errors import ConversionError
+from ..fold.factors import Folds
 from ..lora.delta import merge_into
 from ..lora.merge import Merge
 from ..plan.steps import Step
@@ -16,14 +17,16 @@ _PART = 1 << 17
 allocator keeps."""
 
 
-def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
+def read_weight(checkpoint: Checkpoint, step: Step, folds: Folds | None = None) -> torch.Tensor:
     """Read the float weight [N, K] of a quantize step: float32, float16 or bfloat16.
 
     FP8 is dequantized to bfloat16 where it has no scale (exact), else to float32; float64 to float32. The
-    step's LoRAs are merged into it; then it is float32.
+    step's LoRAs are merged into it, then it is folded; it is float32 after either (a folded vector float64).
+    folds: of the plan; None leaves it unfolded.
     """
-    if step.merges:
-        return merge_into(_read_float32(checkpoint, step), step.merges, checkpoint.read_tensor)
+    if step.merges or (step.folded and folds is not None):
+        merged = merge_into(_read_float32(checkpoint, step), step.merges, checkpoint.read_tensor)
+        return merged if folds is None else folds.apply(step.name, merged)
     weight = checkpoint.read_tensor(step.source)
     if step.source.dtype in FLOAT8:
         scale = step.companions.get("scale")
@@ -33,21 +36,22 @@ def read_weight(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     return weight.float() if weight.dtype == torch.float64 else weight
 
 
-def read_merged(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
-    """Read a kept tensor and merge its LoRAs, in its own dtype. ConversionError for a sum that overflows."""
-    return _narrowed(read_weight(checkpoint, step), step.source, step.merges)
+def read_changed(checkpoint: Checkpoint, step: Step, folds: Folds | None) -> torch.Tensor:
+    """Read a kept tensor, merge its LoRAs and fold it, in its own dtype. ConversionError if it overflows."""
+    return _narrowed(read_weight(checkpoint, step, folds), step.source, step.merges)
 
 
-def read_bias(checkpoint: Checkpoint, step: Step) -> torch.Tensor | None:
-    """Read the bias among a step's companions and merge its LoRAs, in its own dtype; None without one."""
+def read_bias(checkpoint: Checkpoint, step: Step, folds: Folds | None = None) -> torch.Tensor | None:
+    """Read the bias among a step's companions, merged and folded, in its own dtype; None without one."""
     info = step.companions.get("bias")
     if info is None:
         return None
     bias = checkpoint.read_tensor(info)
-    if not step.bias_merges:
+    folded = folds is not None and info.name in folds.tensors
+    if not step.bias_merges and not folded:
         return bias
     merged = merge_into(bias, step.bias_merges, checkpoint.read_tensor)
-    return _narrowed(merged, info, step.bias_merges)
+    return _narrowed(merged if folds is None else folds.apply(info.name, merged), info, step.bias_merges)
 
 
 def copy_tensor(checkpoint: Checkpoint, info: TensorInfo, file: OutputFile, name: str) -> None:
@@ -61,10 +65,10 @@ def copy_tensor(checkpoint: Checkpoint, info: TensorInfo, file: OutputFile, name
 def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...]) -> torch.Tensor:
     narrow = merged.to(torch_dtype(info.dtype))
     if not bool(torch.isfinite(narrow.float()).all()):
-        raise ConversionError(
-            f"{info.name}: with {merges[0].adapter.file} merged it holds values that {info.dtype} cannot "
-            "hold; lower --merge-lora-scale"
-        )
+        what, way_out = "folded", "convert with --fold off"
+        if merges:
+            what, way_out = f"with {merges[0].adapter.file} merged", "lower --merge-lora-scale"
+        raise ConversionError(f"{info.name}: {what} it holds values that {info.dtype} cannot hold; {way_out}")
     return narrow
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.checkpoint import open_checkpoint
+from ..fold.coding import summary
 from ..presets import detect
 from .faults import examine_file
 from .judge import Examined, Problem
@@ -28,7 +29,8 @@ class Inspection:
     """What a file holds.
 
     formats: quantized layers by format, scales and configs included; dtypes: the other tensors; rotations:
-    INT8 layers by ConvRot group; metadata: the header's keys with the length of their texts.
+    INT8 layers by ConvRot group; metadata: the header's keys with the length of their texts; folded: what is
+    folded, in words, "" for nothing.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Inspection:
     rotations: dict[str, int]
     metadata: dict[str, int]
     problems: tuple[Problem, ...]
+    folded: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the findings as plain JSON values."""
@@ -69,6 +72,7 @@ def inspect_file(path: str | Path) -> Inspection:
             rotations={str(g) if g else "none": groups[g] for g in sorted(groups, reverse=True)},
             metadata={k: len(v) for k, v in checkpoint.metadata.items()},
             problems=tuple(problems),
+            folded=summary(checkpoint.metadata),
         )
 
 

@@ -4,6 +4,7 @@ import torch
 
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import torch_dtype
+from ..fold.factors import Folds
 from ..stored.judge import Problem
 from ..stored.record import Record, digest
 
@@ -11,14 +12,24 @@ _ELEMENTS = 1 << 21
 
 
 def changed(
-    original: Checkpoint, source: str, quantized: Checkpoint, name: str, record: Record | None = None
+    original: Checkpoint,
+    source: str,
+    quantized: Checkpoint,
+    name: str,
+    record: Record | None = None,
+    folds: Folds | None = None,
 ) -> Problem | None:
     """Return the problem with a tensor that should be as in the original, or None. Reads both in pieces.
 
     A change that the file's record names is only told, where the bytes are those that were written.
+    folds: those of the file; a tensor that they change should be the original's, folded.
     """
     before, after = original.tensors[source], quantized.tensors[name]
-    if before.dtype == after.dtype:
+    if folds is not None and name in folds.tensors:
+        if _is_folded(original, before, quantized, after, folds):
+            return None
+        kind, text = "changed tensor", "is not the original's with the file's folds in it"
+    elif before.dtype == after.dtype:
         count = _unequal_bytes(original, before, quantized, after)
         if not count:
             return None
@@ -39,6 +50,30 @@ def changed(
     if torch_dtype(after.dtype) is not None and not _finite(quantized, after):
         return Problem("NaN or Inf", name, f"{entry.what}, and holds NaN or Inf")
     return Problem(entry.what, name, "as the file's record says", fatal=False)
+
+
+def _is_folded(
+    original: Checkpoint, before: TensorInfo, quantized: Checkpoint, after: TensorInfo, folds: Folds
+) -> bool:
+    """Tell whether a tensor is the original's, folded, to the last digit but one of its dtype."""
+    dtype = torch_dtype(after.dtype)
+    if dtype is None or not dtype.is_floating_point or torch_dtype(before.dtype) is None:
+        return False
+    columns = before.shape[1] if len(before.shape) > 1 else 1
+    rows = before.shape[0] if len(before.shape) > 1 else before.numel
+    step = max(1, _ELEMENTS // columns) if columns > 1 else rows  # a vector needs all that is added to it
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        x, y = (
+            read_elements(c, i, start * columns, stop * columns)
+            for c, i in ((original, before), (quantized, after))
+        )
+        x = x.double() if columns == 1 else x.view(-1, columns).float()
+        want = folds.apply(after.name, x, start).reshape(-1).double()
+        error = (want.to(dtype).double() - y.double()).abs()
+        if not bool((error <= 2 * torch.finfo(dtype).eps * want.abs() + torch.finfo(dtype).tiny).all()):
+            return False
+    return True
 
 
 def as_written(checkpoint: Checkpoint, names: tuple[str, ...], expected: str) -> bool:

@@ -13,8 +13,10 @@ from ...formats import Format
 from ...formats.algorithms import ROUNDING
 from ...formats.errors import ConversionError
 from ...formats.names import INPUT_SCALE
+from ...quant.algorithms import LayerStats
 from ...quant.calibration import CalibrationData
 from ..convert.progress import Progress, Silent
+from ..fold.factors import Folds
 from ..plan.naming import named_as
 from ..quantize.check import REFUSE_DB
 from ..stored.faults import examine_file
@@ -22,6 +24,7 @@ from ..stored.judge import Examined, Problem
 from ..stored.layers import StoredFile, StoredLayer, stored_file
 from ..stored.record import Entry, Record, read_record
 from .beside import broken_scales, scale_faults
+from .folds import stored_folds
 from .honest import faults, nearest
 from .kept import as_written, changed
 from .pairs import Pairs, pair
@@ -56,14 +59,14 @@ def verify(
         before = named_as(source, after)
         stored = stored_file(after)
         examined, problems = examine_file(stored)
-        record = read_record(after.metadata)
+        record, folds = read_record(after.metadata), stored_folds(before, after)
         pairs = pair(before, stored, examined, record)
         if not pairs.layers and not pairs.kept:
             raise ConversionError(
                 f"{after.path} and {before.path} have no tensor in common; are they one model?"
             )
-        inputs = _Inputs.open(activations, list(pairs.layers))
-        run = _Run(before, stored, examined, pairs, inputs, record, threshold, progress or Silent())
+        inputs = _Inputs.open(activations, list(pairs.layers), folds)
+        run = _Run(before, stored, examined, pairs, inputs, record, threshold, progress or Silent(), folds)
         layers, moved, unchanged = run.execute()
         return VerifyReport(
             original=str(before.path),
@@ -77,23 +80,23 @@ def verify(
             bytes_after=after.nbytes,
             seconds=time.perf_counter() - started,
             activations=None if activations is None else str(activations),
-            notes=tuple(_notes(pairs, inputs, layers, run.unexplained)),
+            notes=tuple(_notes(pairs, inputs, layers, run.unexplained, folds)),
         )
 
 
 class _Inputs:
     """Recorded inputs by layer."""
 
-    def __init__(self, data: CalibrationData | None, found: dict[str, str]):
-        self._data, self.found = data, found
+    def __init__(self, data: CalibrationData | None, found: dict[str, str], folds: Folds | None):
+        self._data, self.found, self._folds = data, found, folds
 
     @classmethod
-    def open(cls, path: str | Path | None, layers: list[str]) -> "_Inputs":
+    def open(cls, path: str | Path | None, layers: list[str], folds: Folds | None) -> "_Inputs":
         if path is None:
-            return cls(None, {})
+            return cls(None, {}, folds)
         try:
             data = CalibrationData.load(path)
-            return cls(data, data.match(layers)[0])
+            return cls(data, data.match(layers)[0], folds)
         except (OSError, ValueError) as e:
             raise ConversionError(f"--activations: {e}") from e
 
@@ -105,7 +108,10 @@ class _Inputs:
         """Return [n, K] inputs of a layer, None where none were recorded; ConversionError for another K."""
         if self._data is None or layer not in self.found:
             return None
-        samples = self._data.stats(self.found[layer]).samples
+        stats: LayerStats | None = self._data.stats(self.found[layer])
+        if self._folds is not None:
+            stats = self._folds.stats(layer, stats)
+        samples = stats.samples if stats is not None else None
         if samples is None or not len(samples):
             return None
         if samples.shape[-1] != columns:
@@ -129,11 +135,12 @@ class _Run:
         record: Record | None,
         threshold: float,
         progress: Progress,
+        folds: Folds | None,
     ):
         self._original, self._stored, self._examined = original, stored, examined
         self._pairs, self._inputs, self._record = pairs, inputs, record
         self.unexplained: list[str] = []
-        self._threshold, self._progress = threshold, progress
+        self._threshold, self._progress, self._folds = threshold, progress, folds
 
     def execute(self) -> tuple[tuple[VerifiedLayer, ...], list[Problem], int]:
         """Compare; return the layers' results, problems with kept tensors, and how many are unchanged."""
@@ -152,7 +159,8 @@ class _Run:
 
     def _kept(self) -> Iterator[Problem]:
         for name, source in self._pairs.kept.items():
-            problem = changed(self._original, source, self._stored.checkpoint, name, self._record)
+            after = self._stored.checkpoint
+            problem = changed(self._original, source, after, name, self._record, self._folds)
             self._progress.advance(name, self._original.tensors[source].nbytes)
             if problem:
                 yield problem
@@ -172,7 +180,7 @@ class _Run:
             size,
         )
         try:
-            source = Source.of(self._original, source_name)
+            source = Source.of(self._original, source_name, self._folds, layer.weight.name)
             quantized = Quantized.of(self._stored.checkpoint, examined)
         except ConversionError as e:
             return VerifiedLayer(*fields, fault=str(e))
@@ -234,15 +242,27 @@ class _Run:
         """Name the original weight of this shape that some integers were made from, "" when none is near."""
         shape = self._original.tensors[source_name].shape
         alike = [n for n in self._pairs.layers.values() if self._original.tensors[n].shape == shape]
-        for name in alike[:_MAX_CANDIDATES]:
-            if name != source_name and fits(Source.of(self._original, name), quantized) > _FITS_DB:
+        for layer, name in self._pairs.layers.items():
+            if name not in alike[:_MAX_CANDIDATES] or name == source_name:
+                continue
+            source = Source.of(self._original, name, self._folds, f"{layer}.weight")
+            if fits(source, quantized) > _FITS_DB:
                 return name
         return ""
 
 
 def _notes(
-    pairs: Pairs, inputs: _Inputs, layers: Sequence[VerifiedLayer], unexplained: Sequence[str]
+    pairs: Pairs,
+    inputs: _Inputs,
+    layers: Sequence[VerifiedLayer],
+    unexplained: Sequence[str],
+    folds: Folds | None,
 ) -> Iterator[str]:
+    if folds is not None:
+        yield (
+            f"{len(folds.inputs)} inputs are folded: compared with the original's {len(folds.tensors)} "
+            "tensors after the same folds"
+        )
     if pairs.removed:
         yield f"{len(pairs.removed)} tensors are left out on purpose ({pairs.removed[0]}, ...)"
     for what, count in Counter(r.told for r in layers if r.told).items():

@@ -19,6 +19,7 @@ from ...kernels import rotate
 from ...quant.grid import Grid
 from ...quant.layouts import WeightLayout, weight_layout
 from ...quant.layouts.weight import smoothed
+from ..fold.factors import Folds
 from ..stored.companions import stored_quant
 from ..stored.judge import Examined
 from .kept import read_elements
@@ -30,14 +31,21 @@ ELEMENTS = 1 << 17
 
 @dataclass(frozen=True)
 class Source:
-    """An original weight, read in rows: floats, or FP8 with its scale."""
+    """An original weight, read in rows: floats, or FP8 with its scale.
+
+    folds: what was folded into it as `folded_as`, the name it has in the quantized file.
+    """
 
     checkpoint: Checkpoint
     info: TensorInfo
     scale: torch.Tensor | None
+    folds: Folds | None = None
+    folded_as: str = ""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, name: str) -> "Source":
+    def of(
+        cls, checkpoint: Checkpoint, name: str, folds: Folds | None = None, folded_as: str = ""
+    ) -> "Source":
         """Open a weight; ConversionError for one without values to read: INT8, or an FP8 scale of no row."""
         info = checkpoint.tensors[name]
         quant = stored_quant(checkpoint, name)
@@ -52,7 +60,7 @@ class Source:
             raise ConversionError(
                 f"{name}: the original is stored as {info.dtype}; compare with the unquantized file"
             )
-        return cls(checkpoint, info, scale)
+        return cls(checkpoint, info, scale, folds, folded_as)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Read float32 rows [start, stop)."""
@@ -60,7 +68,7 @@ class Source:
         rows = read_elements(self.checkpoint, self.info, start * k, stop * k).view(-1, k).float()
         if self.scale is not None:
             rows.mul_(self.scale if self.scale.shape[0] == 1 else self.scale[start:stop])
-        return rows
+        return rows if self.folds is None else self.folds.apply(self.folded_as, rows, start)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,148 @@
+"""The factors of one input, and the arithmetic with them.
+
+For an input x with mean mu and factors t, what produces x gives (x - mu) / t and what reads it has W diag(t)
+and b + W mu. Factors are powers of two: a weight times or by one of them is the same number with another
+exponent, in every float dtype, so that a fold of factors loses nothing and can be told to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from ...quant.algorithms import LayerStats
+from .inputs import FoldedInput, Rows, TensorFolds, by_tensor
+
+MOST = 12
+"""Largest power of two of a factor, up or down."""
+
+_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of an input, one for each of the rows that produce it.
+
+    exponents: int8 [C], t = 2^exponent. mean: float32 [C], None where none is taken off.
+    """
+
+    exponents: torch.Tensor
+    mean: torch.Tensor | None
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Return t, float32 [C]."""
+        return torch.exp2(self.exponents.float())
+
+
+def widened(values: torch.Tensor, one: FoldedInput) -> torch.Tensor:
+    """Repeat values of the rows that produce an input, [C], over the heads that share them: [width]."""
+    if one.repeats == 1:
+        return values
+    return values.view(-1, 1, one.head).expand(-1, one.repeats, -1).reshape(one.width)
+
+
+def narrowed(values: torch.Tensor, one: FoldedInput) -> torch.Tensor:
+    """Average values of an input's channels, [width], over the heads that come from the same rows: [C]."""
+    if one.repeats == 1:
+        return values
+    return values.view(-1, one.repeats, one.head).mean(1).reshape(one.factors)
+
+
+def product(weight: torch.Tensor, start: int, mean: torch.Tensor) -> torch.Tensor:
+    """Return W mu over the columns from `start` on, float64 [N], through a few rows at a time."""
+    mean = mean.double()
+    columns = weight[:, start : start + len(mean)]
+    step = max(1, _ELEMENTS // len(mean))
+    return torch.cat([columns[r : r + step].double() @ mean for r in range(0, len(columns), step)])
+
+
+@dataclass(frozen=True)
+class Folds:
+    """All folds of a checkpoint with their factors.
+
+    gain: returns W mu of an input's columns in a layer, float64 [N], by the input's number and the layer.
+    """
+
+    inputs: Sequence[FoldedInput]
+    factors: Sequence[Factors]
+    gain: Callable[[int, str], torch.Tensor]
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorFolds]:
+        """What is done to each tensor."""
+        return by_tensor(self.inputs)
+
+    def apply(self, name: str, values: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Return a tensor's values with its folds in them, float32 or wider; float32 is changed in place.
+
+        first: the number of the first row of `values`, where they are some of a weight's rows.
+        """
+        folds = self.tensors.get(name)
+        if folds is None:
+            return values
+        folded = values.float() if values.dim() > 1 else values.double()
+        for number, c in folds.columns:
+            one = self.inputs[number]
+            folded[:, c.start : c.start + one.width] *= widened(self.factors[number].scale, one)
+        for number, c in folds.added:
+            folded = folded + self.gain(number, c.layer)
+        for number, r in folds.rows:
+            _divide_(folded, r, self.factors[number], first)
+        return folded
+
+    def stats(self, layer: str, stats: LayerStats | None) -> LayerStats | None:
+        """Return the statistics of a layer's folded inputs: (x - mu) / t in the columns that a fold has."""
+        folds = self.tensors.get(f"{layer}.weight")
+        if stats is None or folds is None or not folds.columns:
+            return stats
+        width = max(c.start + self.inputs[i].width for i, c in folds.columns)
+        shift, scale = torch.zeros(width), torch.ones(width)
+        for number, c in folds.columns:
+            one, made = self.inputs[number], self.factors[number]
+            part = slice(c.start, c.start + one.width)
+            scale[part] = widened(made.scale, one)
+            if made.mean is not None:
+                shift[part] = widened(made.mean, one)
+        return _folded(stats, shift, scale)
+
+
+def _divide_(values: torch.Tensor, rows: Rows, made: Factors, first: int) -> None:
+    """Make v of the rows that a fold has (v + offset - mu) / t - offset, of rows from `first` on."""
+    start, stop = max(rows.start, first), min(rows.start + len(made.exponents), first + len(values))
+    if start >= stop:
+        return
+    part, own = values[start - first : stop - first], slice(start - rows.start, stop - rows.start)
+    if rows.offset:
+        part += rows.offset
+    if rows.shifts and made.mean is not None:
+        part -= made.mean[own]
+    part /= made.scale[own].view(-1, *[1] * (values.dim() - 1))
+    if rows.offset:
+        part -= rows.offset
+
+
+def _folded(stats: LayerStats, shift: torch.Tensor, scale: torch.Tensor) -> LayerStats:
+    """Return statistics of (x - shift) / scale; channels beyond these stay as they are."""
+    width = len(shift)
+
+    def fold(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        x = x.float().clone()
+        x[..., :width] = (x[..., :width] - shift) / scale
+        return x
+
+    changed = {}
+    if stats.samples is not None:
+        changed["samples"] = fold(stats.samples, shift)
+    if stats.channel_mean is not None:
+        changed["channel_mean"] = fold(stats.channel_mean, shift)
+    if stats.extra_directions is not None:
+        changed["extra_directions"] = fold(stats.extra_directions, torch.zeros_like(shift))
+    if stats.channel_max is not None:
+        # What is known is |x| <= channel_max: |x - mu| <= channel_max + |mu|.
+        changed["channel_max"] = fold(stats.channel_max, -shift.abs())
+    peak = changed["channel_max"].amax().item() / 127 if "channel_max" in changed else None
+    return replace(stats, **changed, input_scale=peak, kept=None)

@@ -1,0 +1,101 @@
+"""The places of a fold in a checkpoint. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns [start, start + width) of a layer's weight that read the input: multiplied by t.
+
+    bias: whether the layer has one, which takes what the mean gives.
+    """
+
+    layer: str
+    start: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows from `start` on of a tensor that produce the input: divided by t.
+
+    offset: what the model adds to the values before it uses them: v becomes (v + offset) / t - offset.
+    shifts: whether the mean is taken off them first.
+    """
+
+    tensor: str
+    start: int
+    offset: float = 0.0
+    shifts: bool = False
+
+
+@dataclass(frozen=True)
+class FoldedInput:
+    """One input of `width` channels: the columns that read it, the rows that produce it.
+
+    mean: whether its mean is taken off, not only its channels scaled. repeats, head: the input consists of
+    heads of `head` channels, of which `repeats` in a row come from the same rows; 1 and 0 where each channel
+    has rows of its own.
+    """
+
+    width: int
+    columns: tuple[Columns, ...]
+    rows: tuple[Rows, ...]
+    mean: bool
+    repeats: int = 1
+    head: int = 0
+
+    @property
+    def factors(self) -> int:
+        """The number of factors: the rows that produce the input."""
+        return self.width // self.repeats
+
+    def tensors(self) -> set[str]:
+        """Return the names of all tensors that the fold changes."""
+        found = {f"{c.layer}.weight" for c in self.columns} | {r.tensor for r in self.rows}
+        if self.mean:
+            found |= {f"{c.layer}.bias" for c in self.columns}
+        return found
+
+
+@dataclass(frozen=True)
+class TensorFolds:
+    """What the folds of a checkpoint do to one tensor, each with its input's number.
+
+    columns: those that are multiplied. added: the columns of its layer whose product with the mean is added,
+    for a bias. rows: those that are divided, after that.
+    """
+
+    columns: tuple[tuple[int, Columns], ...] = ()
+    added: tuple[tuple[int, Columns], ...] = ()
+    rows: tuple[tuple[int, Rows], ...] = ()
+
+
+def by_tensor(inputs: Sequence[FoldedInput]) -> dict[str, TensorFolds]:
+    """Return what is done to each tensor. ValueError where two inputs claim the same columns or rows."""
+    found: dict[str, TensorFolds] = {}
+    for number, one in enumerate(inputs):
+        for c in one.columns:
+            weight = found.get(f"{c.layer}.weight", TensorFolds())
+            found[f"{c.layer}.weight"] = replace(weight, columns=(*weight.columns, (number, c)))
+            if one.mean:
+                bias = found.get(f"{c.layer}.bias", TensorFolds())
+                found[f"{c.layer}.bias"] = replace(bias, added=(*bias.added, (number, c)))
+        for r in one.rows:
+            tensor = found.get(r.tensor, TensorFolds())
+            found[r.tensor] = replace(tensor, rows=(*tensor.rows, (number, r)))
+    for name, folds in found.items():
+        _require_apart(name, [(c.start, inputs[i].width) for i, c in folds.columns])
+        _require_apart(name, [(r.start, inputs[i].factors) for i, r in folds.rows])
+    return found
+
+
+def _require_apart(name: str, spans: Iterable[tuple[int, int]]) -> None:
+    end = 0
+    for start, count in sorted(spans):
+        if start < end:
+            raise ValueError(f"{name}: two folds change the same part of it")
+        end = start + count

@@ -1,0 +1,82 @@
+"""Which inputs a plan folds: those that presets know, calibration has seen, and the plan's tensors allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ...files.checkpoint import Checkpoint
+from ...files.dtypes import FLOAT8, QUANTIZABLE
+from ...formats.errors import ConversionError
+from ..fold.coding import KEY
+from ..fold.find import find_inputs
+from ..fold.inputs import FoldedInput
+from ..layers.selection import Decision
+from ..options.settings import Settings
+from ..presets import Match
+from .calibration import Calibration
+
+
+def inputs_to_fold(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    matches: Sequence[Match],
+    chosen: Mapping[str, Decision],
+    scaled: frozenset[str],
+    calibration: Calibration,
+) -> tuple[FoldedInput, ...]:
+    """Return the inputs to fold, in order of their blocks.
+
+    chosen: what becomes of each tensor. scaled: weights whose stored values mean nothing without a scale.
+    ConversionError for folds that are asked for without measured inputs.
+    """
+    if not settings.folds or not calibration.measured:
+        if settings.folds and settings.fold != "auto":
+            raise ConversionError(
+                f"--fold {settings.fold} needs measured inputs: give --calibration-data (record it with the "
+                "ComfyUI node or convert_to_quant.calibrate)"
+            )
+        return ()
+    if KEY in checkpoint.metadata:
+        return ()
+
+    def writable(name: str) -> bool:
+        decision, dtype = chosen.get(name), checkpoint.tensors[name].dtype
+        if decision is None or decision.action == "remove" or dtype not in QUANTIZABLE:
+            return False
+        stays = decision.action == "keep" or settings.target_size is not None
+        return not stays or (dtype not in FLOAT8 and name not in scaled)
+
+    found = find_inputs(checkpoint.shapes(), matches, "mean" in settings.folds)
+    known = (one for one in found if any(calibration.has(c.layer, "samples") for c in one.columns))
+    worth = (one for one in known if "smooth" in settings.folds or one.mean)
+    return tuple(one for one in worth if all(writable(name) for name in one.tensors()))
+
+
+def fold_notes(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    matches: Sequence[Match],
+    calibration: Calibration,
+    inputs: Sequence[FoldedInput],
+) -> Iterator[str]:
+    """Say what is folded, or why nothing is."""
+    if not settings.folds or not calibration.measured:
+        return
+    if inputs:
+        means = sum(one.mean for one in inputs)
+        what = "smoothed" if "smooth" in settings.folds else "centred"
+        yield (
+            f"{len(inputs)} inputs are {what} by what produces them"
+            f"{f', {means} of them less their mean' if means and 'smooth' in settings.folds else ''}: LoRAs "
+            "for this model do not fit the file; merge them into it (--merge-lora)"
+        )
+    elif KEY in checkpoint.metadata:
+        yield "nothing is folded: the file is folded already"
+    elif not any(m.preset.folds for m in matches):
+        names = " and ".join(m.preset.title for m in matches) or "this model"
+        yield f"nothing is folded: of {names} it is not known what stands before each layer"
+    else:
+        yield (
+            "nothing is folded: no layer behind a known norm, modulation or value projection has recorded "
+            "inputs under these names"
+        )

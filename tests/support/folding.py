@@ -1,0 +1,36 @@
+"""Models with recorded inputs whose channels are uneven, and their checkpoints folded in floats."""
+
+from pathlib import Path
+
+import torch
+from models import save
+
+from convert_to_quant.converter.fold.measure import with_folds
+from convert_to_quant.converter.options.settings import Settings
+from convert_to_quant.converter.plan.build import build_plan
+from convert_to_quant.converter.plan.steps import Plan
+from convert_to_quant.converter.quantize.source import read_weight
+from convert_to_quant.files.checkpoint import open_checkpoint
+from convert_to_quant.quant.calibration import calibrate
+
+
+def record(model: torch.nn.Module, batches: list[dict], path: Path) -> Path:
+    """Write what the layers of a model see."""
+    calibrate(model, batches, path, tokens=512)
+    return path
+
+
+def folded(path: Path, calibration: Path, **options) -> tuple[dict[str, torch.Tensor], Plan]:
+    """The tensors of a checkpoint as its conversion folds them, in float32, and the plan."""
+    settings = Settings(
+        input_file=str(path), calibration_data=str(calibration), **{"fold": "auto", **options}
+    )
+    with open_checkpoint(path) as checkpoint:
+        plan = with_folds(build_plan(checkpoint, settings), checkpoint)
+        steps = [s for s in plan if s.outputs]
+        return {s.name: read_weight(checkpoint, s, plan.folds).float() for s in steps}, plan
+
+
+def save_model(model: torch.nn.Module, path: Path) -> Path:
+    """Write a model's weights under its own names, those that share memory once each."""
+    return save(path, {n: t.contiguous().clone() for n, t in model.state_dict().items()}, {"format": "pt"})
