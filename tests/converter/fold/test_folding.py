@@ -1,4 +1,4 @@
-"""Folding: the model computes what it did, in channels that are easier to round; and a file tells what was done."""
+"""Folding: the model computes what it did, in channels that are easier to round, and the file tells of it."""
 
 import itertools
 import json
@@ -67,7 +67,7 @@ def folded_flux(flux, tmp_path_factory):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folded_model_computes_what_it_did(family, tmp_path):
-    """Loaded into the class that runs it: a fold that misses a reader or a producer shows as other pictures."""
+    """In the class that runs it: a fold that misses a reader or a producer shows as other outputs."""
     case = Case(family, tmp_path)
     tensors, plan = folded(case.source, case.calibration, preset=case.made.preset)
     assert (len(plan.inputs), sum(one.mean for one in plan.inputs)) == case.made.inside
