@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from convert_to_quant.formats.choose import default_format, writable
 from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import convert_to_int8
@@ -32,6 +33,7 @@ KINDS = {
     "tensor": {"scaling_mode": "tensor", "convrot": False},
     "tensor + convrot": {"scaling_mode": "tensor"},
     "block": {"scaling_mode": "block"},
+    **{word: {"format": word} for word in writable() if word != default_format().name},
 }
 LEARNED = ("original", "adamw", "radam")
 ALGORITHMS = {
