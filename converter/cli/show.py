@@ -2,17 +2,11 @@
 
 import sys
 
-from ...quant.calibration.held_back import MOST, SHARE
 from ..convert.report import ConversionReport, LayerReport
 from .table import Table
 from .text import say
 
 _MIB = 2**20
-
-_OUTPUT = f"""\
-Output dB is the SQNR of the layer's outputs, as it runs, for recorded tokens that its rounding has not
-seen: one in {SHARE}, at most {MOST}. With calibration the weight's falls, because LDLQ moves weights off
-their nearest values wherever that keeps the outputs closer: judge by the outputs."""
 
 
 def show_report(report: ConversionReport, every_layer: bool = False) -> None:
@@ -25,7 +19,7 @@ def show_report(report: ConversionReport, every_layer: bool = False) -> None:
     if ranked:
         show_table(_layers(ranked, "Every layer, worst first" if every_layer else "Worst layers"))
         if any(r.output_db is not None for r in report.layers):
-            say(f"{_OUTPUT}\n")
+            say(f"{_of_outputs()}\n")
     say(report.summary())
     if report.error_lora is not None:
         say(report.error_lora.summary())
@@ -34,6 +28,16 @@ def show_report(report: ConversionReport, every_layer: bool = False) -> None:
         say(f"note: {note}", file=sys.stderr)
     for warning in report.warnings:
         say(f"warning: {warning}", file=sys.stderr)
+
+
+def _of_outputs() -> str:
+    """Explain the outputs' dB."""
+    from ...quant.calibration.held_back import MOST, SHARE  # inspect and edit show tables without torch
+
+    return f"""\
+Output dB is the SQNR of the layer's outputs, as it runs, for recorded tokens that its rounding has not
+seen: one in {SHARE}, at most {MOST}. With calibration the weight's falls, because LDLQ moves weights off
+their nearest values wherever that keeps the outputs closer: judge by the outputs."""
 
 
 def show_table(table: Table) -> None:
