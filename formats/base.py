@@ -1,9 +1,10 @@
 """What a storage format says of itself: one class per ``comfy_quant`` format, one value per layer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+from . import bank
 from .config import checked_config, flag, flattened, shown
 from .errors import CheckpointError
 from .names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
@@ -60,7 +61,7 @@ class Asked:
 
     option: the value of ``--format``. granularity: a word of ``--scaling_mode``, "" for the format's own.
     rotation: ConvRot group, in columns, 0 for none. block_size: edge of a block, in weights.
-    full_precision_matrix_mult: as in `Format`.
+    full_precision_matrix_mult, experts: as in `Format`.
     """
 
     granularity: str = ""
@@ -68,6 +69,7 @@ class Asked:
     block_size: int = 128
     full_precision_matrix_mult: bool = False
     option: str = ""
+    experts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ class Format:
 
     rotation: ConvRot group, 0 for none. extra: suffixes of optional tensors that the layer has.
     full_precision_matrix_mult: written into ``comfy_quant``; ComfyUI reads it, and ignores it for INT8.
+    experts: in a bank (`formats.bank`), whose rows count as those of one matrix; 0 for a Linear.
     """
 
     name: ClassVar[str]
@@ -101,6 +104,10 @@ class Format:
     """What the runtime multiplies its weights with; formats that share it can be mixed in one model."""
     always_rotated: ClassVar[bool] = False
     """Whether there is no other way."""
+    banks: ClassVar[bool] = False
+    """Whether stock ComfyUI reads banks of experts in it."""
+    rotates_banks: ClassVar[bool] = False
+    """Whether it then reads rotated ones."""
     weight_dtype: ClassVar[str] = "I8"
     """Safetensors dtype of the weight."""
     unlabelled: ClassVar[bool] = False
@@ -117,6 +124,7 @@ class Format:
     rotation: int = 0
     full_precision_matrix_mult: bool = False
     extra: tuple[str, ...] = field(default=())
+    experts: int = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -154,14 +162,28 @@ class Format:
         raise NotImplementedError(f"{type(self).__name__} must define tensors(shape)")
 
     def stored(self, shape: Shape) -> tuple[StoredTensor, ...]:
-        """Return `tensors` and the extra ones: [K] ``pre_quant_scale``, [] ``input_scale``, both float32."""
+        """Return `tensors` and the extra ones: [K] ``pre_quant_scale``, [] ``input_scale``, both float32.
+
+        Of a bank with the axis of its experts: the shapes in the file.
+        """
         extras = {INPUT_SCALE: (), PRE_QUANT_SCALE: (shape[1],)}
-        return (*self.tensors(shape), *(StoredTensor(s, "F32", extras[s]) for s in extras if s in self.extra))
+        own = (bank.taken_apart(t, shape[0], self.experts) for t in self.tensors(shape))
+        return (*own, *(StoredTensor(s, "F32", extras[s]) for s in extras if s in self.extra))
+
+    def matrix(self, tensors: Tensors) -> Tensors:
+        """Return tensors of a file as `rows`, `shape` and layouts take them: a bank's as one matrix's."""
+        return bank.matrix(tensors, self.experts)
+
+    def logical(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the weight that one stored so stands for: [N, K], or [E, N, K] of a bank."""
+        n, k = self.shape(bank.matrix_shape(stored))
+        return (self.experts, n // self.experts, k) if self.experts else (n, k)
 
     def config(self) -> dict[str, Any]:
         """Return the ``comfy_quant`` object, in the key order of ComfyUI's own saver."""
         full = {"full_precision_matrix_mult": True} if self.full_precision_matrix_mult else {}
-        return {"format": self.name, **self.keys(), **full}
+        experts = {bank.KEY: self.experts} if self.experts else {}
+        return {"format": self.name, **self.keys(), **full, **experts}
 
     def keys(self) -> dict[str, Any]:
         """Return the format's own keys of ``comfy_quant``."""
@@ -177,6 +199,14 @@ class Format:
         that does not fit.
         """
         settings = flattened(config)
+        experts = bank.require_experts(settings, tensors, where) if WEIGHT in tensors else 0
+        if experts and not cls.banks:
+            raise CheckpointError(f"{where}: {cls.name} is not a format of banks of experts")
+        return replace(cls._read_matrix(settings, bank.matrix(tensors, experts), where), experts=experts)
+
+    @classmethod
+    def _read_matrix(cls, settings: Mapping[str, Any], tensors: Tensors, where: str) -> "Format":
+        """Read as `read` does, for flattened settings and the tensors of one matrix."""
         for suffix in (WEIGHT, *cls.suffixes):
             if suffix not in tensors:
                 raise CheckpointError(f"{where} ({cls.name}) has no {suffix}")
@@ -252,6 +282,14 @@ class Format:
         own = {s for s in now if now[s] == (n,) and more[s] == (n + 1,)}
         return {s: (first, first + count) if s in own else None for s in tensors}
 
+    def why_no_bank(self) -> str:
+        """Return why a bank of experts cannot have this format; "" if it can, and for a Linear."""
+        if not self.experts:
+            return ""
+        if not self.banks:
+            return "stock ComfyUI reads no bank of experts in it"
+        return "stock ComfyUI drops its rotation" if self.rotation and not self.rotates_banks else ""
+
     def why_not(self, shape: Shape) -> str:
         """Return why a weight [N, K] cannot have this format; "" if it can."""
         return ""
@@ -268,6 +306,10 @@ class Format:
     def describe(self) -> str:
         """Name the format's choices for tables: ``row + convrot 256``."""
         return self.name
+
+    def bank_words(self) -> str:
+        """Return what `describe` says of a bank: ``, 32 experts``; "" for a Linear."""
+        return f", {self.experts} experts" if self.experts else ""
 
     def kind(self) -> str:
         """Name the format in sentences: ``INT8``."""
@@ -308,7 +350,7 @@ class Format:
         except CheckpointError as e:
             report("layer", str(e))
             return config, tensors
-        for wanted in made.stored(made.shape(tensors[WEIGHT].shape)):
+        for wanted in made.stored(made.shape(made.matrix(tensors)[WEIGHT].shape)):
             found = tensors[wanted.suffix]
             if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
                 expected = f"{wanted.dtype} {list(wanted.shape)} is expected"

@@ -31,6 +31,8 @@ class ConvRotW4A4(Format):
     rotates: ClassVar[bool] = True
     always_rotated: ClassVar[bool] = True
     warn_db: ClassVar[float] = 12.0
+    banks: ClassVar[bool] = True
+    rotates_banks: ClassVar[bool] = True
 
     rotation: int = DEFAULT_GROUP
     linear_dtype: str = "int8"
@@ -87,4 +89,4 @@ class ConvRotW4A4(Format):
 
     def describe(self) -> str:
         """Return ``int4 row + convrot 256`` or the like."""
-        return f"int4 row + convrot {self.rotation}"
+        return f"int4 row + convrot {self.rotation}{self.bank_words()}"

@@ -24,6 +24,7 @@ class Float8(Format):
     activations: ClassVar[str] = "float"
     unlabelled: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = ()
+    banks: ClassVar[bool] = True
 
     scaled: bool = True
     row_scales: bool = False
@@ -59,7 +60,8 @@ class Float8(Format):
 
     def describe(self) -> str:
         """Return the name, and what is unusual of the scale."""
-        return self.name + (", row scales" if self.row_scales else "" if self.scaled else ", no scale")
+        scales = ", row scales" if self.row_scales else "" if self.scaled else ", no scale"
+        return self.name + scales + self.bank_words()
 
     def speed(self) -> float:
         """Return what was measured."""

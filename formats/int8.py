@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from . import bank
 from .base import FLOATS, FORMATS, Format, Report, Tensors
-from .config import flag, whole_number
+from .config import flag, shown, whole_number
 from .convrot import DEFAULT_GROUP, GROUPS
 from .names import PRE_QUANT_SCALE, SCALE, WEIGHT
 
@@ -33,13 +34,10 @@ class Int8(Format):
     ) -> tuple[dict[str, Any] | None, Tensors]:
         """Label the layer by its scale's shape; give the scale the dtype and shape that load everywhere."""
         shape = tensors[WEIGHT].shape
+        if experts := bank.experts_in(config or {}, tensors):
+            return cls._bank_put_right(experts, config, tensors, report, reported)
         if len(shape) != 2:
-            scale = tensors.get(SCALE)
-            if len(shape) == 3 and scale is not None and scale.shape[:1] == shape[:1]:
-                text = f"a bank of {shape[0]} experts in one tensor: a ComfyUI that knows such banks reads it"
-                report("expert bank", text, fatal=False)
-            else:
-                report("weight shape", f"INT8 of shape {list(shape)}: only [N, K] can be used")
+            report("weight shape", f"INT8 of shape {list(shape)}: only [N, K] can be used")
             return config, tensors
         told, edge = _told_by_scale(config or {}, tensors, report)
         right = _labelled(config, told, edge, tensors, report, reported)
@@ -51,6 +49,24 @@ class Int8(Format):
         elif flag(right, "convrot"):
             report("rotation", f"it says convrot, and {right['format']} has no rotation")
         return right, _scale_put_right(told, tensors, report)
+
+    @classmethod
+    def _bank_put_right(
+        cls, experts: int, config: dict[str, Any] | None, tensors: Tensors, report: Report, reported: bool
+    ) -> tuple[dict[str, Any] | None, Tensors]:
+        """Put a bank of experts right as the matrix of all their rows."""
+        text = f"a bank of {experts} experts: ComfyUI reads it since {bank.SINCE}"
+        report("expert bank", text, fatal=False)
+        given = None if config is None else {**config, bank.KEY: experts}
+        if config is not None and config.get(bank.KEY) != experts:
+            text = f"num_experts is {shown(config.get(bank.KEY))}, its weight has {experts}"
+            report("num_experts", text, f"num_experts {experts}", fatal=False)
+        rows = bank.matrix(tensors, experts)
+        right, found = cls.put_right(given, rows, report, reported)
+        if right is not None:
+            right = {**right, bank.KEY: experts}
+        n = rows[WEIGHT].shape[0]
+        return right, {s: bank.taken_apart(t, n, experts) for s, t in found.items()}
 
     @classmethod
     def config_faults(cls, config: Mapping[str, Any], before: Mapping[str, Any], columns: int) -> list[str]:
@@ -77,6 +93,8 @@ def rotation_faults(config: Mapping[str, Any], columns: int) -> Iterator[str]:
     """Yield what is wrong with a config's rotation for a layer of so many columns."""
     if not flag(config, "convrot"):
         return
+    if bank.KEY in config:
+        yield "a bank of experts that is rotated: stock ComfyUI does not un-rotate it, which gives noise"
     group = config.get("convrot_groupsize", DEFAULT_GROUP)
     if type(group) is not int or group not in GROUPS:
         yield f"convrot_groupsize {group!r} is not one of {', '.join(map(str, GROUPS))}"

@@ -26,6 +26,7 @@ class Int8Tensorwise(Int8):
     rotates: ClassVar[bool] = True
     unlabelled: ClassVar[bool] = True
     smoothed_as: ClassVar[str] = "int8_smooth"
+    banks: ClassVar[bool] = True
 
     granularity: Literal["row", "tensor"] = "row"
 
@@ -66,7 +67,13 @@ class Int8Tensorwise(Int8):
 
     def describe(self) -> str:
         """Return ``row + convrot 256`` or the like."""
-        return f"{self.granularity} + convrot {self.rotation}" if self.rotation else self.granularity
+        kind = f"{self.granularity} + convrot {self.rotation}" if self.rotation else self.granularity
+        return kind + self.bank_words()
+
+    def why_no_bank(self) -> str:
+        """Return why: ComfyUI takes each expert's own scales."""
+        one = self.experts and self.granularity == "tensor"
+        return "a bank of experts has a scale per row" if one else super().why_no_bank()
 
     def tag(self) -> str:
         """Return ``int8_row`` or ``int8_tensor``."""

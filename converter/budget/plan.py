@@ -127,7 +127,8 @@ def _mix(
     low = least_bytes(items)
     budgets = [low + (best - low) * i // (POINTS - 1) for i in range(POINTS)]
     points = [best_choice(items, budget) for budget in dict.fromkeys(budgets)]
-    formats = Counter(layer.formats[t] for layer, t in zip(layers, choice.taken, strict=True))
+    taken = ((layer.formats[t], layer.steps[t]) for layer, t in zip(layers, choice.taken, strict=True))
+    formats = Counter(step.format.kind().lower() if step.format else name for name, step in taken)
     return Mix(
         target=target,
         size=size,

@@ -241,7 +241,7 @@ class _Work:
                 yield Step(info, "drop", "removed")
             elif info.name.endswith(".weight") and layer in self.floats:
                 form = self.examined[layer].format
-                shape = form.shape(info.shape) if form else info.shape
+                shape = form.logical(info.shape) if form else info.shape
                 output = OutputTensor(info.name, self.floats[layer], shape)
                 yield Step(info, "dequantize", "float again", (output,))
             elif info.name in roles:

@@ -181,7 +181,7 @@ def _dequantize(checkpoint: Checkpoint, step: Step, examined: Examined, file: Ou
     from ..verify.weights import Quantized
 
     output, layer = step.outputs[0], Quantized.of(checkpoint, examined)
-    width = output.nbytes // output.shape[0]
+    width = output.nbytes // layer.shape[0]
     for start, stop in layer.pieces(_PIECE):
         rows = layer.part(start, stop).floats().to(torch_dtype(output.dtype))
         file.write_part(output.name, start * width, rows.reshape(-1).view(torch.uint8).numpy().data)

@@ -6,6 +6,7 @@ from ...files.checkpoint import TensorInfo
 from ...files.dtypes import QUANTIZABLE
 from ...formats import Asked, Format
 from ...formats.algorithms import ALGORITHMS, ROUNDING
+from ...formats.bank import matrix_shape
 from ...formats.choose import chosen
 from ...formats.convrot import GROUPS, largest_group
 from ...formats.errors import ConversionError
@@ -22,17 +23,18 @@ _NOTHING = LayerOverride()
 def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: Settings) -> Decision:
     """Decide for one layer.
 
-    weight: its 2-D weight; decision: quantize or keep, from the preset or the general rule; rule: the user's
-    pattern that decides for it, if any. ConversionError, naming the layer, for a rotation group that does not
-    divide its columns and for a rotation that its format does not have.
+    weight: its weight, [N, K] or a bank [E, N, K]; decision: quantize or keep, from the preset or the general
+    rule; rule: the user's pattern that decides for it, if any. ConversionError, naming the layer, for a
+    rotation group that does not divide its columns and for a rotation that its format does not have.
     """
     asked = rule.override if rule else _NOTHING
     if rule and asked.skip:
         return Decision("keep", f"left out by {rule.where}")
     if not asked.decides and decision.action == "keep":
         return decision
+    shape = matrix_shape(weight.shape)
     heuristic = rule.heuristic if rule and asked.decides else "--heur" if settings.heur else ""
-    if heuristic and (why := why_skip(weight.shape[0], weight.shape[1])):
+    if heuristic and (why := why_skip(weight.shape[-2], weight.shape[-1])):
         return Decision("keep", f"{heuristic}: {why}")
     if weight.dtype not in QUANTIZABLE:
         return Decision("keep", f"stored as {weight.dtype}")
@@ -48,7 +50,7 @@ def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: 
         asked = LayerOverride(block_size=settings.fallback_block_size)
     form = _format(weight, asked, stored, rule.where if rule else "", settings)
     refused = ""
-    while why_not := form.why_not((weight.shape[0], weight.shape[1])):
+    while why_not := form.why_no_bank() or form.why_not(shape):
         refused += f"; {form.asked_as()} cannot hold it: {why_not}"
         if not form.instead():
             return Decision("keep", refused.removeprefix("; "))
@@ -69,6 +71,7 @@ def _format(weight: TensorInfo, asked: LayerOverride, stored: str, where: str, s
             asked.block_size or s.block_size,
             s.full_precision_matrix_mult if full is None else full,
             stored,
+            weight.shape[0] if len(weight.shape) == 3 else 0,
         )
     )
 
@@ -84,7 +87,9 @@ def _class(stored: str, granularity: str | None, s: Settings) -> type[Format]:
 
 
 def _rotation(weight: TensorInfo, asked: LayerOverride, form: type[Format], where: str, s: Settings) -> int:
-    """Return the ConvRot group of a layer, 0 for none."""
+    """Return the ConvRot group of a layer, 0 for none; so for a bank that ComfyUI would not un-rotate."""
+    if len(weight.shape) == 3 and form.banks and not form.rotates_banks:
+        return 0
     wanted = asked.convrot
     if wanted is None and asked.convrot_group_size is not None:
         wanted = True
@@ -114,16 +119,16 @@ def _rotation(weight: TensorInfo, asked: LayerOverride, form: type[Format], wher
         return 0
     group = asked.convrot_group_size or s.convrot_group_size
     if group == "auto":
-        return largest_group(weight.shape[1])
-    if weight.shape[1] % int(group):
+        return largest_group(weight.shape[-1])
+    if weight.shape[-1] % int(group):
         flag = f"{where}: convrot_group_size" if asked.convrot_group_size else "--convrot-group-size"
         raise ConversionError(_does_not_divide(flag, int(group), weight))
     return int(group)
 
 
 def _does_not_divide(flag: str, group: int, weight: TensorInfo) -> str:
-    fits = largest_group(weight.shape[1], GROUPS[::-1])
+    fits = largest_group(weight.shape[-1], GROUPS[::-1])
     return (
-        f"{flag} {group} does not divide the {weight.shape[1]} columns of {weight.name} "
+        f"{flag} {group} does not divide the {weight.shape[-1]} columns of {weight.name} "
         f"(the largest that does is {fits or 'none'}); use auto, which chooses for each layer"
     )

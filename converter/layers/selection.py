@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Literal
 
 from ...formats import Format
@@ -101,11 +102,18 @@ def select(
 def could_be_linear(name: str, shape: tuple[int, ...]) -> bool:
     """Tell whether a tensor may be a Linear's weight: 2-D, no table, norm or part that stays as it is.
 
+    A bank of experts counts as well.
+
     These are the layers that a user's pattern can name, whether or not the model's preset keeps them.
     """
     last = name.removesuffix(".weight").rpartition(".")[2]
     named_otherwise = _EMBEDDING.search(last) or _NORM.search(last)
     return _not_a_linear(name, shape) is None and not named_otherwise
+
+
+def is_bank(name: str, shape: tuple[int, ...]) -> bool:
+    """Tell a mixture's weights of all experts in one tensor [E, N, K]: ``mlp.experts.down_proj.weight``."""
+    return len(shape) == 3 and ".experts." in name
 
 
 def names_embedding(module: str) -> bool:
@@ -116,7 +124,7 @@ def names_embedding(module: str) -> bool:
 def _blocks(shapes: Shapes, experts: set[str]) -> Blocks:
     return find_blocks(
         {
-            name: shape[0] * shape[1]
+            name: prod(shape)
             for name, shape in shapes.items()
             if _not_a_linear(name, shape) is None and _unfit(name, shape, experts) is None
         }
@@ -151,7 +159,7 @@ def _not_a_linear(name: str, shape: tuple[int, ...]) -> Decision | None:
         if _NORM.search(module.rpartition(".")[2]):
             return _keep("norm")
         return _keep("1-D" if len(shape) == 1 else "scalar" if not shape else f"not a weight: {kind}")
-    if len(shape) > 2:
+    if len(shape) > 2 and not is_bank(name, shape):
         return _keep(f"not 2-D ({len(shape)}-D)")
     if NEVER.match(name):
         return _keep(f"{name.partition('.')[0]} part")
@@ -183,7 +191,7 @@ def not_read(preset: Preset) -> str:
 
 
 def _unfit(name: str, shape: tuple[int, ...], experts: set[str]) -> Decision | None:
-    """Say why a 2-D ``.weight`` is left alone in any model, if it is."""
+    """Say why the ``.weight`` of a Linear or a bank is left alone in any model, if it is."""
     module = name.removesuffix(".weight")
     parent, _, last = module.rpartition(".")
     if _EMBEDDING.search(last) or _TIME_PROJECTION.search(name):
@@ -194,7 +202,7 @@ def _unfit(name: str, shape: tuple[int, ...], experts: set[str]) -> Decision | N
         return _keep("norm")
     if last == "router" or (last == "gate" and parent in experts):
         return _keep("router")
-    rows, columns = shape
+    rows, columns = shape[-2:]
     if min(rows, columns) < MIN_SIDE or rows * columns < MIN_ELEMENTS:
         return _keep(f"too small ({rows}x{columns})")
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import QUANTIZABLE
 from ...files.header import OutputTensor
-from ...formats import companion_suffixes
+from ...formats import bank, companion_suffixes
 from ...formats.config import encode_config
 from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
@@ -170,7 +170,7 @@ class _Steps:
         """Name the biases that are corrected: they leave their own steps for those of their layers."""
         if not self.settings.bias_correction:
             return {}
-        biases = {layer: f"{layer}.bias" for layer in self.asked}
+        biases = {layer: f"{layer}.bias" for layer in self.asked if not self._is_bank(layer)}
         return {
             layer: bias
             for layer, bias in biases.items()
@@ -179,9 +179,12 @@ class _Steps:
             and self.calibration.has(layer, "samples", "channel_mean")
         }
 
+    def _is_bank(self, layer: str) -> bool:
+        return len(self.checkpoint.tensors[f"{layer}.weight"].shape) == 3
+
     def _quantize(self, info: TensorInfo, choice: Decision, bias: str | None, placer: Placer) -> Step:
         assert choice.format is not None
-        layer, shape = _layer(info.name), (info.shape[0], info.shape[1])
+        layer, shape = _layer(info.name), bank.matrix_shape(info.shape)
         form = layer_extras(layer, choice.format, self.calibration, self.settings)
         algorithm = layer_algorithm(self.asked[layer], layer, form.rotation > 0, self.calibration)
         placement, device = placer.place(shape, algorithm)
@@ -251,7 +254,7 @@ def _with_note(reason: str, merges: tuple[Merge, ...]) -> str:
 
 def _check_scale(scale: TensorInfo, weight: TensorInfo) -> None:
     """Refuse an FP8 scale that is neither one for all nor one per row."""
-    if scale.numel not in (1, weight.shape[0]) or scale.dtype not in QUANTIZABLE:
+    if scale.numel not in (1, bank.matrix_shape(weight.shape)[0]) or scale.dtype not in QUANTIZABLE:
         raise ConversionError(
             f"{weight.name}: {weight.dtype} with a scale of shape {list(scale.shape)} cannot be read; "
             f"one scale per tensor or per row can"
@@ -301,8 +304,14 @@ def _notes(steps: tuple[Step, ...], matches: list[Match], recognised: bool) -> I
     if left:
         yield f"{len(left)} tensors are dropped: {LEFT_OVER} ({left[0]}, ...)"
     layers = [s for s in steps if s.format]
+    banks = [s.format.kind() for s in layers if s.format and s.format.experts]
+    if banks:
+        yield (
+            f"{len(banks)} banks of experts are {' and '.join(sorted(set(banks)))}: stock ComfyUI reads them "
+            f"since {bank.SINCE}"
+        )
     rotated = [s for s in layers if s.format and s.format.rotation]
-    plain = [s for s in layers if not largest_group(s.source.shape[1])]
+    plain = [s for s in layers if not largest_group(s.source.shape[-1])]
     if rotated and plain:
         *some, last = map(str, PREFERRED_GROUPS)
         yield (

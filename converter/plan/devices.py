@@ -100,6 +100,6 @@ def describe_placement(step: Step) -> str:
     if where is None:
         return "cpu"
     device = "cpu" if where.kind == "cpu" else step.device
-    rows = step.source.shape[0]
+    rows = step.shape[0]
     parts = -(-rows // where.row_chunk) if where.row_chunk else 1
     return device if parts == 1 else f"{device} in {parts} parts"

@@ -42,6 +42,11 @@ class ErrorLoraPlan:
         )
 
 
+def _may_have_one(step: Step) -> bool:
+    """Tell a Linear: no program applies a LoRA to a bank of experts."""
+    return step.format is not None and not step.format.experts
+
+
 def plan_error_lora(
     checkpoint: Checkpoint, plan: Plan, output: Path, settings: Settings
 ) -> ErrorLoraPlan | None:
@@ -55,7 +60,7 @@ def plan_error_lora(
             flag = "--lora-target" if settings.lora_target else "--lora-output"
             raise ConversionError(f"{flag} needs --extract-lora")
         return None
-    steps, target = plan.quantized, settings.lora_target
+    steps, target = [s for s in plan.quantized if _may_have_one(s)], settings.lora_target
     if target is not None:
         pattern = compile_pattern(target, f"--lora-target {target!r}")
         steps = [s for s in steps if pattern.search(s.layer_name)]

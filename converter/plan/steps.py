@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...files.checkpoint import TensorInfo
 from ...files.header import OutputTensor
 from ...formats import Format
+from ...formats.bank import matrix_shape
 from ...formats.config import encode_config
 from ...formats.names import CONFIG, tensor_name
 from ..lora.merge import Merge, MergedLora
@@ -71,8 +72,8 @@ class Step:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """[N, K] of the weight of a layer."""
-        return self.source.shape[0], self.source.shape[1]
+        """[N, K] of the weight of a layer; of a bank [E, N, K], [E N, K]."""
+        return matrix_shape(self.source.shape)
 
     @property
     def output_bytes(self) -> int:

@@ -209,4 +209,18 @@ LANGUAGE_MODELS = (
     ),
 )
 
-TEXT_ENCODERS = (*T5, *CLIP, *LANGUAGE_MODELS)
+# The experts of a layer are two banks; without "model." its names are ComfyUI's own, for Lens.
+MIXTURES = (
+    Preset(
+        name="te-gpt-oss-20b",
+        title="gpt-oss 20B",
+        namings=(naming(has("layers.0.self_attn.sinks"), has("layers.0.mlp.experts.gate_up_proj.weight")),),
+        blocks=_BLOCKS,
+        keep=_KEEP,
+        kind="text encoder",
+        aliases=("gpt-oss",),
+        stock_since="0.33",
+    ),
+)
+
+TEXT_ENCODERS = (*T5, *CLIP, *LANGUAGE_MODELS, *MIXTURES)

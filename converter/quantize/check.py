@@ -189,7 +189,8 @@ class _Written:
         text = decode_config(file.read(config.name, 0, config.nbytes), config.name)
         own = {o.name.removeprefix(f"{layer}."): o for o in step.outputs if o.name.startswith(f"{layer}.")}
         tensors = {s: StoredTensor(s, o.dtype, o.shape) for s, o in own.items() if s not in (CONFIG, "bias")}
-        return cls(file, layer, read_format(text, tensors, layer), tensors)
+        form = read_format(text, tensors, layer)
+        return cls(file, layer, form, form.matrix(tensors))
 
     def bias(self, step: Step) -> torch.Tensor | None:
         """Return the bias [N] that the step wrote, None where it wrote none."""

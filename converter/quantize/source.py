@@ -18,12 +18,17 @@ allocator keeps."""
 
 
 def read_weight(checkpoint: Checkpoint, step: Step, folds: Folds | None = None) -> torch.Tensor:
-    """Read the float weight [N, K] of a quantize step: float32, float16 or bfloat16.
+    """Read the float weight of a step: float32, float16 or bfloat16, of a layer to quantize as its `shape`.
 
     FP8 is dequantized to bfloat16 where it has no scale (exact), else to float32; float64 to float32. The
     step's LoRAs are merged into it, then it is folded; it is float32 after either (a folded vector float64).
     folds: of the plan; None leaves it unfolded.
     """
+    weight = _read_whole(checkpoint, step, folds)
+    return weight.view(step.shape) if step.action == "quantize" else weight
+
+
+def _read_whole(checkpoint: Checkpoint, step: Step, folds: Folds | None) -> torch.Tensor:
     if step.merges or (step.folded and folds is not None):
         merged = merge_into(_read_float32(checkpoint, step), step.merges, checkpoint.read_tensor)
         return merged if folds is None else folds.apply(step.name, merged)
@@ -32,7 +37,9 @@ def read_weight(checkpoint: Checkpoint, step: Step, folds: Folds | None = None) 
         scale = step.companions.get("scale")
         if scale is None:
             return weight.to(torch.bfloat16)
-        return weight.float().mul_(_scale(checkpoint, scale))
+        weight = weight.float()
+        weight.view(-1, weight.shape[-1]).mul_(_scale(checkpoint, scale))
+        return weight
     return weight.float() if weight.dtype == torch.float64 else weight
 
 
@@ -78,14 +85,18 @@ def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
     scale = step.companions.get("scale")
     if info.strided:
         whole = checkpoint.read_tensor(info).float()
-        return whole if scale is None else whole.mul_(_scale(checkpoint, scale))
+        if scale is not None:
+            whole.view(-1, whole.shape[-1]).mul_(_scale(checkpoint, scale))
+        return whole
     weight = in_huge_pages(torch.empty(info.shape, dtype=torch.float32))
     flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
     for start in range(0, info.numel, _PART):
         piece = part[: info.numel - start]
         checkpoint.read_into(info, piece.view(torch.uint8).numpy().data, start * piece.itemsize)
         flat[start : start + len(piece)] = piece
-    return weight if scale is None else weight.mul_(_scale(checkpoint, scale))
+    if scale is not None:
+        weight.view(-1, weight.shape[-1]).mul_(_scale(checkpoint, scale))
+    return weight
 
 
 def _scale(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:

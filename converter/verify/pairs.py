@@ -101,7 +101,7 @@ def _quantized_anew(weight: TensorInfo, before: TensorInfo | None) -> bool:
 def _logical_shape(info: TensorInfo, examined: Mapping[str, Examined]) -> tuple[int, ...]:
     """Return the shape of what a tensor stands for: [N, K] of a weight whose rows are packed."""
     layer = examined.get(info.name.removesuffix(_WEIGHT)) if info.name.endswith(_WEIGHT) else None
-    return layer.format.shape(info.shape) if layer and layer.format else info.shape
+    return layer.format.logical(info.shape) if layer and layer.format else info.shape
 
 
 def prefixes(original: Iterable[str], quantized: Iterable[str]) -> tuple[str, str]:

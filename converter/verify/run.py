@@ -175,7 +175,7 @@ class _Run:
             layer.name,
             family_of(layer.name),
             known,
-            form.shape(layer.weight.shape) if form else layer.weight.shape,
+            form.logical(layer.weight.shape) if form else layer.weight.shape,
             info.nbytes,
             size,
         )

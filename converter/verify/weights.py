@@ -13,6 +13,7 @@ import torch
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import FLOAT8, nbytes, torch_dtype
 from ...formats import Format, Tensors
+from ...formats.bank import matrix_shape
 from ...formats.errors import ConversionError
 from ...formats.names import PRE_QUANT_SCALE, WEIGHT
 from ...kernels import rotate
@@ -52,7 +53,7 @@ class Source:
         scale = None
         if quant and quant.scale and info.dtype in FLOAT8:
             scale = checkpoint.read(quant.scale).float().reshape(-1, 1)
-            if scale.shape[0] not in (1, info.shape[0]):
+            if scale.shape[0] not in (1, matrix_shape(info.shape)[0]):
                 raise ConversionError(
                     f"{name}: the original's FP8 scale has {scale.shape[0]} values, not one or one per row"
                 )
@@ -64,7 +65,7 @@ class Source:
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Read float32 rows [start, stop)."""
-        k = self.info.shape[1]
+        k = self.info.shape[-1]
         rows = read_elements(self.checkpoint, self.info, start * k, stop * k).view(-1, k).float()
         if self.scale is not None:
             rows.mul_(self.scale if self.scale.shape[0] == 1 else self.scale[start:stop])
@@ -75,8 +76,8 @@ class Source:
 class Quantized:
     """A stored layer, read in rows.
 
-    form: the format it is read in. infos: its tensors as they should stand. beside: the values of all but
-    the weight, in those dtypes and shapes.
+    form: the format it is read in. infos: its tensors as they should stand, a bank's as one matrix's. beside:
+    the values of all but the weight, in those dtypes and shapes.
     """
 
     checkpoint: Checkpoint
@@ -93,7 +94,7 @@ class Quantized:
             raise ConversionError(
                 f"{stored.name}: cannot be read as its file describes it; ctq inspect says why"
             )
-        infos = examined.stored
+        infos = form.matrix(examined.stored)
         beside = {}
         for suffix, info in stored.tensors.items():
             values = checkpoint.read(info.name)
@@ -116,8 +117,8 @@ class Quantized:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """[N, K] of the weight that the layer stands for."""
-        return self.form.shape(self.info.shape)
+        """[N, K] of the weight that the layer stands for; of a bank, all rows of its experts."""
+        return self.form.shape(self.infos[WEIGHT].shape)
 
     def pieces(self, size: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield row ranges of about `size` elements (None: ELEMENTS) that start where rows come apart."""
@@ -128,11 +129,12 @@ class Quantized:
 
     def part(self, start: int, stop: int, form: Format | None = None) -> "Part":
         """Read rows [start, stop), as stored or as if in another format with the same tensors."""
-        form, width = form or self.form, self.info.nbytes // self.info.shape[0] // _itemsize(self.info)
+        form, stored = form or self.form, self.infos[WEIGHT].shape
+        width = self.info.nbytes // stored[0] // _itemsize(self.info)
         parts = form.rows(start, stop - start, self.infos)
-        first, last = parts[WEIGHT] or (0, self.info.shape[0])
+        first, last = parts[WEIGHT] or (0, stored[0])
         q = read_elements(self.checkpoint, self.info, first * width, last * width)
-        q = q.view(last - first, *self.info.shape[1:])
+        q = q.view(last - first, *stored[1:])
         beside = {s: t if (p := parts[s]) is None else t[p[0] : p[1]] for s, t in self.beside.items()}
         return Part(form, self.layout, *self.layout.load(form, {WEIGHT: q, **beside}, torch.float32))
 

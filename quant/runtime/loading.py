@@ -19,6 +19,7 @@ from ...formats import CheckpointError, Format, StoredTensor
 from ...formats.names import CONFIG, SCALE, WEIGHT, tensor_name
 from ...names.keymap import IDENTITY, KeyMap, Mapped, map_for
 from ...names.prefixes import CHECKPOINT
+from ..tensor import QuantizedTensor
 from .rows import swap_halves, take_rows
 from .stored import as_parameter, build_weight, companions, layer_format
 
@@ -230,7 +231,7 @@ def _check_tensor(source, file, targets) -> None:
     joined = (sum(w[0] for w in wanted), *wanted[0][1:]) if len(names) > 1 else wanted[0]
     same_rest = all(w[1:] == wanted[0][1:] for w in wanted)
     if source.config is not None:
-        shape = source.config.shape(tuple(shape))
+        shape = source.config.logical(tuple(shape))
     if tuple(shape) != joined or not same_rest:
         where = " + ".join(f"{t} {list(w)}" for t, w in zip(names, wanted, strict=True))
         raise CheckpointError(f"{file.path}: {source.name} is {list(shape)}, the model needs {where}")
@@ -270,7 +271,16 @@ def _read(file, source, logical, dtype, configs, report) -> torch.Tensor:
     extras = {leaf: file.read(name) for leaf, name in source.extras.items() if leaf != CONFIG}
     report.bytes_read += sum(e.nbytes for e in extras.values())
     report.quantized[layer] = source.config.name
-    return build_weight(source.config, {WEIGHT: tensor, **extras}, logical)
+    made = build_weight(source.config, {WEIGHT: tensor, **extras}, logical)
+    return made if not source.config.experts else _as_bank(made, source.config, tensor, layer)
+
+
+def _as_bank(rows: torch.Tensor, form: Format, stored: torch.Tensor, layer: str) -> torch.Tensor:
+    """Return a bank's matrix of rows as [E, N, K]: quantized where its layout can be seen so, else floats."""
+    made = rows.view(form.logical(tuple(stored.shape)))
+    if not isinstance(made, QuantizedTensor):
+        logger.warning("%s: a bank of experts in %s is loaded as floats", layer, form.name)
+    return made
 
 
 def _aliases(targets: dict[str, torch.Tensor]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from torch import nn
 from ...formats import CheckpointError, Format
 from ...formats.names import CONFIG, WEIGHT
 from ..tensor import QuantizedTensor
+from .experts import Experts
 from .stored import as_parameter, companions, read_weight, tensors_of
 
 
@@ -48,9 +49,10 @@ class _Quantized(nn.Module):
         device = self.weight.device if not self.weight.is_meta else tensors[WEIGHT].device
         on = {k: v.to(device) for k, v in tensors.items()}
         form, made = read_weight(conf, on, layer, self.ops.compute_dtype)
-        if made.shape != self.weight.shape:
+        shape = form.logical(tuple(tensors[WEIGHT].shape))
+        if shape != tuple(self.weight.shape):
             raise CheckpointError(
-                f"layer {layer}: {list(made.shape)} in the checkpoint, {list(self.weight.shape)} here"
+                f"layer {layer}: {list(shape)} in the checkpoint, {list(self.weight.shape)} here"
             )
         return form, made
 
@@ -66,7 +68,7 @@ class _Quantized(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if isinstance(self.weight, QuantizedTensor):
             del destination[f"{prefix}weight"]
-            for leaf, tensor in tensors_of(self.weight).items():
+            for leaf, tensor in tensors_of(self.weight, getattr(self, "num_experts", 0)).items():
                 destination[prefix + leaf] = tensor
 
 
@@ -108,6 +110,15 @@ class _Embedding(_Quantized, nn.Embedding):
         """Return rows of the table; a quantized one dequantizes only the rows it reads."""
         out = super().forward(index)
         return out if out_dtype is None else out.to(out_dtype)
+
+
+class _Experts(_Quantized, Experts):
+    quant_format: str | None = None
+
+    def expert_linear(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """Return expert `i`'s output [.., N] for x [.., K], in x's dtype."""
+        self.full_precision = self.full_precision or self.ops.full_precision_mm
+        return super().expert_linear(x, i)
 
 
 class _Conv(_Cast):
@@ -174,9 +185,9 @@ def mixed_precision_ops(
         layer = ops.Linear(3072, 3072, device="meta")
         layer.load_state_dict(state_of_that_layer)
 
-    The same as ComfyUI's function of this name. Linear and Embedding read ``weight``, ``weight_scale``,
-    ``input_scale``, ``comfy_quant`` and ``pre_quant_scale`` and write them back in ``state_dict``; a Linear
-    without ``comfy_quant`` is a plain one in compute_dtype.
+    The same as ComfyUI's function of this name. Linear, Embedding and MoEExperts read ``weight``,
+    ``weight_scale``, ``input_scale``, ``comfy_quant`` and ``pre_quant_scale`` and write them back in
+    ``state_dict``; one without ``comfy_quant`` is a plain one in compute_dtype.
     Conv1d/2d/3d, ConvTranspose1d/2d, LayerNorm, GroupNorm, RMSNorm and Embedding cast to their input's dtype.
     Constructors are torch's (..., device=None, dtype=None).
 
@@ -195,7 +206,7 @@ def mixed_precision_ops(
     ops: Any = MixedPrecisionOps
     ops.compute_dtype, ops.full_precision_mm = compute_dtype, full_precision_mm
     ops.config_for = staticmethod(kept.get)
-    bases = {"Linear": (_Linear,), "Embedding": (_Embedding,), **_PLAIN}
+    bases = {"Linear": (_Linear,), "Embedding": (_Embedding,), "MoEExperts": (_Experts,), **_PLAIN}
     for name, base in bases.items():
         setattr(ops, name, type(name, base, {"ops": ops, "__module__": __name__}))
 

@@ -1,6 +1,7 @@
 """The tensors of one quantized layer <-> its QuantizedTensor."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,8 +36,12 @@ def layer_format(raw: torch.Tensor | Mapping[str, Any], tensors: Tensors, layer:
 def build_weight(form: Format, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> QuantizedTensor:
     """Return a layer's weight [N, K] from its stored tensors by suffix (``weight`` among them).
 
-    form: as `layer_format` read it from these tensors. dtype: the logical dtype.
+    form: as `layer_format` read it from these tensors. dtype: the logical dtype. A bank of experts [E, N, K]
+    comes as the matrix of all its rows [E N, K].
     """
+    if form.experts:
+        infos = form.matrix(described(tensors))
+        tensors = {s: t.reshape(infos[s].shape) for s, t in tensors.items()}
     return QuantizedTensor.of(loaded(form, tensors, dtype), weight_layout(form.layout))
 
 
@@ -63,20 +68,32 @@ def as_parameter(tensor: torch.Tensor) -> nn.Parameter:
     return tensor  # type: ignore[return-value]
 
 
-def stored_layer(weight: QuantizedTensor) -> tuple[Format, dict[str, torch.Tensor]]:
+def stored_layer(weight: QuantizedTensor, experts: int = 0) -> tuple[Format, dict[str, torch.Tensor]]:
     """Return the format of a weight and its stored tensors by suffix, ``comfy_quant`` among them.
 
-    CheckpointError for a layout that no checkpoint format holds, or a transposed or reshaped weight.
+    One of three axes is a bank of experts, as is the matrix of the rows of so many. CheckpointError for a
+    layout that no checkpoint format holds, or a transposed or otherwise reshaped weight.
     """
     layout = weight_layout(weight._layout_type)
-    if weight._layout_params.get("transposed") or weight.dim() != 2:
+    if weight._layout_params.get("transposed") or weight.dim() not in (2, 3):
         raise CheckpointError(f"{weight} is a view; only plain [N, K] weights can be saved: dequantize it")
-    form, tensors = layout.store(weight._qdata, weight._layout_params)
+    rows: torch.Tensor = weight
+    if weight.dim() == 3:
+        experts, rows = weight.shape[0], weight.view(-1, weight.shape[-1])
+    if not isinstance(rows, QuantizedTensor):
+        raise CheckpointError(
+            f"{weight} is a bank of experts that cannot be seen as one matrix: dequantize it"
+        )
+    form, tensors = layout.store(rows._qdata, rows._layout_params)
+    if experts:
+        form = replace(form, experts=experts)
+        stored = form.stored(tuple(rows.shape))  # type: ignore[arg-type]
+        tensors = {t.suffix: tensors[t.suffix].reshape(t.shape) for t in stored}
     config = torch.frombuffer(bytearray(encode_config(form.config())), dtype=torch.uint8)
     ordered = [s for s in tensors if s not in form.extra]
     return form, {**{s: tensors[s] for s in ordered}, CONFIG: config, **{s: tensors[s] for s in form.extra}}
 
 
-def tensors_of(weight: QuantizedTensor) -> dict[str, torch.Tensor]:
+def tensors_of(weight: QuantizedTensor, experts: int = 0) -> dict[str, torch.Tensor]:
     """Return the stored tensors of a quantized weight by suffix: weight, weight_scale, comfy_quant, ..."""
-    return stored_layer(weight)[1]
+    return stored_layer(weight, experts)[1]

@@ -1,7 +1,7 @@
 """The process in which a ComfyUI checkout is imported: ``python worker.py COMFYUI``, a JSON request per line.
 
-Each request names a function of `families` or `loading` and its keywords; the answer is its result, or
-{"error": its type and text}.
+Each request names a function of `families`, `loading` or `modules` and its keywords; the answer is its
+result, or {"error": its type and text}.
 """
 
 import json
@@ -26,10 +26,12 @@ def main() -> None:
     comfy.options.enable_args_parsing()
     import families
     import loading
+    import modules
 
+    known = {"families": families, "loading": loading, "modules": modules}
     for line in sys.stdin:
         request = json.loads(line)
-        module = {"families": families, "loading": loading}[request.pop("module")]
+        module = known[request.pop("module")]
         try:
             result = getattr(module, request.pop("function"))(**request)
         except Exception as error:
