@@ -17,6 +17,8 @@ SPLITS: dict[str, Callable[[int, int], tuple[int, ...]]] = {
     # Single blocks of Flux: q, k, v of K rows each, then the MLP.
     "kv": lambda n, k: (n // 2, n // 2),
     "qkv+mlp": lambda n, k: (k, k, k, n - 3 * k),
+    # Those of Flux.2, whose MLP is gated.
+    "qkv+gate+up": lambda n, k: (k, k, k, (n - 3 * k) // 2, (n - 3 * k) // 2),
 }
 """How the rows of a fused weight are divided: name -> from its (N, K) to the rows of each layer in it."""
 

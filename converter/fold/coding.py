@@ -51,8 +51,8 @@ def _bytes(values: Any) -> bytes:
 
 def _listed(one: FoldedInput) -> list[Any]:
     columns = [[c.layer, c.start, c.bias] for c in one.columns]
-    rows = [[r.tensor, r.start, r.offset, r.shifts] for r in one.rows]
-    return [one.width, one.mean, one.repeats, one.head, columns, rows]
+    rows = [[r.tensor, r.start, r.offset, r.shifts, r.flat] for r in one.rows]
+    return [one.width, one.smooth, one.mean, one.repeats, one.head, columns, rows]
 
 
 _CONTENT = record(
@@ -120,9 +120,9 @@ def _natural(value: Any) -> Any:
     return value
 
 
-_FIELDS = (whole(_natural), truth(), whole(_natural), whole(_natural), listing(_any), listing(_any))
+_FIELDS = (whole(_natural), truth(), truth(), whole(_natural), whole(_natural), listing(_any), listing(_any))
 _COLUMNS = (text(), whole(_natural), truth())
-_ROWS = (text(), whole(_natural), number(), truth())
+_ROWS = (text(), whole(_natural), number(), truth(), truth())
 
 
 def _each(fields: tuple[Any, ...], value: Any, where: str) -> list[Any]:
@@ -133,17 +133,18 @@ def _each(fields: tuple[Any, ...], value: Any, where: str) -> list[Any]:
 
 
 def _input(value: Any, where: str) -> FoldedInput:
-    width, mean, repeats, head, columns, rows = _each(_FIELDS, value, where)
+    width, smooth, mean, repeats, head, columns, rows = _each(_FIELDS, value, where)
     one = FoldedInput(
         width,
         tuple(Columns(*_each(_COLUMNS, c, where)) for c in columns),
         tuple(Rows(*_each(_ROWS, r, where)) for r in rows),
+        smooth,
         mean,
         repeats,
         head,
     )
     shared = repeats == 1 or (repeats > 1 and head > 0 and width % (repeats * head) == 0)
-    if not (width and columns and rows and shared):
+    if not (width and columns and rows and shared and (smooth or mean)):
         raise CheckpointError(f"{where}: its widths and heads do not fit together")
     return one
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -91,7 +92,7 @@ class Folds:
         for number, c in folds.added:
             folded = folded + self.gain(number, c.layer)
         for number, r in folds.rows:
-            _divide_(folded, r, self.factors[number], first)
+            _divide_(folded.view(-1) if r.flat else folded, r, self.factors[number], first)
         return folded
 
     def stats(self, layer: str, stats: LayerStats | None) -> LayerStats | None:
@@ -104,9 +105,9 @@ class Folds:
         for number, c in folds.columns:
             one, made = self.inputs[number], self.factors[number]
             part = slice(c.start, c.start + one.width)
-            scale[part] = widened(made.scale, one)
+            scale[part] *= widened(made.scale, one)
             if made.mean is not None:
-                shift[part] = widened(made.mean, one)
+                shift[part] += widened(made.mean, one)
         return _folded(stats, shift, scale)
 
 
@@ -134,7 +135,7 @@ def _folded(stats: LayerStats, shift: torch.Tensor, scale: torch.Tensor) -> Laye
         x[..., :width] = (x[..., :width] - shift) / scale
         return x
 
-    changed = {}
+    changed: dict[str, Any] = {}
     if stats.samples is not None:
         changed["samples"] = fold(stats.samples, shift)
     if stats.channel_mean is not None:

@@ -23,27 +23,32 @@ class Rows:
     """Rows from `start` on of a tensor that produce the input: divided by t.
 
     offset: what the model adds to the values before it uses them: v becomes (v + offset) / t - offset.
-    shifts: whether the mean is taken off them first.
+    shifts: whether the mean is taken off them first. flat: they are elements of a table, in order of memory.
     """
 
     tensor: str
     start: int
     offset: float = 0.0
     shifts: bool = False
+    flat: bool = False
 
 
 @dataclass(frozen=True)
 class FoldedInput:
     """One input of `width` channels: the columns that read it, the rows that produce it.
 
-    mean: whether its mean is taken off, not only its channels scaled. repeats, head: the input consists of
-    heads of `head` channels, of which `repeats` in a row come from the same rows; 1 and 0 where each channel
-    has rows of its own.
+    smooth, mean: whether its channels are scaled, and whether its mean is taken off. repeats, head: the input
+    consists of heads of `head` channels, of which `repeats` in a row come from the same rows; 1 and 0 where
+    each channel has rows of its own.
+
+    A layer's columns may have a mean of one input and factors of another, of all blocks: the mean, in
+    unscaled channels, stands first in a list of inputs.
     """
 
     width: int
     columns: tuple[Columns, ...]
     rows: tuple[Rows, ...]
+    smooth: bool
     mean: bool
     repeats: int = 1
     head: int = 0
@@ -52,6 +57,12 @@ class FoldedInput:
     def factors(self) -> int:
         """The number of factors: the rows that produce the input."""
         return self.width // self.repeats
+
+    def under(self, prefix: str) -> FoldedInput:
+        """Return it with a prefix before all names."""
+        columns = tuple(replace(c, layer=prefix + c.layer) for c in self.columns)
+        rows = tuple(replace(r, tensor=prefix + r.tensor) for r in self.rows)
+        return replace(self, columns=columns, rows=rows)
 
     def tensors(self) -> set[str]:
         """Return the names of all tensors that the fold changes."""
@@ -88,8 +99,11 @@ def by_tensor(inputs: Sequence[FoldedInput]) -> dict[str, TensorFolds]:
             tensor = found.get(r.tensor, TensorFolds())
             found[r.tensor] = replace(tensor, rows=(*tensor.rows, (number, r)))
     for name, folds in found.items():
-        _require_apart(name, [(c.start, inputs[i].width) for i, c in folds.columns])
-        _require_apart(name, [(r.start, inputs[i].factors) for i, r in folds.rows])
+        for kind in ("smooth", "mean"):
+            columns = [(c.start, inputs[i].width) for i, c in folds.columns if getattr(inputs[i], kind)]
+            rows = [(r.start, inputs[i].factors) for i, r in folds.rows if getattr(inputs[i], kind)]
+            _require_apart(name, columns)
+            _require_apart(name, rows)
     return found
 
 

@@ -7,6 +7,7 @@ to a sixteenth of the channel's spread: a fold is exact with any factors, and th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -47,12 +48,13 @@ def measured(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Folds:
     """Measure the factors of all inputs of a plan; weights are read in turn, with their LoRAs in them."""
     steps = {s.layer_name: s for s in plan}
     gains: dict[tuple[int, str], torch.Tensor] = {}
+    means: dict[tuple[str, int], torch.Tensor] = {}
     factors = []
     layers = [c.layer for one in plan.inputs for c in one.columns]
     progress.start(sum(steps[layer].source.nbytes for layer in layers), 0)
     try:
         for number, one in enumerate(plan.inputs):
-            activity = _Activity.of(one, plan.calibration)
+            activity = _Activity.of(one, plan.calibration, means)
             energy, rows = torch.zeros(one.width, dtype=torch.float64), 0
             for c in one.columns:
                 step = steps[c.layer]
@@ -62,7 +64,9 @@ def measured(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Folds:
                 if activity.mean is not None:
                     gains[number, c.layer] = product(weight, c.start, widened(activity.mean, one))
                 progress.advance(c.layer, step.source.nbytes)
-            exponents = activity.exponents(narrowed(energy / rows, one)) if plan.smooths else None
+                if activity.mean is not None:
+                    means[c.layer, c.start] = widened(activity.mean, one)
+            exponents = activity.exponents(narrowed(energy / rows, one)) if one.smooth else None
             factors.append(Factors(_or_zero(exponents, one), activity.mean))
     finally:
         progress.stop()
@@ -91,8 +95,13 @@ class _Activity:
         self.mean, self.square = mean, square
 
     @classmethod
-    def of(cls, one: FoldedInput, calibration: Calibration) -> _Activity:
-        """Average over the records of the layers that read the input."""
+    def of(
+        cls, one: FoldedInput, calibration: Calibration, means: Mapping[tuple[str, int], torch.Tensor]
+    ) -> _Activity:
+        """Average over the records of the layers that read the input.
+
+        means: what another input takes off a layer's columns, by its name and their start.
+        """
         known = [c for c in one.columns if calibration.has(c.layer, "samples")]
         records = {calibration.records[c.layer]: c for c in known}
         first, second = (torch.zeros(one.width, dtype=torch.float64) for _ in range(2))
@@ -100,10 +109,11 @@ class _Activity:
             stats = calibration.stats(c.layer)
             assert stats is not None
             assert stats.samples is not None
+            off = means.get((c.layer, c.start), torch.zeros(1)).double()
             for x in stats.samples[:, c.start : c.start + one.width].split(max(1, _ROWS // one.width)):
                 share = 1 / (len(stats.samples) * len(records))
-                first += x.double().sum(0) * share
-                second += x.double().square().sum(0) * share
+                first += (x.double() - off).sum(0) * share
+                second += (x.double() - off).square().sum(0) * share
         first, second = narrowed(first, one), narrowed(second, one)
         if not one.mean:
             return cls(None, second)

@@ -88,8 +88,7 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
         *fold_notes(checkpoint, settings, matches, calibration, inputs),
     )
     metadata = {**_metadata(checkpoint, steps, settings), **named.metadata}
-    smooths = "smooth" in settings.folds
-    plan = Plan(steps, metadata, notes, merges.loras, calibration, inputs=inputs, smooths=smooths)
+    plan = Plan(steps, metadata, notes, merges.loras, calibration, inputs=inputs)
     names = Counter(o.name for o in plan.outputs)
     if twice := [name for name, count in names.items() if count > 1]:
         raise ConversionError(f"{checkpoint.path}: two tensors of the output would be named {twice[0]!r}")

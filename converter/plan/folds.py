@@ -46,10 +46,9 @@ def inputs_to_fold(
         stays = decision.action == "keep" or settings.target_size is not None
         return not stays or (dtype not in FLOAT8 and name not in scaled)
 
-    found = find_inputs(checkpoint.shapes(), matches, "mean" in settings.folds)
+    found = find_inputs(checkpoint.shapes(), matches, settings.folds)
     known = (one for one in found if any(calibration.has(c.layer, "samples") for c in one.columns))
-    worth = (one for one in known if "smooth" in settings.folds or one.mean)
-    return tuple(one for one in worth if all(writable(name) for name in one.tensors()))
+    return tuple(one for one in known if all(writable(name) for name in one.tensors()))
 
 
 def fold_notes(
@@ -63,12 +62,10 @@ def fold_notes(
     if not settings.folds or not calibration.measured:
         return
     if inputs:
-        means = sum(one.mean for one in inputs)
-        what = "smoothed" if "smooth" in settings.folds else "centred"
+        smooth, mean = (sum(getattr(one, kind) for one in inputs) for kind in ("smooth", "mean"))
         yield (
-            f"{len(inputs)} inputs are {what} by what produces them"
-            f"{f', {means} of them less their mean' if means and 'smooth' in settings.folds else ''}: LoRAs "
-            "for this model do not fit the file; merge them into it (--merge-lora)"
+            f"{len(inputs)} inputs are folded into what produces them ({smooth} smoothed, {mean} less their "
+            "mean): LoRAs for this model do not fit the file; merge them into it (--merge-lora)"
         )
     elif KEY in checkpoint.metadata:
         yield "nothing is folded: the file is folded already"

@@ -101,7 +101,7 @@ def _others(plan: Plan, settings: Settings, learned: bool) -> list[Any]:
     """Return what the values of layers depend on beside the model: options, and prints of further files."""
     found: list[Any] = [settings.scale_search, settings.smoothquant_alpha]
     if plan.inputs:
-        found += [plan.smooths, [astuple(one) for one in plan.inputs]]
+        found.append([astuple(one) for one in plan.inputs])
     if plan.loras:
         paths = [settings.merge_lora_path, *settings.merge_lora_paths]
         found += [fingerprint(file) for path in paths if path for file in files_behind(Path(path))]

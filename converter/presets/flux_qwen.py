@@ -89,6 +89,7 @@ FLUX_FAMILY = (
             ),
         ),
         aliases=("flux-2", "klein"),
+        folds=fold_tables.FLUX2,
     ),
     Preset(
         name="longcat-image",
@@ -110,6 +111,7 @@ FLUX_FAMILY = (
         keep=(r"^(img_in|txt_in|time_in|final_layer)\.", DIFFUSERS_KEEP),
         strict=(r"(img_mod|txt_mod|modulation)\.lin\b", DIFFUSERS_MODULATION),
         aliases=("longcat",),
+        folds=fold_tables.FLUX1,
     ),
     Preset(
         name="chroma",
@@ -130,6 +132,7 @@ FLUX_FAMILY = (
                 diffusers=(dim("x_embedder.weight", 0, 3072),),
             ),
         ),
+        folds=fold_tables.CHROMA,
     ),
     Preset(
         name="chroma-radiance",
@@ -140,6 +143,7 @@ FLUX_FAMILY = (
         strict=(r"_attn\.proj\b",),
         variants=(variant("chroma1-radiance", dim("img_in_patch.weight", 0, 3072)),),
         aliases=("radiance",),
+        folds=fold_tables.CHROMA,
     ),
 )
 
@@ -160,6 +164,7 @@ QWEN_FAMILY = (
         keep=(r"^(img_in|txt_in|time_text_embed|norm_out|proj_out)\.",),
         strict=(r"(img|txt)_mod\.1\b",),
         aliases=("qwen",),
+        folds=fold_tables.QWEN_IMAGE,
     ),
     Preset(
         name="qwen-image-2.1",

@@ -51,16 +51,33 @@ class Modulation:
 
 
 @dataclass(frozen=True)
+class SharedModulation:
+    """norm(h) * (1 + scale) + shift, each the sum of a Linear's rows, for all blocks, and a block's table.
+
+    Its factors are one set for all blocks, its means a block's own. layer: the Linear, which has a bias, by
+    its name outside of blocks. table: the block's tensor. scale, shift: places in both, in units of the
+    input's width.
+    """
+
+    layer: str
+    table: str
+    scale: int
+    shift: int
+
+
+@dataclass(frozen=True)
 class Values:
     """The value projection before an output projection: exact, because attention weights sum to one.
 
     rows: which of a fused layer's. head: where several heads of the input share the values, channels per
-    head; or the tensor that has as many.
+    head; or the tensor that has as many. shifts: whether the mean is taken off these; where the outputs of
+    two attentions are added, of one.
     """
 
     layer: str
     rows: Part = ALL_ROWS
     head: int | str = 0
+    shifts: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,18 +88,20 @@ class Up:
     rows: Part = ALL_ROWS
 
 
-Producer = Norm | Modulation | Values | Up
+Producer = Norm | Modulation | SharedModulation | Values | Up
 
 
 @dataclass(frozen=True)
 class Fold:
     """One input: the layers that read it, and what it comes from; every producer has to be there.
 
-    Several producers: values of several streams that attend together, or a value projection per stream.
+    Several producers: values of several streams that attend together, or of attentions that are added.
+    unless: a tensor of blocks that the fold is not for.
     """
 
     uses: tuple[Use, ...]
     producers: tuple[Producer, ...]
+    unless: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,7 @@ class BlockFolds:
     folds: tuple[Fold, ...]
 
 
-def fold(*uses: str | Use, by: Producer | tuple[Producer, ...]) -> Fold:
+def fold(*uses: str | Use, by: Producer | tuple[Producer, ...], unless: str = "") -> Fold:
     """Make a fold of layers by name and one producer or several."""
     layers = tuple(Use(u) if isinstance(u, str) else u for u in uses)
-    return Fold(layers, by if isinstance(by, tuple) else (by,))
+    return Fold(layers, by if isinstance(by, tuple) else (by,), unless)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import fold_tables
 from .facts import Preset, dim, has, lacks
 from .rows import DIFFUSERS_KEEP, DIFFUSERS_MODULATION, diffusers, naming, variant
 
@@ -147,6 +148,7 @@ IMAGE = (
             r"^(img_in|txt_in|time_embed|time_mod_proj|text_fusion|final_layer)\.",
         ),
         aliases=("krea-2",),
+        folds=fold_tables.KREA2,
     ),
     Preset(
         name="sd3",
@@ -183,6 +185,7 @@ IMAGE = (
             ),
         ),
         aliases=("sd3.5", "sd35"),
+        folds=fold_tables.SD3,
     ),
     Preset(
         name="sdxl-unet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import fold_tables
 from .facts import Preset, dim, has, lacks
 from .rows import DIFFUSERS_KEEP, DIFFUSERS_MODULATION, diffusers, naming
 
@@ -33,6 +34,7 @@ LUMINA_FAMILY = (
         ),
         strict=(r"adaLN_modulation\b",),
         aliases=("zimage", "z-image-turbo"),
+        folds=fold_tables.Z_IMAGE,
     ),
     Preset(
         name="lumina-image-2",
@@ -56,6 +58,7 @@ LUMINA_FAMILY = (
         ),
         strict=(r"adaLN_modulation\b", DIFFUSERS_MODULATION),
         aliases=("lumina2", "lumina-2"),
+        folds=fold_tables.Z_IMAGE,
     ),
     Preset(
         name="newbie-image",

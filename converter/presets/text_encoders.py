@@ -66,7 +66,7 @@ def _language_model(name: str, title: str, *facts: Fact, **more) -> Preset:
         blocks=_BLOCKS,
         keep=_KEEP,
         kind="text encoder",
-        **more,
+        **{"folds": fold_tables.GEMMA if _GEMMA in facts else fold_tables.LLAMA, **more},
     )
 
 
@@ -93,6 +93,7 @@ def _clip(name: str, title: str, *facts: Fact, **more) -> Preset:
         keep=(r"\b(token_embedding|position_embedding)\b", r"^text_projection\b"),
         kind="text encoder",
         stock_since="",
+        folds=fold_tables.CLIP,
         **more,
     )
 
@@ -147,7 +148,7 @@ LANGUAGE_MODELS = (
     _language_model("te-gemma-3-4b", "Gemma 3 4B", _GEMMA, _hidden(2560)),
     # The two 12B models differ in their vocabulary only.
     _language_model("te-gemma-3-12b", "Gemma 3 12B", _GEMMA, _hidden(3840), _vocabulary(262208)),
-    _language_model("te-gemma-4-12b", "Gemma 4 12B", _GEMMA, _hidden(3840), _vocabulary(262144)),
+    _language_model("te-gemma-4-12b", "Gemma 4 12B", _GEMMA, _hidden(3840), _vocabulary(262144), folds=()),
     _language_model(
         "te-llama-3",
         "Llama 3 8B",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import fold_tables
 from .facts import Preset, dim, has, lacks, ndim
 from .rows import DIFFUSERS_BLOCKS, DIFFUSERS_KEEP, DIFFUSERS_MODULATION, diffusers, naming, variant
 
@@ -90,6 +91,7 @@ VIDEO = (
             ),
         ),
         aliases=("wan2.1", "wan2.2"),
+        folds=fold_tables.WAN,
     ),
     Preset(
         name="hunyuan-video",
@@ -121,6 +123,7 @@ VIDEO = (
                 diffusers=(dim("x_embedder.proj.weight", 1, 33),),
             ),
         ),
+        folds=fold_tables.HUNYUAN_VIDEO,
     ),
     Preset(
         name="hunyuan-video-1.5",
@@ -144,6 +147,7 @@ VIDEO = (
         ),
         strict=(r"(img_mod|txt_mod)\.", DIFFUSERS_MODULATION),
         aliases=("hunyuan",),
+        folds=fold_tables.HUNYUAN_VIDEO,
     ),
     Preset(
         name="hunyuan-image-2.1",
@@ -162,6 +166,7 @@ VIDEO = (
         ),
         strict=(r"(img_mod|txt_mod|modulation)\.", DIFFUSERS_MODULATION),
         aliases=("hunyuan-image",),
+        folds=fold_tables.HUNYUAN_VIDEO,
     ),
     Preset(
         name="ltx-video",
@@ -195,6 +200,7 @@ VIDEO = (
             ),
         ),
         aliases=("ltxv",),
+        folds=fold_tables.LTX_VIDEO,
     ),
     Preset(
         name="ltx-2",

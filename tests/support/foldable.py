@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from peers import peer
-from running_models import MODELS, output
+from running_models import MODELS, builder, diffusers, output
 
 transformers = peer("transformers")
 
@@ -33,15 +33,163 @@ def _tokens(g: torch.Generator) -> dict:
     return {"input_ids": torch.randint(0, 64, (2, 24), generator=g)}
 
 
-def _t5() -> torch.nn.Module:
-    sizes = {"vocab_size": 64, "d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2}
-    config = transformers.T5Config(**sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0)
-    return transformers.T5EncoderModel(config)
+def _encoder(kind: str, **sizes) -> Callable[[], torch.nn.Module]:
+    """A function that makes a text encoder of transformers: ``Qwen3Model`` of a ``Qwen3Config``."""
+
+    def build() -> torch.nn.Module:
+        cls = getattr(transformers, kind)
+        return cls(cls.config_class(**{"vocab_size": 64, **sizes}))
+
+    return build
+
+
+LLAMA = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+_T5 = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2}
+_CLIP = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
+
+
+def _draw(g: torch.Generator, **shapes) -> dict:
+    """Inputs by name: normal of a shape, or what is given as it is."""
+    return {k: torch.randn(*v, generator=g) if isinstance(v, tuple) else v for k, v in shapes.items()}
+
+
+def _time(g: torch.Generator, most: float = 1.0) -> torch.Tensor:
+    return torch.rand(1, generator=g) * most
+
+
+def _chroma(g: torch.Generator) -> dict:
+    ids = {"img_ids": torch.rand(12, 3, generator=g), "txt_ids": torch.zeros(5, 3)}
+    return {
+        **_draw(g, hidden_states=(1, 12, 16), encoder_hidden_states=(1, 5, 48)),
+        **ids,
+        "timestep": _time(g),
+    }
+
+
+def _flux2(g: torch.Generator) -> dict:
+    ids = {"img_ids": torch.rand(1, 12, 4, generator=g), "txt_ids": torch.zeros(1, 5, 4)}
+    given = _draw(g, hidden_states=(1, 12, 16), encoder_hidden_states=(1, 5, 48), guidance=_time(g))
+    return {**given, **ids, "timestep": _time(g)}
+
+
+def _sd3(g: torch.Generator) -> dict:
+    return _draw(
+        g,
+        hidden_states=(1, 4, 8, 8),
+        encoder_hidden_states=(1, 5, 48),
+        pooled_projections=(1, 32),
+        timestep=_time(g, 1000),
+    )
+
+
+def _hunyuan(g: torch.Generator) -> dict:
+    return _draw(
+        g,
+        hidden_states=(1, 4, 2, 8, 8),
+        encoder_hidden_states=(1, 5, 48),
+        encoder_attention_mask=torch.ones(1, 5, dtype=torch.bool),
+        pooled_projections=(1, 32),
+        timestep=_time(g, 1000).long(),
+        guidance=torch.tensor([3500.0]),
+    )
+
+
+def _ltx(g: torch.Generator) -> dict:
+    return _draw(
+        g,
+        hidden_states=(1, 32, 16),
+        encoder_hidden_states=(1, 5, 48),
+        encoder_attention_mask=torch.ones(1, 5),
+        timestep=_time(g, 1000),
+        num_frames=2,
+        height=4,
+        width=4,
+    )
+
+
+def _wan_t2v(g: torch.Generator) -> dict:
+    return {k: v for k, v in MODELS["wan"][1](g).items() if not k.endswith("_image")}
+
+
+def _lumina(g: torch.Generator) -> dict:
+    return _draw(
+        g,
+        hidden_states=(1, 4, 8, 8),
+        encoder_hidden_states=(1, 5, 48),
+        encoder_attention_mask=torch.ones(1, 5, dtype=torch.bool),
+        timestep=_time(g),
+    )
+
+
+def _krea(g: torch.Generator) -> dict:
+    return _draw(
+        g,
+        hidden_states=(1, 12, 16),
+        encoder_hidden_states=(1, 5, 3, 64),
+        position_ids=torch.rand(17, 3, generator=g) * 4,
+        timestep=_time(g),
+    )
+
+
+def _krea_model() -> torch.nn.Module:
+    return diffusers.Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=256,
+        timestep_embed_dim=32,
+        text_hidden_dim=64,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=128,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def _diffusers(family: str, inside: tuple[int, int], inputs=None, preset: str = "auto", **sizes) -> Foldable:
+    """A family of `running_models`, with more blocks where all have to be in one fold."""
+    known = MODELS.get(family)
+    build = (lambda: known[0](**sizes)) if known else (lambda: builder(family, **sizes)())
+    return Foldable(build, inputs or known[1], inside, preset)
 
 
 FAMILIES = {
-    "flux": Foldable(MODELS["flux"][0], MODELS["flux"][1], (7, 7)),
-    "t5": Foldable(_t5, _tokens, (8, 0), "te-t5-xxl", _hidden),
+    "flux": _diffusers("flux", (7, 7)),
+    "flux2": _diffusers("flux2", (5, 0), _flux2),
+    "chroma": _diffusers("chroma", (2, 2), _chroma),
+    "qwen-image": _diffusers("qwen-image", (5, 5), preset="qwen-image"),
+    "z-image": _diffusers("z-image", (12, 0)),
+    "lumina2": _diffusers("lumina2", (12, 0), _lumina, "lumina-image-2", num_kv_heads=2),
+    "sd3": _diffusers("sd3", (11, 11), _sd3),
+    "wan": _diffusers("wan", (12, 10), num_layers=2),
+    "wan2.1-t2v": _diffusers("wan", (12, 10), _wan_t2v, image_dim=None, added_kv_proj_dim=None, num_layers=2),
+    "hunyuan-video": _diffusers("hunyuan-video", (7, 7), _hunyuan),
+    "ltx-video": _diffusers("ltx-video", (10, 8), _ltx, num_layers=2),
+    "krea2": Foldable(_krea_model, _krea, (6, 0), "krea2"),
+    "t5": Foldable(
+        _encoder("T5EncoderModel", **_T5, feed_forward_proj="gated-gelu", dropout_rate=0.0),
+        _tokens,
+        (8, 0),
+        "te-t5-xxl",
+        _hidden,
+    ),
+    "qwen3": Foldable(_encoder("Qwen3Model", **LLAMA, head_dim=48), _tokens, (8, 0), "te-qwen3-4b", _hidden),
+    "mistral": Foldable(
+        _encoder("MistralModel", **LLAMA, head_dim=128), _tokens, (8, 0), "te-mistral-small-3", _hidden
+    ),
+    "gemma3": Foldable(
+        _encoder("Gemma3TextModel", **LLAMA, head_dim=48), _tokens, (8, 0), "te-gemma-3-4b", _hidden
+    ),
+    "clip": Foldable(_encoder("CLIPTextModelWithProjection", **_CLIP), _tokens, (6, 6), "te-clip-l", _hidden),
 }
 """One row per family; each is folded and compared with itself."""
 

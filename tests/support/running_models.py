@@ -201,12 +201,12 @@ TINY = {**{k: v for k, v in THEIRS.items() if "UNet" not in v[0] and k not in MO
 """More families of transformers, without inputs."""
 
 
-def builder(family: str):
-    """A function that makes the family's model."""
+def builder(family: str, **changes):
+    """A function that makes the family's model. changes: of sizes, for those of `TINY`."""
     if family in MODELS:
         return MODELS[family][0]
     kind, sizes = TINY[family]
-    return lambda: getattr(diffusers, kind)(**sizes)
+    return lambda: getattr(diffusers, kind)(**{**sizes, **changes})
 
 
 def wide(family: str, **changes) -> torch.nn.Module:
