@@ -8,11 +8,13 @@ XPU a Triton kernel serves the op, loaded by its first call; `force_eager` compa
 from ..formats.convrot import GROUPS, PREFERRED_GROUPS, largest_group
 from ._library import force_eager
 from .blockwise import quantize_blockwise
+from .decode import decode
 from .dequantize import dequantize
 from .hessian import accumulate_hessian_
 from .int8_linear import int8_linear
 from .int8_mm import int8_mm
 from .ldlq import ldlq_
+from .packed_linear import packed_linear
 from .rotation import hadamard, rotate
 from .rowwise import quantize_rowwise
 from .tensorwise import quantize_tensorwise
@@ -22,6 +24,7 @@ __all__ = [
     "GROUPS",
     "PREFERRED_GROUPS",
     "accumulate_hessian_",
+    "decode",
     "dequantize",
     "force_eager",
     "hadamard",
@@ -30,6 +33,7 @@ __all__ = [
     "int8_weight_only_linear",
     "largest_group",
     "ldlq_",
+    "packed_linear",
     "quantize_blockwise",
     "quantize_rowwise",
     "quantize_tensorwise",

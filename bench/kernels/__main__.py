@@ -15,6 +15,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import packed
 import shapes
 import static
 import torch
@@ -179,6 +180,7 @@ def main() -> int:
     status = 0
     jobs = [(quantizers, (m, k, (0, 16, 64, 256, 1024))) for m, k in big]
     jobs += [(linears, (n, k, rotation, rows)) for n, k, rotation, _ in table]
+    jobs += [(packed.linears, (n, k, g, rows)) for n, k, g, _ in table if k % 64 == 0]
     jobs += [(whole_ldlq, shape) for shape in ldlq_shapes]
     for job, shape in jobs:
         try:

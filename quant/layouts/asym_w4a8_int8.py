@@ -8,7 +8,7 @@ from ...formats import AsymW4A8Int8, Format
 from ...formats.asym_w4a8_int8 import CODEBOOK, GROUP, S_CHANNEL, S_REL
 from ...formats.convrot import largest_group
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, WEIGHT
-from ...kernels.packing import pack, unpack
+from ...kernels.packing import pack
 from ...kernels.rotation import float_chunks
 from ..decoded_grid import CODEBOOK as LEVELS
 from ..decoded_grid import DecodedGrid
@@ -154,17 +154,9 @@ class AsymW4A8Int8Layout(PackedLayout):
         }
 
     @classmethod
-    def integers(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return what the codes decode to, int8 [N, K]: round(level x s_rel)."""
-        bits, group, table = params["bits"], params.get("group_size", GROUP), params.get("codebook")
-        codes = unpack(qdata, bits, 0 if table is not None else 1 << (bits - 1))
-        out = torch.empty_like(codes)
-        for part, work in float_chunks(codes):
-            if table is not None:
-                work = table.index_select(0, work.to(torch.int32).flatten()).view(work.shape)
-            groups = work.view(work.shape[0], -1, group).mul_(params["s_rel"][part].float().unsqueeze(2))
-            out[part] = groups.view(work.shape).round_().clamp_(-127, 127)
-        return out
+    def decoding(cls, params: Params) -> tuple[int, torch.Tensor | None, torch.Tensor | None]:
+        """Return bits, the groups' scales and the codebook."""
+        return params["bits"], params["s_rel"].view(torch.uint8), params.get("codebook")
 
     @classmethod
     def row_scale(cls, params: Params) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from ...formats import ConvRotW4A4, Format
 from ...formats.convrot import largest_group
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
-from ...kernels.packing import pack, unpack_signed
+from ...kernels.packing import pack
 from ..clipped_grid import ClippedGrid
 from ..grid import Grid
 from .base import LAYOUTS
@@ -83,11 +83,6 @@ class TensorCoreConvRotW4A4Layout(PackedLayout):
     def store(cls, qdata: torch.Tensor, params: Params) -> tuple[Format, Stored]:
         """Return the packed weight and its scales [N]."""
         return cls.form(params), {WEIGHT: qdata, SCALE: params["scale"], **carried(params)}
-
-    @classmethod
-    def integers(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the codes, int8 [N, K]."""
-        return unpack_signed(qdata)
 
     @classmethod
     def row_scale(cls, params: Params) -> torch.Tensor:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from ...kernels import dequantize, int8_weight_only_linear
+from ...kernels import decode, dequantize, int8_weight_only_linear
 from .weight import Params, WeightLayout
 
 ops = torch.ops.convert_to_quant
@@ -13,15 +13,21 @@ ops = torch.ops.convert_to_quant
 class PackedLayout(WeightLayout):
     """Codes of fewer than eight bits in `qdata` [N, K bits / 8], and a float32 scale per row.
 
-    A layout defines `integers` and `row_scale`, beside what `WeightLayout` asks for.
+    A layout defines `row_scale` and, where codes are no integers themselves, `decoding`, beside what
+    `WeightLayout` asks for.
     """
 
     quantizes_activations: ClassVar[bool] = True
 
     @classmethod
+    def decoding(cls, params: Params) -> tuple[int, torch.Tensor | None, torch.Tensor | None]:
+        """Return bits, group scales as bytes and codebook, as `kernels.decode` takes them."""
+        return 4, None, None
+
+    @classmethod
     def integers(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """Return what the codes decode to, int8 [N, K]."""
-        raise TypeError(f"{cls.__name__} must define integers(qdata, params)")
+        return decode(qdata, *cls.decoding(params))
 
     @classmethod
     def row_scale(cls, params: Params) -> torch.Tensor:
@@ -40,9 +46,17 @@ class PackedLayout(WeightLayout):
         """Return the INT8 product with activations quantized per row; differentiable in x where wanted."""
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             return cls.exact_linear(x, qdata, params, bias)
-        q, static = cls.integers(qdata, params), params.get("input_scale")
-        return ops.int8_linear(  # type: ignore[no-any-return]
-            x, q, cls.row_scale(params), bias, params["rotation"], static
+        bits, scale, codebook = cls.decoding(params)
+        return ops.packed_linear(  # type: ignore[no-any-return]
+            x,
+            qdata,
+            bits,
+            cls.row_scale(params),
+            scale,
+            codebook,
+            bias,
+            params["rotation"],
+            params.get("input_scale"),
         )
 
     @classmethod

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
+import packed_launches
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -30,7 +31,7 @@ TARGETS = {
 
 _TYPES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
-    torch.int8: "i8", torch.int32: "i32",
+    torch.int8: "i8", torch.uint8: "u8", torch.int32: "i32",
 }  # fmt: skip
 _CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 
@@ -160,7 +161,7 @@ def compile_case(target_name: str, case: str) -> list[Resources]:
 
     family, target, _ = TARGETS[target_name]
     with assume(Arch(family, target_name)):
-        launches = list(every_launch(cases()[case]()))
+        launches = list(every_launch({**cases(), **packed_launches.cases()}[case]()))
     rows, seen = [], set()
     for launch in launches:
         if identity(launch) in seen:

@@ -413,3 +413,35 @@ def ldlq_random(ops, place, seed):
     loss, loss0 = (((w - v) @ h * (w - v)).sum() for v in (q, q0))
     assert loss < 1.02 * loss0
     assert got.shape == want.shape
+
+
+def packed(kind: str, n: int, k: int, group: int):
+    """Random codes under every finite group scale, as `decode` takes them."""
+    bits = 6 if kind == "w6" else 4
+    q = integers(-128, 127, (n, k * bits // 8))
+    if kind == "int4":
+        return q, bits, None, None
+    scale = integers(0, 125, (n, k // group), torch.uint8, seed=1) + 128 * integers(
+        0, 1, (n, k // group), torch.uint8, seed=2
+    )
+    return q, bits, scale, normal(16) if kind == "w4 codebook" else None
+
+
+@case(kind=["int4", "w4 codebook", "w4", "w6"], shape=[(17, 320, 16), (33, 576, 48)])
+def decode(ops, place, kind, shape):
+    operands = packed(kind, *shape)
+    q, bits, scale, codebook = operands
+    same(ops.decode(place(q), bits, place(scale), place(codebook)), kernels.decode(*operands))
+
+
+@case(kind=["int4", "w4 codebook", "w6"], shape=[(5, 70, 320), (40, 130, 256)])
+def packed_linear(ops, place, kind, shape):
+    """The twin's bits, though no decoded weight is in memory. 320 columns leave a part of a tile."""
+    m, n, k = shape
+    q, bits, scale, codebook = packed(kind, n, k, 16)
+    x, rows = integers(-8, 8, (m, k), torch.bfloat16), torch.rand(n, generator=generator()) * 0.01
+    bias = normal(n, dtype=torch.bfloat16) if m % 2 else None
+    got = ops.packed_linear(
+        place(x), place(q), bits, place(rows), place(scale), place(codebook), place(bias), 64
+    )  # fmt: skip
+    same(got, kernels.packed_linear(x, q, bits, rows, scale, codebook, bias, 64))

@@ -10,6 +10,7 @@ from triton_cases import CASES, same
 from convert_to_quant.kernels._library import LAUNCHERS
 from convert_to_quant.kernels.triton import _launch
 from convert_to_quant.kernels.triton import int8_mm as mm
+from convert_to_quant.kernels.triton import packed_linear as pl
 from convert_to_quant.kernels.triton import weight_only as wo
 from convert_to_quant.kernels.triton._gemm import TileConfig
 from convert_to_quant.kernels.triton._operands import empty
@@ -72,6 +73,23 @@ def test_other_tiles_match_eager_twin(case, kind, place, monkeypatch):
         "small": TileConfig(16, 32, 32, 4, 1),
     }[kind]
     monkeypatch.setattr(mm, "INTERPRETER", (config,))
+    case.check(OPS, place)
+
+
+PACKED = [c for c in CASES if c.name.startswith("packed_linear")]
+
+
+@pytest.mark.parametrize("case", PACKED[::2], ids=lambda case: case.name)
+@pytest.mark.parametrize("kind", ["split", "descriptors", "decoded"])
+def test_other_engines_of_packed_weights_match_eager_twin(case, kind, place, monkeypatch):
+    if kind == "descriptors" and _launch.TensorDescriptor is None:
+        pytest.skip("tensor descriptors came with Triton 3.4")
+    engine = {
+        "split": TileConfig(32, 32, 64, 4, 1, split_k=3),
+        "descriptors": TileConfig(64, 64, 128, 4, 1, descriptors=True),
+        "decoded": pl.Decoded(TileConfig(64, 64, 128, 4, 1)),
+    }[kind]
+    monkeypatch.setattr(pl, "INTERPRETER", (engine,))
     case.check(OPS, place)
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 import ahead_of_time as aot
 import triton
+from packed_launches import SOME
 from triton.backends import backends
 
 TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
@@ -33,7 +34,7 @@ JOBS = [
     for target in aot.TARGETS
     for case in (aot.cases() if target in aot.FULL else aot.BRIEF)
     if not (target == "gfx1100" and case == "rowwise 1024")  # served by the eager twin
-]
+] + list(SOME)
 
 
 @pytest.mark.parametrize(("target", "case"), JOBS, ids=[f"{t}-{c}".replace(" ", "_") for t, c in JOBS])
@@ -49,7 +50,7 @@ def test_compiles_without_spills(target, case):
         print(f"{target} | {row.kernel} | {row.config} | {needs}")
         assert row.spill <= SPILL, f"{row.kernel} {row.config} spills {row.spill} bytes"
         assert row.shared <= limit * 1024, f"{row.kernel} {row.config} needs {row.shared} bytes"
-        if row.kernel == "_int8_mm_kernel":
+        if row.kernel in ("_int8_mm_kernel", "_packed_mm_kernel"):
             assert set(row.instructions) & WANTED[target], f"no int8 tensor-core instruction: {row.config}"
             large = "BLOCK_M=128" in row.config and "DESCRIPTORS" in row.config
             if large and target == "sm_90":

@@ -76,6 +76,19 @@ def test_the_default_is_the_models_choice(target, bounds):
         assert default.programs == max(b.programs for b in others) == 2
 
 
+PACKED = [("sm_80", "w4a8", 0.50, 0.90), ("sm_80", "w6a8", 0.90, 0.80), ("sm_90", "int4", 0.60, 1.26)]
+
+
+@pytest.mark.parametrize(("target", "kind", "issue", "shared"), PACKED)
+def test_decoding_hides_behind_the_products(target, kind, issue, shared):
+    """The default tile of packed weights for 4096 rows, where it is one that decodes as it goes."""
+    b = static.bound(target, static.tiles(target, 4096, kind)[0], kind=kind)
+    assert b.spill == 0
+    assert b.registers <= 248
+    assert b.issue <= issue
+    assert b.shared <= shared
+
+
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_a_column_of_ldlq(target):
     """32 errors a thread: for each a comparison of 32 bits, a selection, a product and a sum."""
@@ -95,9 +108,10 @@ def test_a_column_of_ldlq(target):
 
 def test_the_table_shows_every_tile(capsys, monkeypatch):
     monkeypatch.setattr(static, "ROWS", (4096,))
+    monkeypatch.setattr(static, "STORED", {"int8": 1.0})
     static.show(("sm_90",))
     lines = capsys.readouterr().out.splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert [line.split(" | ")[2] for line in lines[2:]] == [
+    assert [line.split(" | ")[3] for line in lines[2:]] == [
         t.label.removesuffix(" split1") for t in static.tiles("sm_90", 4096)
     ]

@@ -1,0 +1,58 @@
+"""Launches of the kernels for packed weights, to be compiled ahead of time (`ahead_of_time`)."""
+
+import torch
+
+from convert_to_quant.kernels.decode import Packed
+from convert_to_quant.kernels.triton import _arch, decode, int8_mm, packed_linear
+from convert_to_quant.kernels.triton._gemm import TileConfig
+from convert_to_quant.kernels.triton._operands import Operand, empty
+
+META = torch.device("meta")
+N, K = 12288, 3072
+
+SOME = (
+    ("sm_80", "decode 4"),
+    ("sm_80", "packed 16 w6a8"),
+    ("sm_90", "decode 6"),
+    ("sm_90", "packed 16 w4a8"),
+    ("sm_100", "packed 4096 w6a8"),
+    ("gfx942", "decode 4"),
+    ("gfx942", "packed 16 w6a8"),
+    ("gfx1100", "packed 16 int4"),
+)
+"""What is compiled in the tests: the large tiles of sm_80 and sm_90 are there in test_machine_code.py."""
+
+
+def cases() -> dict:
+    """Case name -> a function that gives steps."""
+    return {
+        "decode 4": lambda: unpacked(4),
+        "decode 6": lambda: unpacked(6),
+        "packed 16 w4a8": lambda: packed(16, 4),
+        "packed 16 w6a8": lambda: packed(16, 6),
+        "packed 4096 w6a8": lambda: packed(4096, 6),
+        "packed 16 int4": lambda: packed(16, 4, 0),
+    }
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Operand:
+    return empty(shape, dtype, META)
+
+
+def unpacked(bits: int):
+    """Return the steps that decode a weight."""
+    w, scale = _meta(N, K * bits // 8, dtype=torch.int8), _meta(N, K // 16, dtype=torch.uint8)
+    return decode.decode.plan(w, bits, scale).steps
+
+
+def packed(m: int, bits: int, group: int = 16):
+    """Return the steps of the first tile that decodes as it multiplies."""
+    arch, shape = _arch.arch_of(META), Packed(N, K, group)
+    scale = _meta(N, K // group, dtype=torch.uint8) if group else None
+    before, table = decode.prepared(bits, scale, None, META)
+    qweight = _meta(N, K * bits // 8, dtype=torch.int8)
+    weight = packed_linear.PackedWeight(qweight, bits, scale, table, shape)
+    epilogue = int8_mm.operands(_meta(m, 1), _meta(N, 1), None, None, m, False)
+    tile = next(e for e in packed_linear.engines(arch, m, shape, bits) if isinstance(e, TileConfig))
+    a, out = _meta(m, K, dtype=torch.int8), _meta(m, N, dtype=torch.bfloat16)
+    return [*before, *packed_linear.multiply(tile, a, weight, out, epilogue, arch)]
