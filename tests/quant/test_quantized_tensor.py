@@ -576,8 +576,9 @@ def fresh_dynamo():
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_compile_a_module(q, mode):
+    """With gradients: `test_compiled_gradient`."""
     module = linear(q)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     with mode():

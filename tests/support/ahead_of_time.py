@@ -273,10 +273,22 @@ def cases() -> dict:
     }
 
 
-FULL = ("sm_80", "sm_90", "sm_100", "sm_120")
-"""Targets that compile every case; the others leave out what differs from these in nothing but the chip."""
+FULL = ("sm_80", "sm_120")
+"""Targets that compile every case, the oldest and the newest: they spill first."""
+
+PRODUCTS = ("sm_90", "sm_100")
+"""Targets that compile every product besides `BRIEF`: theirs have instructions of their own (wgmma, tcgen05)."""
 
 BRIEF = (
     "rowwise", "rowwise 256", "rowwise 1024", "blockwise 128x128", "rotate 256", "dequantize 256", "ldlq",
     "int8_mm 1", "int8_mm 64", "int8_mm 4096", "int8_mm blocks 4096", "weight_only 16 rotated",
 )  # fmt: skip
+"""What every target compiles. The rest are the same launches on each target, for another chip."""
+
+
+def cases_of(target_name: str) -> list[str]:
+    """Return the cases that are compiled for a target."""
+    if target_name in FULL:
+        return list(cases())
+    products = ("int8_mm", "weight_only") if target_name in PRODUCTS else ()
+    return [case for case in cases() if case in BRIEF or case.startswith(products)]

@@ -32,7 +32,7 @@ WANTED = {
 JOBS = [
     (target, case)
     for target in aot.TARGETS
-    for case in (aot.cases() if target in aot.FULL else aot.BRIEF)
+    for case in aot.cases_of(target)
     if not (target == "gfx1100" and case == "rowwise 1024")  # served by the eager twin
 ] + list(SOME)
 
