@@ -29,6 +29,7 @@ _EMBEDDING = re.compile(
     r"(?:^|_)(?:embed|embeds|embd|embedding|embeddings)$|^embed_|^(?:wte|wpe|shared|tok_embeddings)$"
     r"|^(?:relative_attention_bias|trainable_cond_mask)$|_table$"
 )
+_VOCABULARY = re.compile(r"^(?:embed_tokens|shared|tok_embeddings|word_embeddings|wte)$")
 # UNets project the time embedding anew in every block.
 _TIME_PROJECTION = re.compile(r"(?:^|\.)(?:emb_layers|time_emb_proj)\.")
 # Per-block modulation, as the models known so far name it.
@@ -66,6 +67,7 @@ def select(
     strict: bool = False,
     keep_sets: Iterable[str | KeepSet] = (),
     force: bool = False,
+    embeddings: bool = False,
 ) -> dict[str, Decision]:
     """Decide for every tensor of a header, in the order of the header.
 
@@ -75,7 +77,8 @@ def select(
     that it starts with. Without, the general rule holds for the whole file.
     strict: per-block modulation, and what else a preset lists as strict, is kept too.
     keep_sets: extra sets to keep, by name or as KeepSet, whatever else holds.
-    force: quantize also models that stock ComfyUI reads no quantized file of.
+    force: quantize also models that stock ComfyUI reads no quantized file of. embeddings: quantize vocabulary
+    tables, in whatever format.
 
     A VAE, vocoder or projection part of an all-in-one file is never quantized.
     Raises ValueError for a keep-set that does not exist.
@@ -91,6 +94,7 @@ def select(
         decisions[name] = (
             _removed(name, match, extra)
             or _not_a_linear(name, shape)
+            or (_vocabulary(name, match, extra, force) if embeddings else None)
             or _kept_by_name(name, match, extra, strict)
             or (None if force else _not_read(match))
             or _unfit(name, shape, experts)
@@ -114,6 +118,11 @@ def could_be_linear(name: str, shape: tuple[int, ...]) -> bool:
 def is_bank(name: str, shape: tuple[int, ...]) -> bool:
     """Tell a mixture's weights of all experts in one tensor [E, N, K]: ``mlp.experts.down_proj.weight``."""
     return len(shape) == 3 and ".experts." in name
+
+
+def names_vocabulary(module: str) -> bool:
+    """Tell whether a module's name is that of a table with a row per token."""
+    return _VOCABULARY.search(module.rpartition(".")[2]) is not None
 
 
 def names_embedding(module: str) -> bool:
@@ -179,6 +188,15 @@ def _kept_by_name(
         if found := _search(item.keep, name):
             return _keep(f"kept by {item.name}: {found}")
     return None
+
+
+def _vocabulary(name: str, match: Match | None, extra: tuple[KeepSet, ...], force: bool) -> Decision | None:
+    """Quantize a vocabulary table, whatever the preset says, unless the user keeps it or ComfyUI takes its
+    integers for weights."""
+    asked_to_keep = any(_search(item.keep, name) for item in extra)
+    if not names_vocabulary(name.removesuffix(".weight")) or asked_to_keep:
+        return None
+    return (None if force else _not_read(match)) or _quantize("--embeddings")
 
 
 def _not_read(match: Match | None) -> Decision | None:

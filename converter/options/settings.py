@@ -129,6 +129,14 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         help="quantize also what stock ComfyUI reads no quantized file of (CLIP-L, CLIP-G, ByT5), for other "
         "runtimes",
     )
+    embeddings: bool = option(
+        False,
+        "--embeddings",
+        group="model",
+        action="store_true",
+        help="store tables of embeddings of text encoders as INT8 rows too, rotated: ComfyUI reads them "
+        "since July 2026, and fails where it offloads them",
+    )
     preset_strict: bool = option(
         False,
         "--preset-strict",

@@ -14,10 +14,11 @@ from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
 from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, OLD_NAMES, tensor_name
 from ..fold.inputs import by_tensor
+from ..layers import embeddings
 from ..layers.choice import choose
 from ..layers.recast import recast
 from ..layers.rules import LayerRules, layer_rules
-from ..layers.selection import NEVER, Decision, could_be_linear, not_read, select
+from ..layers.selection import NEVER, Decision, could_be_linear, names_vocabulary, not_read, select
 from ..lora.merge import Merge, Merges, merge_notes, settings_merges
 from ..options.settings import Settings
 from ..options.values import KEEP
@@ -59,7 +60,9 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
     shapes = checkpoint.shapes()
     matches = recognise(checkpoint, settings)
     merges = settings_merges(settings, shapes)
-    decisions = select(shapes, matches, settings.preset_strict, settings.keep_sets, settings.force)
+    decisions = select(
+        shapes, matches, settings.preset_strict, settings.keep_sets, settings.force, settings.embeddings
+    )
     rules = layer_rules(settings, layer_names(checkpoint))
     stored = _stored(checkpoint)
     companions = {name for quant in stored.values() for name in quant.names()}
@@ -116,11 +119,13 @@ def _choice(
     info: TensorInfo, decision: Decision, rules: LayerRules, settings: Settings, formats: Mapping[str, str]
 ) -> Decision:
     """Decide what becomes of a tensor."""
-    if decision.action == "remove" or not could_be_linear(info.name, info.shape):
-        return decision
     mixed = formats.get(_layer(info.name))
     if mixed == KEEP:
         return Decision("keep", "kept, for there is room for it")
+    if decision.action == "quantize" and names_vocabulary(_layer(info.name)):
+        return embeddings.stored_table(info, decision, settings)
+    if decision.action == "remove" or not could_be_linear(info.name, info.shape):
+        return decision
     settings = replace(settings, format=mixed) if mixed and mixed != settings.format else settings
     return choose(info, decision, rules.by_layer.get(_layer(info.name)), settings)
 
@@ -309,6 +314,8 @@ def _notes(steps: tuple[Step, ...], matches: list[Match], recognised: bool) -> I
             f"{len(banks)} banks of experts are {' and '.join(sorted(set(banks)))}: stock ComfyUI reads them "
             f"since {bank.SINCE}"
         )
+    if tables := [s.layer_name for s in layers if names_vocabulary(s.layer_name)]:
+        yield embeddings.note(tables)
     rotated = [s for s in layers if s.format and s.format.rotation]
     plain = [s for s in layers if not largest_group(s.source.shape[-1])]
     if rotated and plain:

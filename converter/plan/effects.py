@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from ...formats.algorithms import ALGORITHMS
+from ..layers.selection import names_vocabulary
 from ..options.settings import Settings
 from ..presets import Match, by_name, compiled, keep_set
 from .steps import Plan
@@ -90,6 +91,11 @@ EFFECTS = (
         ("preset_strict",),
         lambda s, p: any(x.reason.startswith("kept by strict") for x in p),
         "no layer of this model is kept by it",
+    ),
+    Effect(
+        ("embeddings",),
+        lambda s, p: any(names_vocabulary(x.layer_name) for x in p.quantized),
+        "there is no table of embeddings that can be quantized",
     ),
     Effect(("quality_threshold",), _needs("report_quality"), "it goes with --report-quality"),
 )

@@ -13,6 +13,7 @@ from ...formats.errors import ConversionError
 from ...names.prefixes import DIFFUSION_MODEL, prefix_of
 from ..layers.config import compile_pattern
 from ..layers.rules import nearest_layer
+from ..layers.selection import names_vocabulary
 from ..options.settings import Settings
 from ..presets import Match
 from .build import recognise
@@ -43,8 +44,8 @@ class ErrorLoraPlan:
 
 
 def _may_have_one(step: Step) -> bool:
-    """Tell a Linear: no program applies a LoRA to a bank of experts."""
-    return step.format is not None and not step.format.experts
+    """Tell a Linear: no program applies a LoRA beside a bank of experts or a table of embeddings."""
+    return step.format is not None and not step.format.experts and not names_vocabulary(step.layer_name)
 
 
 def plan_error_lora(

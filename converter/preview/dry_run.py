@@ -109,7 +109,7 @@ def plan_conversion(settings: Settings) -> PlanReport:
         return PlanReport(
             input=str(checkpoint.path),
             output=str(output),
-            tensors=tuple(_planned(step, id(step) in layers) for step in plan),
+            tensors=tuple(_planned(step, step.format is not None or id(step) in layers) for step in plan),
             notes=plan.notes + ((lost.note,) if lost else ()),
             bytes_before=checkpoint.nbytes,
             bytes_after=build_header(plan.outputs, {**plan.metadata, **job})[2],

@@ -1,4 +1,4 @@
-"""Single modules of real ComfyUI, filled from a file: banks of experts."""
+"""Single modules of real ComfyUI, filled from a file: banks of experts, tables of embeddings."""
 
 import comfy.ops
 import comfy.utils
@@ -26,3 +26,13 @@ def experts(path, original, name):
             error = resident.expert_linear(x.bfloat16(), i).float() - want
             found.append(float(10 * torch.log10(want.square().sum() / error.square().sum())))
     return found
+
+
+def embeddings(path, original, name):
+    """Return the SQNR in dB of rows that are looked up, against the floats."""
+    floats = comfy.utils.load_torch_file(original)[f"{name}.weight"].float()
+    ops = comfy.ops.mixed_precision_ops({}, torch.bfloat16)
+    table = _filled(ops.Embedding(*floats.shape), path, name)
+    index = torch.randint(0, floats.shape[0], (2, 50), generator=torch.Generator().manual_seed(3))
+    want, got = floats[index], table(index, out_dtype=torch.float32)
+    return float(10 * torch.log10(want.square().sum() / (got - want).square().sum()))

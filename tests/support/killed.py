@@ -2,8 +2,9 @@
 
     python tests/support/killed.py MODEL FOLDER
 
-Prints, as JSON, the exit status of each case's process. Those are forks of this one, which has imported torch
-for all of them and has no threads yet. The unfinished file of the case at place i is FOLDER/i.safetensors.part.
+Prints, as JSON, the exit status of each case's process. Those are forks of this one, which has imported
+torch for all of them and has no threads yet. The unfinished file of the case at place i is
+FOLDER/i.safetensors.part.
 """
 
 import itertools

@@ -68,6 +68,7 @@ IDLE = {
     "preserve_layers": {"preserve_layers": "x_embedder"},
     "merge_lora_scale": {"merge_lora_scale": 0.5},
     "merge_lora_dampen": {"merge_lora_dampen": False, "merge_lora_path": "LORA"},
+    "embeddings": {"embeddings": True},
     "preset_strict": {"preset_strict": True},
     "quality_threshold": {"quality_threshold": 20.0},
 }
