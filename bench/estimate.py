@@ -3,11 +3,11 @@
     python bench/estimate.py [--runs 3] [--layers 4]
 
 Converts a checkpoint of Flux-sized layers (3072 x 12288, bfloat16, heavy tails) in each kind of format, and
-one of 2048 x 2048 layers with each algorithm and 1024 calibration tokens per layer. Prints what a whole
-conversion, check included, does per second of one processor core, which other work on the machine disturbs
-little, and the elapsed and the processor's seconds. Times two, for two cores, the first table goes into
-`speed` of each format (formats/), the second into `products` of each algorithm (formats/algorithms.py); what
-40 more steps cost, per step and as a share of the whole, is its `step_share`.
+one of 2048 x 2048 layers with each algorithm and 1024 calibration tokens per layer. The first table is what
+a whole conversion, check included, does per second of one processor core, which other work on the machine
+disturbs little, and the elapsed and the processor's seconds; times two, for two cores, it goes into `speed`
+of each format (formats/). The second is the processor's seconds of each algorithm beside those that
+formats/work.py counts, for one core, and the rates with which its counts would fit best, times two.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from convert_to_quant.formats.algorithms import ALGORITHMS as ALGORITHM_TABLE
 from convert_to_quant.formats.choose import default_format, writable
+from convert_to_quant.formats.work import Work
 from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import convert_to_int8
@@ -35,10 +37,12 @@ KINDS = {
     "block": {"scaling_mode": "block"},
     **{word: {"format": word} for word in writable() if word != default_format().name},
 }
+TOKENS = 1024
 LEARNED = ("original", "adamw", "radam")
 ALGORITHMS = {
     "ldlq": {"optimizer": "ldlq"},
     "quip": {"optimizer": "quip"},
+    "quip, 4 passes": {"optimizer": "quip", "quip_passes": 4},
     **{f"{name}, {n} steps": {"optimizer": name, "num_iter": n} for n in (5, 45) for name in LEARNED},
 }
 
@@ -58,11 +62,10 @@ def main() -> None:
         side = 2048
         model = checkpoint(folder / "square.safetensors", args.layers, side, side)
         names = [f"blocks.{i}.linear" for i in range(args.layers)]
-        records = {name: LayerStats(torch.randn(1024, side).bfloat16()) for name in names}
+        records = {name: LayerStats(torch.randn(TOKENS, side).bfloat16()) for name in names}
         calibration = save_calibration(folder / "data.safetensors", records)
         data = {"calibration_data": str(calibration), "device": "cpu"}
-        for name, options in ALGORITHMS.items():
-            show(name, args.layers * side**3, args.runs, model, {**data, **options})
+        fit([algorithm(n, o, args.layers, args.runs, model, side, data) for n, o in ALGORITHMS.items()])
 
 
 def checkpoint(path: Path, layers: int, rows: int, columns: int) -> Path:
@@ -76,6 +79,25 @@ def show(kind: str, work: int, runs: int, model: Path, options: dict) -> None:
     """Time conversions and print one row of a table: work per processor second."""
     busy, seconds = min(timed(model, options) for _ in range(runs))
     print(f'    "{kind}": {work / busy:.1e},  # {seconds:.2f} s, processor {busy:.2f} s', flush=True)
+
+
+def algorithm(
+    name: str, options: dict, layers: int, runs: int, model: Path, side: int, data: dict
+) -> tuple[Work, float]:
+    """Time an algorithm and print it beside its estimate; return both, for one layer."""
+    busy = min(timed(model, {**data, **options})[0] for _ in range(runs)) / layers
+    steps, passes = options.get("num_iter", 0), options.get("quip_passes", 0)
+    work = ALGORITHM_TABLE[options["optimizer"]].work((side, side), TOKENS, steps, passes)
+    print(f"    {name}: {busy:.2f} s a layer, estimated {2 * work.seconds:.2f}", flush=True)
+    return work, busy
+
+
+def fit(found: list[tuple[Work, float]]) -> None:
+    """Print the rates with which the counts fit the times best, each by its share of the time."""
+    counts = torch.tensor([[w.products / s, w.touches / s] for w, s in found], dtype=torch.float64)
+    ones = torch.ones(len(found), 1, dtype=torch.float64)
+    seconds = torch.linalg.lstsq(counts / counts.amax(0), ones).solution[:, 0] / counts.amax(0)
+    print("    best rates: PRODUCTS {:.1e}, TOUCHES {:.1e}".format(*(2 / seconds).tolist()))
 
 
 def timed(path: Path, options: dict) -> tuple[float, float]:

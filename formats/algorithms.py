@@ -6,6 +6,8 @@ A new algorithm is a file in quant/algorithms with a function ``(weight, stats, 
 
 from dataclasses import dataclass
 
+from . import work
+
 _TOKENS = 48 << 20
 _TILE = 1024
 _FLOAT = 4
@@ -18,10 +20,9 @@ class Algorithm:
     run: "module:function" in quant/algorithms. title: what it is, for help pages. aliases: other names that
     people type. needs_hessian: without measured inputs it is rounding to nearest. rotates: whether it is for
     rotated weights (True), for weights that are not (False), or for both (None); where nothing is said of
-    rotation, that decides. optimizes: it takes steps of an optimizer. products: weights x columns per second
-    on two cores before the first step, 0 where time goes by the format (`Format.speed`). step_share: a step,
-    as a share of that. squares: [K, K] float32 matrices held beside the factor's. tiles: tiles of rows at
-    work at once.
+    rotation, that decides. optimizes: it takes steps of an optimizer. squares: [K, K] float32 matrices held
+    beside the factor's. tiles: tiles of rows at work at once; 0 where it factors no Hessian and its time goes
+    by the format (`Format.speed`).
     """
 
     name: str
@@ -31,8 +32,6 @@ class Algorithm:
     needs_hessian: bool = False
     rotates: bool | None = None
     optimizes: bool = False
-    products: float = 0.0
-    step_share: float = 0.0
     squares: int = 0
     tiles: int = 0
 
@@ -41,29 +40,31 @@ class Algorithm:
         """Return whether it factors a Hessian, which is what takes memory and a device."""
         return self.tiles > 0
 
-    def memory(self, shape: tuple[int, int], rows: int | None = None, in_place: bool = False) -> int:
+    def memory(
+        self, shape: tuple[int, int], rows: int | None = None, in_place: bool = False, passes: int = 0
+    ) -> int:
         """Estimate the bytes that a weight [N, K] takes at its peak, `rows` (None: all) at a time.
 
         Rounding: the rows in 16 bit, two float32 work buffers and the codes. Others: the Hessian, one
-        [K, K] float32 in place, else four; 48 MiB of tokens; the rows as float32 and codes; tiles at work.
+        [K, K] float32 in place, else four, and one more for `passes` of coordinate descent; 48 MiB of tokens;
+        the rows as float32 and codes; tiles at work.
         """
         n, k = shape
         n = n if rows is None else min(n, rows)
         if not self.factors:
             return n * k * (2 + 8 + 1)
-        squares = (1 if in_place else 4) + self.squares
+        squares = (1 if in_place else 4) + max(self.squares, int(passes > 0))
         tiles = min(n, _TILE) * k * _FLOAT * self.tiles
         return _FLOAT * k * k * squares + _TOKENS + n * k * (_FLOAT + 1) + tiles
 
-    def seconds(self, shape: tuple[int, ...], speed: float, steps: int) -> float | None:
-        """Estimate the seconds that a weight [N, K] takes on two cores; None where nothing is known.
+    def work(self, shape: tuple[int, int], tokens: int, steps: int = 0, passes: int = 0) -> work.Work | None:
+        """Count what a weight [N, K] takes; None for rounding, whose time goes by the format.
 
-        speed: weights rounded per second in the layer's format, 0 if not known. steps: of an optimizer.
+        tokens: of its Hessian. steps: of an optimizer. passes: of coordinate descent after LDLQ.
         """
-        n, k = shape
-        if self.products:
-            return n * k * k * (1 + self.step_share * (steps if self.optimizes else 0)) / self.products
-        return n * k / speed if speed else None
+        if not self.factors:
+            return None
+        return work.learned(shape, tokens, steps) if self.optimizes else work.feedback(shape, tokens, passes)
 
 
 def _learned(name: str, optimizer: str, *aliases: str) -> Algorithm:
@@ -73,8 +74,6 @@ def _learned(name: str, optimizer: str, *aliases: str) -> Algorithm:
         f"learned rounding by {optimizer}",
         aliases,
         optimizes=True,
-        products=1e10,
-        step_share=0.02,
         squares=1,
         tiles=12,
     )
@@ -91,7 +90,6 @@ ALGORITHMS: dict[str, Algorithm] = {
             aliases=("gptq",),
             needs_hessian=True,
             rotates=False,
-            products=1e10,
             tiles=3,
         ),
         Algorithm(
@@ -100,7 +98,6 @@ ALGORITHMS: dict[str, Algorithm] = {
             "LDLQ of rotated weights; the default with calibration data",
             needs_hessian=True,
             rotates=True,
-            products=1e10,
             tiles=3,
         ),
         _learned("original", "SGD"),

@@ -10,6 +10,7 @@ from ._library import force_eager
 from .blockwise import quantize_blockwise
 from .decode import decode
 from .dequantize import dequantize
+from .descent import descend_
 from .hessian import accumulate_hessian_
 from .int8_linear import int8_linear
 from .int8_mm import int8_mm
@@ -26,6 +27,7 @@ __all__ = [
     "accumulate_hessian_",
     "decode",
     "dequantize",
+    "descend_",
     "force_eager",
     "hadamard",
     "int8_linear",

@@ -5,20 +5,21 @@ from typing import ClassVar
 
 import torch
 
-from ..kernels import ldlq_
+from ..kernels import descend_, ldlq_
 from ..kernels.ldlq import MAX_COLUMNS
 from ..kernels.scales import QMAX, absmax_rows, scale_from_absmax
 
 
 @dataclass(frozen=True)
 class Block:
-    """Where LDLQ stands: some rows and columns of a weight.
+    """Where LDLQ or coordinate descent stands: some rows and columns of a weight.
 
-    feedback: float32 [B, B], the block of U on its diagonal. scale: of all rows, in `Grid.scale_shape`. rows:
-    those at work. columns: int64 [B] on the CPU, where the block's columns stand in the weight.
+    square: float32 [B, B], the block on the diagonal of U for LDLQ, of H for coordinate descent. scale: of
+    all rows, in `Grid.scale_shape`. rows: those at work. columns: int64 [B] on the CPU, where the block's
+    columns stand in the weight.
     """
 
-    feedback: torch.Tensor
+    square: torch.Tensor
     scale: torch.Tensor
     rows: slice
     columns: torch.Tensor
@@ -155,8 +156,22 @@ class Grid:
         overwritten. B is at most `span`. A grid that chooses scales as it goes writes them to `block.scale`.
         """
         scale = self.column_view(block.scale, block.rows, int(block.columns[0]))
-        self.ldlq_(codes, target, block.feedback, scale)
+        self.ldlq_(codes, target, block.square, scale)
         self.residual_(work, codes, scale)
+
+    def block_scale(self, block: Block) -> torch.Tensor:
+        """Return the scales of a block, broadcastable to [n, B]."""
+        own = self.row_scale(block.scale, block.rows)
+        return own[:, (block.columns // self.columns).to(own.device)] if self.columns else own
+
+    def descend_block_(self, codes: torch.Tensor, gradient: torch.Tensor, block: Block) -> torch.Tensor:
+        """Move the codes of a block, column by column, to where the loss is least; return the change [n, B].
+
+        codes: int8 [n, B], written. gradient: float32 [n, B], (W - Q) H in these columns; may be overwritten.
+        change: by how much the values move. B is at most `span`; scales stay. See `kernels.descend_`.
+        """
+        scale = self.column_view(block.scale, block.rows, int(block.columns[0]))
+        return descend_(codes, gradient, block.square, scale, self.levels)
 
     def change(self, codes: torch.Tensor, moves: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return how much values change when their codes move by `moves`; all shapes fit each other."""

@@ -53,7 +53,7 @@ class GroupGrid(LevelGrid):
             scale[:, at] = self.choose(part.t(), cost, scale[:, at])
             return self.rounder(scale[:, at])
 
-        stored = feed_back(target, block.feedback, begin, self.columns)
+        stored = feed_back(target, block.square, begin, self.columns)
         block.scale[block.rows.start : block.rows.stop, groups] = scale
         codes.copy_(self.round(stored, scale.repeat_interleave(self.columns, 1)[:, : codes.shape[1]]))
         work.sub_(stored)

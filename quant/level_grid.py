@@ -38,9 +38,24 @@ class LevelGrid(Grid):
         """Quantize a block of columns that share a scale; see `Grid.ldlq_block_`."""
         scale = self.column_view(block.scale, block.rows, int(block.columns[0]))
         flat = scale.flatten()
-        stored = feed_back(target, block.feedback, lambda first, part, cost: lambda x: self.nearest(x, flat))
+        stored = feed_back(target, block.square, lambda first, part, cost: lambda x: self.nearest(x, flat))
         codes.copy_(self.round(stored, scale))
         work.sub_(stored)
+
+    def descend_block_(self, codes: torch.Tensor, gradient: torch.Tensor, block: Block) -> torch.Tensor:
+        """Move the codes of a block to their best levels, column by column; see `Grid.descend_block_`."""
+        n, b = codes.shape
+        scale = self.block_scale(block).expand(n, b).t().contiguous()
+        before, columns = codes.t().float(), gradient.t().contiguous()
+        after, changes = before.contiguous().clone(), torch.zeros_like(columns)
+        upper, curvature = block.square.t().contiguous(), block.square.diagonal()
+        for j in range(b):
+            if j:
+                columns[j].addmv_(changes[:j].t(), upper[j, :j], alpha=-1.0)
+            after[j] = self.shifted(after[j], columns[j], curvature[j], scale[j])
+            changes[j] = self.change(before[j], after[j] - before[j], scale[j])
+        codes.copy_(after.t())
+        return changes.t()
 
     def change(self, codes: torch.Tensor, moves: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return how much values change when their codes move by `moves`; all shapes fit each other."""

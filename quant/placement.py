@@ -64,12 +64,14 @@ def place(
     checkpointed: bool | None = None,
     threshold: int = CHECKPOINT_THRESHOLD,
     segments: int | None = None,
+    passes: int = 0,
 ) -> Placement:
     """Place a layer of `shape` [N, K] so that its peak stays within the budget.
 
     device_memory_budget: bytes; None without limit; 0 when there is no device.
     checkpointed: factor in place and take rows in `segments` (default 4) chunks; None decides by
         K >= threshold, False never. The result is the same to the bit either way.
+    passes: of coordinate descent.
     Tries: whole; whole with the factor in place; rows halved down to 256, in place; the CPU.
     """
     n, k = shape
@@ -79,7 +81,7 @@ def place(
     segment = -(-n // (segments or 4)) if forced else None
     if device_memory_budget == 0:
         rows = min(CPU_ROWS, segment or CPU_ROWS) if calibrated else None
-        return _placement("cpu", shape, record, rows, forced)
+        return _placement("cpu", shape, record, rows, forced, passes)
     tries = [(segment, forced)]
     if calibrated and checkpointed is not False:
         tries.append((segment, True))
@@ -90,13 +92,13 @@ def place(
         rows //= 2
     for rows, inside in tries:
         kind: Kind = "device" if rows is None else "chunks"
-        need = record.memory(shape, rows, inside)
+        need = record.memory(shape, rows, inside, passes)
         if device_memory_budget is None or need <= device_memory_budget:
-            return _placement(kind, shape, record, rows, inside)
-    return _placement("cpu", shape, record, CPU_ROWS if calibrated else None, forced)
+            return _placement(kind, shape, record, rows, inside, passes)
+    return _placement("cpu", shape, record, CPU_ROWS if calibrated else None, forced, passes)
 
 
 def _placement(
-    kind: Kind, shape: tuple[int, int], record: Algorithm, rows: int | None, in_place: bool
+    kind: Kind, shape: tuple[int, int], record: Algorithm, rows: int | None, in_place: bool, passes: int
 ) -> Placement:
-    return Placement(kind, rows, in_place, record.memory(shape, rows, in_place))
+    return Placement(kind, rows, in_place, record.memory(shape, rows, in_place, passes))

@@ -19,7 +19,7 @@ import packed
 import shapes
 import static
 import torch
-from checks import Red, ldlq, linear, quantizer, weight_only
+from checks import Red, descent, ldlq, linear, quantizer, weight_only
 from report import Row, environment, write
 from rivals import RIVALS, Missing
 from timing import Timer, copy_bandwidth, int8_tops
@@ -132,7 +132,7 @@ def _linear_row(bench: Bench, name: str, shape: tuple[int, int, int], rivals: di
 
 
 def whole_ldlq(bench: Bench, n: int, k: int) -> None:
-    """Time LDLQ of a weight, its Hessian given, factorisation included; and one block of columns alone."""
+    """Time LDLQ of a weight, its Hessian given, factorisation included; and blocks of columns alone."""
     x, w = torch.randn(2 * k, k, device=bench.device), torch.randn(n, k, device=bench.device)
     h = kernels.accumulate_hessian_(torch.zeros(k, k, device=bench.device), x) / x.shape[0]
     scale = w.abs().amax(1, keepdim=True) / 127
@@ -142,6 +142,11 @@ def whole_ldlq(bench: Bench, n: int, k: int) -> None:
     ldlq(q, block, square, scale)
     time = bench.timer(lambda: kernels.ldlq_(q, block, square, scale))
     bench.rows.append(Row("LDLQ", f"ldlq_, {width} columns", f"{n}x{k}", time))
+    corner = h[:width, :width].contiguous()
+    gradient = (block - q * scale) @ corner
+    descent(q, gradient, corner, scale)
+    time = bench.timer(lambda: kernels.descend_(q, gradient, corner, scale))
+    bench.rows.append(Row("LDLQ", f"descend_, {width} columns", f"{n}x{k}", time))
     options = QuantizeOptions("ldlq")
 
     def whole():

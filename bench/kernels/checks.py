@@ -62,3 +62,14 @@ def ldlq(q, w, feedback, scale) -> None:
     share = float((mine != twin).float().mean())
     if share > 0.02 or (mine == -128).any():
         raise Red(f"ldlq_: {share:.1%} of the integers differ from the twin's")
+
+
+def descent(q, gradient, hessian, scale) -> None:
+    """Refuse codes that differ from the twin's in more than 2 % (ties)."""
+    mine, twin = q.clone(), q.clone()
+    kernels.descend_(mine, gradient, hessian, scale)
+    with kernels.force_eager():
+        kernels.descend_(twin, gradient, hessian, scale)
+    share = float((mine != twin).float().mean())
+    if share > 0.02:
+        raise Red(f"descend_: {share:.1%} of the codes differ from the twin's")

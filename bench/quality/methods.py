@@ -34,6 +34,8 @@ MORE: dict[str, dict[str, Any]] = {
     "QuIP, bias corrected": {"algorithm": "quip", "rotate": True, "bias_correction": True},
     "QuIP, searched scale": {"algorithm": "quip", "rotate": True, "scale_search": True},
     "QuIP, actorder": {"algorithm": "quip", "rotate": True, "actorder": True},
+    "QuIP, 4 passes of coordinate descent": {"algorithm": "quip", "rotate": True, "passes": 4},
+    "QuIP, actorder, 4 passes": {"algorithm": "quip", "rotate": True, "actorder": True, "passes": 4},
     "QuIP, bf16 GEMMs": {"algorithm": "quip", "rotate": True, "bf16_compute": "on"},
     "QuIP, damping 0.1": {"algorithm": "quip", "rotate": True, "damping": 0.1},
     "learned rounding (adamw) + ConvRot": {"algorithm": "adamw", "rotate": True},

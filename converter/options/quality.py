@@ -67,6 +67,14 @@ def fold_words(text: str) -> str:
     return ",".join(word for word in FOLDS if word in words)
 
 
+def natural(value: str | int) -> int:
+    """Return a whole number of at least 0; else ValueError."""
+    number = int(value)
+    if number < 0:
+        raise ValueError(f"must not be negative, not {value}")
+    return number
+
+
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
     """Algorithm, calibration and memory. `plan.calibration` says what they make of each layer."""
@@ -174,6 +182,16 @@ class QualityOptions:
         group="quality",
         action="boolean",
         help="quantize the columns with the largest inputs first (default: in their own order)",
+    )
+    quip_passes: int = option(
+        0,
+        "--quip-passes",
+        "--quip_passes",
+        group="quality",
+        metavar="N",
+        type=natural,
+        help="after LDLQ go over all columns again, at most N times, and move each value to where the output "
+        "error is least given all others: 4 passes take twice the time and gain 0.1 dB (default 0)",
     )
     quip_seed: int = option(
         0,

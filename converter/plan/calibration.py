@@ -50,6 +50,14 @@ class Calibration:
         """Tell whether real inputs of the layer are known: what a Hessian is made of."""
         return (self.measured and self.has(layer, "samples")) or layer in self.directions
 
+    def tokens(self, layer: str, most: int | None = None) -> int:
+        """Return how many inputs a layer's Hessian is made of: recorded ones, at most `most`, or a LoRA's."""
+        if self.measured and self.has(layer, "samples"):
+            assert self.data is not None
+            count = self.data.count(self.records[layer])
+            return count if most is None else min(count, most)
+        return self.directions[layer].shape[0] if layer in self.directions else 0
+
     def stats(self, layer: str) -> LayerStats | None:
         """Read the layer's LayerStats from the files, now; None when it has none."""
         found = None
@@ -164,4 +172,11 @@ def algorithm_notes(asked: Mapping[str, str | None], calibration: Calibration) -
         yield (
             f"{len(blind)} of {len(asked)} layers have no calibration: without measured inputs LDLQ equals "
             f"rounding to nearest, so they are rounded ({blind[0]}, ...)"
+        )
+    guessed = [n for n, a in asked.items() if a and ALGORITHMS[a].optimizes and not calibration.steers(n)]
+    if guessed:
+        yield (
+            f"{len(guessed)} of {len(asked)} layers have no calibration: learned rounding fits the weights' "
+            "own directions there, for 0.1 dB over rounding to nearest where it was measured; leave "
+            f"--optimizer out, or give --calibration-data ({guessed[0]}, ...)"
         )

@@ -91,6 +91,7 @@ def _place(shape: tuple[int, int], algorithm: str, settings: Settings, budget: i
         checkpointed=settings.quip_checkpointed,
         threshold=settings.quip_checkpoint_threshold,
         segments=settings.quip_checkpoint_segments,
+        passes=settings.quip_passes,
     )
 
 

@@ -48,7 +48,7 @@ EFFECTS = (
     Effect(
         ("num_iter", "lr"), _optimizes, "no layer has learned rounding (--optimizer original, adamw, radam)"
     ),
-    Effect(("quip_actorder",), _algorithm("needs_hessian"), "no layer is rounded with LDLQ"),
+    Effect(("quip_actorder", "quip_passes"), _algorithm("needs_hessian"), "no layer is rounded with LDLQ"),
     Effect(
         (
             "quip_damping",

@@ -73,14 +73,22 @@ def peak_in_flight(plan: Plan, low_memory: bool = False) -> int:
 
 def _seconds(plan: Plan, settings: Settings) -> float | None:
     """Take the slower of reading and work, which overlap. None where a rate is not known."""
-    work = [_step_seconds(step, settings) for step in plan.quantized]
+    work = [_step_seconds(step, plan, settings) for step in plan.quantized]
     known = [seconds for seconds in work if seconds is not None]
     if len(known) < len(work):
         return None
     return max(sum(known), sum(step.source.nbytes for step in plan if step.outputs) / READ_RATE)
 
 
-def _step_seconds(step: Step, settings: Settings) -> float | None:
+def _step_seconds(step: Step, plan: Plan, settings: Settings) -> float | None:
     assert step.format is not None
-    record = ALGORITHMS[step.algorithm]
-    return record.seconds(step.shape, step.format.speed(), settings.num_iter)
+    work = ALGORITHMS[step.algorithm].work(
+        step.shape,
+        plan.calibration.tokens(step.layer_name, settings.calib_samples),
+        settings.num_iter,
+        settings.quip_passes,
+    )
+    if work is not None:
+        return work.seconds
+    speed = step.format.speed()
+    return step.source.numel / speed if speed else None

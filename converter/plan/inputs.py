@@ -111,7 +111,13 @@ def _others(plan: Plan, settings: Settings, learned: bool) -> list[Any]:
         found += [fingerprint(Path(path)) for path in [settings.calibration_data] if path]
         found += [settings.calib_samples, settings.quip_seed]
     if learned:
-        found += [settings.quip_actorder, settings.quip_damping, settings.num_iter, settings.lr]
+        found += [
+            settings.quip_actorder,
+            settings.quip_passes,
+            settings.quip_damping,
+            settings.num_iter,
+            settings.lr,
+        ]
         found += [settings.bf16_compute]
     return found
 

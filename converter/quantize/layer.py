@@ -23,6 +23,7 @@ def layer_options(step: Step, settings: Settings) -> QuantizeOptions:
         format=step.format,
         scale_search=settings.scale_search,
         actorder=settings.quip_actorder,
+        passes=settings.quip_passes,
         seed=settings.quip_seed,
         damping=settings.quip_damping,
         max_tokens=settings.calib_samples,

@@ -13,6 +13,7 @@ from .. import chunks
 from ..grid import Block, Grid
 from ..tensor import QuantizedTensor
 from . import tiles
+from .descent import coordinate_descent_, damped_hessian
 from .hessian import Factor, has_hessian, layer_factor, use_bf16
 from .rtn import rtn
 from .types import LayerStats, QuantizeOptions
@@ -36,7 +37,8 @@ def ldlq(
     assert stats is not None
     factor = layer_factor(stats, options, device, name)
     scale = tiles.layer_scale(weight, options, name, ready, factor.cost())
-    q = quantize_with_factor(weight, factor, scale, options, name, ready)
+    h = damped_hessian(stats, options, device, factor.damping) if options.passes else None
+    q = quantize_with_factor(weight, factor, scale, options, name, ready, h)
     raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
     return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), raised
 
@@ -52,10 +54,12 @@ def quantize_with_factor(
     options: QuantizeOptions,
     name: str = "",
     ready: torch.Tensor | None = None,
+    h: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the int8 codes [N, K] of LDLQ for scales as the grid shapes them, on the weight's device.
 
-    ready: the weight as `tiles.whole` made it, overwritten; None makes its rows chunk by chunk.
+    ready: the weight as `tiles.whole` made it, overwritten; None makes its rows chunk by chunk. h: the damped
+    Hessian [K, K], columns as stored, for options.passes of coordinate descent; None for none.
     """
     n, k = weight.shape
     q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
@@ -68,7 +72,10 @@ def quantize_with_factor(
         for first in range(start, stop, tile):
             part = slice(first, min(first + tile, stop))
             w = floats[first - start : part.stop - start]
-            q[part] = _quantize_tile(w, feedback, grid, scale, part).to(q.device)
+            codes, error = _quantize_tile(w, feedback, grid, scale, part)
+            if h is not None:
+                coordinate_descent_(codes, error, h, grid, scale, part, options.passes)
+            q[part] = codes.to(q.device)
 
     # With all rows ready there is one chunk, which needs no room of its own.
     chunks.in_chunks(n, options.row_chunk, work, multiple=tile, name=name)
@@ -99,8 +106,8 @@ class _Feedback:
 
 def _quantize_tile(
     w: torch.Tensor, feedback: _Feedback, grid: Grid, scale: torch.Tensor, part: slice
-) -> torch.Tensor:
-    """Return int8 [n, K] of a tile of float32 rows; w is overwritten.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the codes int8 [n, K] of a tile of float32 rows and what they leave of it; w is overwritten.
 
     Columns already done hold their error W - Q, so what block C needs is one GEMM over them (the loop
     looks left): w_C + (W - Q)[<C] R[<C, C] U_CC, quantized with U_CC by the kernel.
@@ -117,5 +124,7 @@ def _quantize_tile(
         block = Block(factor.matrix[c0:c1, c0:c1], scale, part, columns[c0:c1])
         grid.ldlq_block_(q[:, c0:c1], w[:, c0:c1], target, block)
     if factor.order is None:
-        return q
-    return torch.empty_like(q).index_copy_(1, factor.order, q)
+        return q, w
+    return torch.empty_like(q).index_copy_(1, factor.order, q), torch.empty_like(w).index_copy_(
+        1, factor.order, w
+    )

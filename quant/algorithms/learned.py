@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
+from ...formats.work import DESCENT_PASSES
 from .. import chunks
 from ..grid import Grid
 from ..tensor import QuantizedTensor
 from . import tiles
-from .hessian import has_hessian, layer_factor, layer_hessian
+from .descent import coordinate_descent_, damped_hessian
+from .hessian import has_hessian, layer_factor
 from .ldlq import quantize_with_factor
 from .types import LayerStats, QuantizeOptions
 
@@ -33,9 +35,6 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
 }
 """Name -> learning-rate factor at progress t in [0, 1)."""
-
-PASSES = 4
-"""Coordinate-descent passes; measured, the fifth gains less than 0.01 dB."""
 
 RANK = 16
 """Singular directions that stand in for calibration where there is none."""
@@ -62,8 +61,7 @@ def learned(
     q = quantize_with_factor(weight, factor, scale, options, name)
     damping = factor.damping
     del factor
-    h = layer_hessian(metric, options, device)
-    h.diagonal().add_(damping * h.diagonal().mean())
+    h = damped_hessian(metric, options, device, damping)
     before, after = _improve_(q, weight, h, scale, options, name)
     basis = "" if known else "no calibration samples: learned along the top singular directions; "
     return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), basis + _gain(before, after)
@@ -98,7 +96,9 @@ def _improve_(
             first = best.loss.sum().item()
             best.offer(grid.round(w, s))
             best.offer(_relax(best.q, best.problem, descent))
-            best.offer(coordinate_descent(best.q, best.problem))
+            codes = best.q.to(torch.int8)
+            coordinate_descent_(codes, best.problem.error(best.q), h, grid, scale, part, DESCENT_PASSES)
+            best.offer(codes.float())
             q[part] = best.q.to(device=q.device, dtype=torch.int8)
             sums[part.start] = (first, best.loss.sum().item())
 
@@ -183,51 +183,6 @@ def _regulariser_grad(moved: torch.Tensor, beta: float) -> torch.Tensor:
     """Return d/dh of 1 - |2h - 1|^beta, which pushes h away from one half."""
     away = 2 * moved - 1
     return -2 * beta * _REGULAR * away.sign() * away.abs().pow(beta - 1)
-
-
-def coordinate_descent(
-    q: torch.Tensor, problem: Problem, passes: int = PASSES, block: int = 128
-) -> torch.Tensor:
-    """Set each column in turn to the codes that minimise the loss given the others.
-
-    Blocks of columns share one GEMM; inside a block the gradient follows column by column.
-    """
-    q, h = q.clone(), problem.h
-    diagonal, s = h.diagonal().clamp_min(1e-30), problem.s.expand_as(problem.w)
-    for _ in range(passes):
-        changed = False
-        for c0 in range(0, q.shape[1], block):
-            cols = slice(c0, min(c0 + block, q.shape[1]))
-            gradient = (problem.error(q) @ h[:, cols]).t().contiguous()
-            moves = _descend_block(
-                q[:, cols], gradient, h[cols, cols], s[:, cols], diagonal[cols], problem.grid
-            )
-            changed |= bool(moves.any())
-            q[:, cols] += moves
-        if not changed:
-            break
-    return q
-
-
-def _descend_block(
-    q: torch.Tensor,
-    gradient: torch.Tensor,
-    h: torch.Tensor,
-    s: torch.Tensor,
-    diagonal: torch.Tensor,
-    grid: Grid,
-) -> torch.Tensor:
-    """Return moves of the codes [n, B] of a block; gradient [B, n] is its (W - Q) H, overwritten."""
-    old, scale = q.t().contiguous(), s.t().contiguous()
-    moves = torch.zeros_like(old)
-    weighted = torch.zeros_like(old)
-    for j in range(old.shape[0]):
-        if j:
-            gradient[j].addmv_(weighted[:j].t(), h[:j, j], alpha=-1.0)
-        found = grid.shifted(old[j], gradient[j], diagonal[j], scale[j])
-        moves[j] = found - old[j]
-        weighted[j] = grid.change(old[j], moves[j], scale[j])
-    return moves.t()
 
 
 def _singular_directions(weight: torch.Tensor, options: QuantizeOptions, rounds: int = 4) -> torch.Tensor:

@@ -108,6 +108,16 @@ class CalibrationData:
             return len(value[0] if name == "samples" else value)
         return 0
 
+    def count(self, layer: str) -> int:
+        """Return how many samples the record of a layer has, 0 where it has none."""
+        record = self.shared.get(layer, layer)
+        if "samples" not in self.records[record]:
+            return 0
+        if self.file is not None:
+            return self.file.tensors[f"{record}.samples"].shape[0]
+        assert self.values is not None
+        return len(self.values[record]["samples"])
+
     def _read(self, record: str) -> dict[str, torch.Tensor]:
         assert self.file is not None
         with self.file.reopen() as f:

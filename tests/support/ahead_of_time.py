@@ -184,6 +184,7 @@ def cases() -> dict:
     from convert_to_quant.kernels.triton import (
         blockwise,
         dequantize,
+        descent,
         int8_mm,
         ldlq,
         rotation,
@@ -225,6 +226,12 @@ def cases() -> dict:
         block, square = _meta(4096, 128, dtype=f32), _meta(128, 128, dtype=f32)
         return ldlq.ldlq_.plan(_meta(4096, 128, dtype=i8), block, square, _meta(4096, 1, dtype=f32)).steps
 
+    def descend():
+        block, square = _meta(4096, 128, dtype=f32), _meta(128, 128, dtype=f32)
+        return descent.descend_.plan(
+            _meta(4096, 128, dtype=i8), block, square, _meta(4096, 1, dtype=f32)
+        ).steps
+
     q, rows, blocks = _meta(4096, 3072, dtype=i8), _meta(4096, 1, dtype=f32), _meta(32, 24, dtype=f32)
     return {
         "rowwise": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 12288)).steps,
@@ -251,6 +258,7 @@ def cases() -> dict:
         "dequantize 256": lambda: dequantize.dequantize.plan(q, rows, torch.bfloat16, 256).steps,
         "dequantize blocks": lambda: dequantize.dequantize.plan(q, blocks, torch.bfloat16).steps,
         "ldlq": update,
+        "descent": descend,
         "int8_mm 1": lambda: mm(1),
         "int8_mm 64": lambda: mm(64),
         "int8_mm 256": lambda: mm(256),
@@ -281,7 +289,7 @@ PRODUCTS = ("sm_90", "sm_100")
 
 BRIEF = (
     "rowwise", "rowwise 256", "rowwise 1024", "blockwise 128x128", "rotate 256", "dequantize 256", "ldlq",
-    "int8_mm 1", "int8_mm 64", "int8_mm 4096", "int8_mm blocks 4096", "weight_only 16 rotated",
+    "descent", "int8_mm 1", "int8_mm 64", "int8_mm 4096", "int8_mm blocks 4096", "weight_only 16 rotated",
 )  # fmt: skip
 """What every target compiles. The rest are the same launches on each target, for another chip."""
 

@@ -445,3 +445,44 @@ def packed_linear(ops, place, kind, shape):
         place(x), place(q), bits, place(rows), place(scale), place(codebook), place(bias), 64
     )  # fmt: skip
     same(got, kernels.packed_linear(x, q, bits, rows, scale, codebook, bias, 64))
+
+
+@case(rows=[1, 50], columns=[1, 17, 128], scales=["one", "rows"], levels=[127, 2])
+def descend_exact(ops, place, rows, columns, scales, levels):
+    # Dyadic numbers: every sum, product and quotient is exact, in whatever order it is taken.
+    gradient = integers(-640, 640, (rows, columns), torch.float32) / 8
+    hessian = integers(-20, 20, (columns, columns), torch.float32, seed=1)
+    hessian = torch.triu(hessian * (hessian.abs() <= 1), 1)
+    hessian += hessian.t() + torch.diag(2.0 ** integers(0, 1, (columns,), torch.float32, seed=2))
+    scale = torch.tensor(0.25) if scales == "one" else 2.0 ** integers(-3, 0, (rows, 1), torch.float32)
+    before = integers(-levels, levels, (rows, columns), seed=3)
+    want_q, given = before.clone(), gradient.clone()
+    want = kernels.descend_(want_q, gradient, hessian, scale, levels)
+    assert torch.equal(gradient, given)
+    assert want_q.abs().max() <= levels
+    wide = place(before.repeat(1, 3))
+    got_q, placed = wide[:, columns : 2 * columns], place(gradient)
+    same(ops.descend_(got_q, placed, place(hessian), place(scale), levels), want)
+    same(got_q.cpu().contiguous(), want_q)
+    assert torch.equal(wide[:, :columns].cpu(), before)
+    assert torch.equal(wide[:, 2 * columns :].cpu(), before)
+    assert torch.equal(placed.cpu(), gradient)
+
+
+@case(seed=[0])
+def descend_random(ops, place, seed):
+    x = normal(512, 64, seed=seed) @ normal(64, 64, seed=2)
+    h = x.t() @ x / 512 + torch.eye(64)
+    w = normal(40, 64, seed=1)
+    scale = w.abs().amax(1, keepdim=True) / 127
+    before = (w / scale).round().to(torch.int8)
+    gradient = (w - before * scale) @ h
+    want_q, got_q = before.clone(), place(before.clone())
+    kernels.descend_(want_q, gradient, h, scale)
+    moved = ops.descend_(got_q, place(gradient), place(h), place(scale))
+    assert (got_q.cpu() != want_q).float().mean() < 0.02
+    torch.testing.assert_close(moved.cpu(), (got_q.cpu().float() - before) * scale)
+    start, loss, loss0 = (
+        (((w - q * scale) @ h) * (w - q * scale)).sum() for q in (before, got_q.cpu(), want_q)
+    )
+    assert loss < 1.02 * loss0 < 0.9 * start

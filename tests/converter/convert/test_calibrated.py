@@ -11,7 +11,7 @@ from convert_to_quant.converter.cli.main import main
 from convert_to_quant.kernels import dequantize
 from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import save as save_calibration
-from convert_to_quant.quantization import ConversionError, convert_to_int8
+from convert_to_quant.quantization import ConversionError, convert_to_int8, plan_int8
 
 
 def correlated_inputs(k, n=512, seed=0, mean=0.0):
@@ -100,6 +100,15 @@ def test_data_free_ldlq_says_that_it_is_rounding(tmp_path, model):
     convert_to_int8(model, tmp_path / "rtn.safetensors")
     assert (tmp_path / "q.safetensors").read_bytes() == (tmp_path / "rtn.safetensors").read_bytes()
     assert any("LDLQ equals rounding to nearest" in note for note in report.notes)
+
+
+def test_learned_rounding_without_calibration_is_told_where_it_cannot_help(tmp_path, model):
+    calibration = record(tmp_path / "c.safetensors", layers()[:2])
+    for data, told in ((None, "6 of 6"), (str(calibration), "4 of 6")):
+        notes = plan_int8(model, optimizer="adamw", calibration_data=data).notes
+        (line,) = [note for note in notes if "learned rounding" in note]
+        assert line.startswith(f"{told} layers have no calibration")
+    assert not any("learned rounding" in note for note in plan_int8(model).notes)
 
 
 def test_synthetic_inputs_steer_nothing(tmp_path, model):
@@ -221,6 +230,7 @@ def test_memory_options_change_no_bit(tmp_path, model, flags):
     "flags",
     [
         ["--quip-actorder"],
+        ["--quip-passes", "2"],
         ["--quip-damping", "0.5"],
         ["--scale-search"],
         ["--bf16-compute", "on"],
@@ -256,6 +266,7 @@ def test_quality_options_reach_the_integers_and_stay_sound(tmp_path, model, flag
         (["--bf16-compute", "x"], "must be auto, on or off"),
         (["--device", "tpu"], "the device must be one of"),
         (["--quip-damping", "0"], "positive"),
+        (["--quip-passes", "-1"], "must not be negative"),
         (["--num_iter", "0"], "at least 1"),
     ],
     ids=str,

@@ -19,7 +19,7 @@ from convert_to_quant.converter.plan.build import build_plan
 from convert_to_quant.converter.preview.dry_run import create_template
 from convert_to_quant.converter.preview.template import layer_template
 from convert_to_quant.files.checkpoint import open_checkpoint
-from convert_to_quant.formats import Int8Tensorwise, algorithms
+from convert_to_quant.formats import Int8Tensorwise
 from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import ConversionError, convert_to_int8, plan_int8
@@ -106,15 +106,23 @@ def test_an_unknown_kind_of_dry_run_is_a_wrong_command_line(model, capsys):
     assert "must be analyze or create-template, not 'analyse'" in capsys.readouterr().err
 
 
-def test_an_algorithm_without_a_measured_speed_has_no_time(model, monkeypatch):
-    learned = plan_int8(model, optimizer="radam", device="cpu").seconds
-    assert learned > plan_int8(model).seconds
-    more = plan_int8(model, optimizer="radam", device="cpu", num_iter=1000).seconds
-    assert more == pytest.approx(7 * learned)
-    unmeasured = replace(algorithms.ALGORITHMS["radam"], products=0.0)
-    monkeypatch.setitem(algorithms.ALGORITHMS, "radam", unmeasured)
+def test_the_time_follows_steps_passes_and_tokens(model, tmp_path):
+    """Learned rounding multiplies whole matrices at each step, so a hundred steps cost what they cost."""
+    learned = [plan_int8(model, optimizer="radam", device="cpu", num_iter=n).seconds for n in (100, 1000)]
+    assert learned[1] == pytest.approx(10 * learned[0], rel=0.25)
+    assert learned[0] > 30 * plan_int8(model).seconds
+    x = torch.randn(512, 256, generator=torch.Generator().manual_seed(0))
+    calibration = save_calibration(tmp_path / "c.safetensors", {layers()[0]: LayerStats(samples=x)})
+    options = {"calibration_data": str(calibration), "device": "cpu"}
+    few, all_, more = (
+        plan_int8(model, **options, **o).seconds for o in ({"calib_samples": 32}, {}, {"quip_passes": 4})
+    )
+    assert few < all_ < more
+
+
+def test_a_format_without_a_measured_speed_has_no_time(model, monkeypatch):
     monkeypatch.setattr(Int8Tensorwise, "speed", lambda self: 0.0)
-    assert plan_int8(model, optimizer="radam", device="cpu").seconds is None
+    assert plan_int8(model, device="cpu").seconds is None
 
 
 def test_the_place_and_the_memory_of_each_algorithm(model):
