@@ -285,7 +285,7 @@ FULL = ("sm_80", "sm_120")
 """Targets that compile every case, the oldest and the newest: they spill first."""
 
 PRODUCTS = ("sm_90", "sm_100")
-"""Targets that compile every product besides `BRIEF`: theirs have instructions of their own (wgmma, tcgen05)."""
+"""Targets that compile every product besides `BRIEF`: theirs have instructions of their own."""
 
 BRIEF = (
     "rowwise", "rowwise 256", "rowwise 1024", "blockwise 128x128", "rotate 256", "dequantize 256", "ldlq",
