@@ -4,6 +4,7 @@
     python bench/quality                     # tables and docs/quality.png; some 20 minutes on a busy core
     python bench/quality --quick             # the main table on two of the six layers
     python bench/quality --formats           # every format by rounding and LDLQ, and nothing else
+    python bench/quality --fold --folder F   # what folding gains: MiniLM, and a small Flux that it trains
 
 Calibrates on one text and measures on another (text.py). SQNR is of each Linear's output, in dB, as the mean
 and the worst of the 36 Linears; W8A16 has exact activations, W8A8 dynamic int8 ones (as they run). Drift is
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import fold
 import measure
 import minilm
 import reference
@@ -191,6 +193,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="the main table on two of six layers")
     parser.add_argument("--formats", action="store_true", help="only the table of every format")
+    parser.add_argument("--fold", action="store_true", help="only the tables of folded inputs")
     parser.add_argument("--tokens", type=int, default=4096, help="held-out tokens (default 4096)")
     parser.add_argument("--folder", type=Path, help="keeps the recorded activations for another run")
     parser.add_argument("--plot", type=Path, default=Path(__file__).parents[2] / "docs" / "quality.png")
@@ -204,6 +207,10 @@ def main() -> int:
         bench = Bench(folder, a.quick, a.tokens)
         if a.formats:
             table(bench, formats())
+            return 0
+        if a.fold:
+            fold.minilm(bench)
+            fold.flux(folder)
             return 0
         found = table(bench, MAIN)
         apart = against_float64(bench, found[BEST])

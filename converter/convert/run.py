@@ -203,7 +203,8 @@ class _Run:
         sample = inputs = None
         if self._settings.verify:
             sample = sample_rows(read.weight, step.format.row_step, self._settings.report_quality)
-            inputs = None if tokens is None else Inputs(tokens, read.bias)
+            mean = None if folds is None else folds.mean_output(step.layer_name)
+            inputs = None if tokens is None else Inputs(tokens, read.bias, mean)
         return _Done(tensors, sample, inputs, note)
 
     def _write(self, step: Step, result: Any) -> None:

@@ -160,9 +160,10 @@ def _factors(inputs: list[FoldedInput], raw: bytes, where: str) -> list[Factors]
         raise CheckpointError(f"{where}: is damaged: it has not as many factors as its inputs have channels")
     values = torch.frombuffer(bytearray(raw or b"\0"), dtype=torch.uint8)[: len(raw)]
     exponents = values[: sum(counts)].view(torch.int8)
-    planes = values[sum(counts) :].view(4, -1).t().contiguous().view(torch.float32).view(-1)
+    planes = values[sum(counts) :].view(4, -1).t().contiguous().view(-1)
+    planes = planes.view(torch.float32) if planes.numel() else torch.zeros(0)
     if exponents.numel() and int(exponents.int().abs().amax()) > MOST:
-        raise CheckpointError(f"{where}: is damaged: a factor is beyond 2^{MOST}")
+        raise CheckpointError(f"{where}: is damaged: a factor is too large")
     if planes.numel() and not isfinite(float(planes.double().sum())):
         raise CheckpointError(f"{where}: is damaged: a mean is not finite")
     split = zip(inputs, exponents.split(counts), planes.split(means), strict=True)

@@ -1,8 +1,8 @@
 """The factors of one input, and the arithmetic with them.
 
 For an input x with mean mu and factors t, what produces x gives (x - mu) / t and what reads it has W diag(t)
-and b + W mu. Factors are powers of two: a weight times or by one of them is the same number with another
-exponent, in every float dtype, so that a fold of factors loses nothing and can be told to the bit.
+and b + W mu. Factors are powers of the fourth root of two, by a table: the same numbers on every machine, so
+that a fold can be done again to the bit. Steps that fine cost 0.04 dB W8A8, powers of two 0.6 dB.
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ import torch
 from ...quant.algorithms import LayerStats
 from .inputs import FoldedInput, Rows, TensorFolds, by_tensor
 
-MOST = 12
-"""Largest power of two of a factor, up or down."""
+STEPS = 4
+"""Factors in an octave."""
+
+MOST = 12 * STEPS
+"""Largest exponent of a factor, up or down."""
+
+_ROOTS = torch.tensor([1.0, 2**0.25, 2**0.5, 2**0.75], dtype=torch.float32)
 
 _ELEMENTS = 1 << 20
 
@@ -27,7 +32,7 @@ _ELEMENTS = 1 << 20
 class Factors:
     """The factors of an input, one for each of the rows that produce it.
 
-    exponents: int8 [C], t = 2^exponent. mean: float32 [C], None where none is taken off.
+    exponents: int8 [C], t = 2^(exponent / STEPS). mean: float32 [C], None where none is taken off.
     """
 
     exponents: torch.Tensor
@@ -36,7 +41,9 @@ class Factors:
     @property
     def scale(self) -> torch.Tensor:
         """Return t, float32 [C]."""
-        return torch.exp2(self.exponents.float())
+        steps = self.exponents.int()
+        octaves = steps.div(STEPS, rounding_mode="floor")
+        return torch.ldexp(_ROOTS[steps - STEPS * octaves], octaves)
 
 
 def widened(values: torch.Tensor, one: FoldedInput) -> torch.Tensor:
@@ -94,6 +101,13 @@ class Folds:
         for number, r in folds.rows:
             _divide_(folded.view(-1) if r.flat else folded, r, self.factors[number], first)
         return folded
+
+    def mean_output(self, layer: str) -> torch.Tensor | None:
+        """Return what the means of a layer's inputs give, which its bias takes, float64 [N]; or None."""
+        folds = self.tensors.get(f"{layer}.bias")
+        if folds is None or not folds.added:
+            return None
+        return sum(self.gain(number, c.layer) for number, c in folds.added)  # type: ignore[return-value]
 
     def stats(self, layer: str, stats: LayerStats | None) -> LayerStats | None:
         """Return the statistics of a layer's folded inputs: (x - mu) / t in the columns that a fold has."""

@@ -1,8 +1,8 @@
 """The factors of a plan's folds, from its calibration and one pass over the weights that read the inputs.
 
 t = sqrt(rms(x) / rms(w)) per channel, with a geometric mean of one (Xiao et al. 2023, SmoothQuant, eq. 4 at
-alpha 0.5, with energies for maxima because a rotation follows), rounded to a power of two; mu = E[x], rounded
-to a sixteenth of the channel's spread: a fold is exact with any factors, and these are short in the file.
+alpha 0.5, with energies for maxima because a rotation follows), rounded to a quarter of an octave; mu = E[x],
+rounded to a sixteenth of the channel's spread: a fold is exact with any, and these are short in the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..plan.calibration import Calibration
 from ..plan.steps import Plan
 from ..quantize.source import read_weight
 from .coding import KEY, encoded
-from .factors import MOST, Factors, Folds, narrowed, product, widened
+from .factors import MOST, STEPS, Factors, Folds, narrowed, product, widened
 from .inputs import Columns, FoldedInput
 
 _FINE = 16
@@ -124,7 +124,7 @@ class _Activity:
 
     def exponents(self, weights: torch.Tensor) -> torch.Tensor:
         """Return int8 exponents of the factors, by the mean squares of the columns of weights, [C]."""
-        balance = (self.square.log2() - weights.log2()) / 4  # log2 of sqrt(rms / rms)
+        balance = STEPS * (self.square.log2() - weights.log2()) / 4  # log2 of sqrt(rms / rms)
         alive = torch.isfinite(balance)
         if not bool(alive.any()):
             return torch.zeros(len(balance), dtype=torch.int8)

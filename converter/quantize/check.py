@@ -68,10 +68,14 @@ def sample_rows(weight: torch.Tensor, row_step: int, every_row: bool) -> Sample:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What outputs are compared on. tokens: [n, K]. bias: [N] of the source, None where it stays."""
+    """What outputs are compared on. tokens: [n, K]. bias: [N] of the source, None where it stays.
+
+    mean: [N], what the mean of folded inputs gives, which is in the bias; it counts as signal, not as noise.
+    """
 
     tokens: torch.Tensor
     bias: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ class _Outputs:
 
     def __init__(self, inputs: Inputs, bias: torch.Tensor | None) -> None:
         self._x, self._given, self._bias = inputs.tokens.float(), inputs.bias, bias
+        self._mean = inputs.mean
         self._signal = self._noise = 0.0
 
     def add(self, run: slice, weight: torch.Tensor, written: "_Rows") -> None:
@@ -145,7 +150,8 @@ class _Outputs:
         lost = written.linear(self._x).float() - exact
         if self._bias is not None and self._given is not None:
             lost += self._bias[run].float() - self._given[run].float()
-        self._signal += float(exact.double().square().sum())
+        signal = exact.double() if self._mean is None else exact.double() + self._mean[run]
+        self._signal += float(signal.square().sum())
         self._noise += float(lost.double().square().sum())
 
     @property

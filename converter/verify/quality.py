@@ -34,8 +34,16 @@ class Quality:
     w8a16_db: float | None = None
 
 
-def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = None) -> tuple[Quality, Rows]:
-    """Measure a layer over all rows. inputs: [n, K] activations as the layer gets them, any float dtype."""
+def measure(
+    source: Source,
+    quantized: Quantized,
+    inputs: torch.Tensor | None = None,
+    mean: torch.Tensor | None = None,
+) -> tuple[Quality, Rows]:
+    """Measure a layer over all rows. inputs: [n, K] activations as the layer gets them, any float dtype.
+
+    mean: [N], what the mean that was taken off the inputs gives; it counts as signal.
+    """
     inputs = None if inputs is None else inputs.float()
     rows = Rows.of(quantized)
     sums, dense = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
@@ -47,7 +55,8 @@ def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = 
         if smooth or inputs is not None:
             v = part.floats()
             if inputs is not None:
-                sums += _output_sums(inputs, w, v, part)
+                own = 0.0 if mean is None else mean[start:stop]
+                sums += _output_sums(inputs, w, v, part, own)
             dense += torch.stack([w.double().square().sum(), v.sub_(w).double().square().sum()])
     signal, noise = (dense if smooth else torch.stack([rows.signal.sum(), rows.error.sum()])).tolist()
     quality = Quality(decibels(signal, noise))
@@ -58,14 +67,16 @@ def measure(source: Source, quantized: Quantized, inputs: torch.Tensor | None = 
     return replace(quality, w8a8_db=a8_db, w8a16_db=decibels(y, a16)), rows
 
 
-def _output_sums(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor, part: Part) -> torch.Tensor:
+def _output_sums(
+    x: torch.Tensor, w: torch.Tensor, v: torch.Tensor, part: Part, mean: torch.Tensor | float
+) -> torch.Tensor:
     """Return [signal, noise with INT8 activations, noise with exact ones] of the outputs of some rows."""
     y = x @ w.t()
     a8 = 0.0
     if part.layout.quantizes_activations:
         a8 = float(part.linear(x).sub_(y).double().square().sum())
     a16 = float((x @ v.t()).sub_(y).double().square().sum())
-    return torch.tensor([float(y.double().square().sum()), a8, a16], dtype=torch.float64)
+    return torch.tensor([float((y.double() + mean).square().sum()), a8, a16], dtype=torch.float64)
 
 
 def diagnose(source: Source, quantized: Quantized) -> str:

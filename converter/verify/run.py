@@ -186,7 +186,9 @@ class _Run:
             return VerifiedLayer(*fields, fault=str(e))
         if broken := broken_scales(quantized):
             return VerifiedLayer(*fields, fault=broken)
-        quality, rows = measure(source, quantized, self._inputs.of(layer.name, quantized.shape[1]))
+        inputs = self._inputs.of(layer.name, quantized.shape[1])
+        mean = None if inputs is None or self._folds is None else self._folds.mean_output(layer.name)
+        quality, rows = measure(source, quantized, inputs, mean)
         entry = self._record.layer(layer.name) if self._record else None
         written = self._written(layer, form, entry) or scale_faults(quantized)
         rounded = self._rounded(entry)

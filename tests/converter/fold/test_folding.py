@@ -86,6 +86,7 @@ def test_a_folded_file_is_nearer_to_its_model(flux, folded_flux, tmp_path):
     for fold in ("off", "smooth", "auto"):
         output, _ = flux.convert(tmp_path / f"{fold}.safetensors", fold, preset_strict=True)
         scores[fold] = sqnr(flux.outputs(output), want)
+        assert verify(flux.source, output).ok
     assert scores["off"] + 0.5 < scores["smooth"], scores
     assert scores["smooth"] + 0.3 < scores["auto"], scores
 

@@ -1,0 +1,137 @@
+"""What folding gains: on MiniLM's inputs, layer by layer, and in files of a small Flux that is trained here.
+
+MiniLM normalises behind each branch, so that in the model itself only values fold; its inputs stand for those
+of models that normalise before (every layer but the Linear behind a GELU). The Flux is converted, and its
+files are loaded and run.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import dit
+import measure
+import torch
+from methods import BEST, MAIN, TOKENS, options
+
+from convert_to_quant.converter.convert.progress import Silent
+from convert_to_quant.converter.fold.find import find_inputs
+from convert_to_quant.converter.fold.measure import measured
+from convert_to_quant.converter.options.settings import Settings
+from convert_to_quant.converter.plan.build import build_plan
+from convert_to_quant.converter.presets import Match, Preset
+from convert_to_quant.converter.presets.folds import BlockFolds, Norm, Up, Values, fold
+from convert_to_quant.converter.verify.run import verify
+from convert_to_quant.files.checkpoint import open_checkpoint
+from convert_to_quant.files.save import save_tensors
+from convert_to_quant.quant.algorithms import quantize_layer
+from convert_to_quant.quant.calibration import calibrate
+from convert_to_quant.quantization import convert_to_int8
+from convert_to_quant.runtime import load_quantized
+
+KINDS = {"nothing": (), "mean": ("mean",), "smooth": ("smooth",), "mean and smooth": ("mean", "smooth")}
+
+_VALUES = fold("attention.dense", by=Values("attention.value"))
+_PRE_NORM = (
+    fold("attention.query", "attention.key", "attention.value", by=Norm("attention.norm")),
+    _VALUES,
+    fold("intermediate", by=Norm("norm")),
+)
+FOLDABLE = {
+    "values only (MiniLM itself)": (_VALUES,),
+    "all but behind GELU (a pre-norm model)": _PRE_NORM,
+    "every layer": (*_PRE_NORM, fold("output", by=Up("intermediate"))),
+}
+"""Sets of MiniLM's layers; what is changed before them is not looked at, only their inputs."""
+
+
+def minilm(bench) -> None:
+    """Print W8A16 and W8A8 of QuIP on MiniLM's layers by what is folded, as means over the layers."""
+    print("\n| folded | inputs | W8A16 | W8A8 | worst |\n| --- | --- | --- | --- | --- |")
+    for where, folds in FOLDABLE.items():
+        for kind, kinds in KINDS.items():
+            if kind == "nothing" and where != next(iter(FOLDABLE)):
+                continue
+            scores = _layers(bench, folds, kinds)
+            name = "nothing" if kind == "nothing" else f"{where}: {kind}"
+            w8a16, w8a8 = ({n: s[i] for n, s in scores.items()} for i in (0, 1))
+            line = f"{measure.mean(w8a16):.2f} | {measure.mean(w8a8):.2f} | {min(w8a8.values()):.2f}"
+            print(f"| {name} | {len(scores)} | {line} |", flush=True)
+
+
+def _layers(bench, folds: tuple, kinds: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Quantize every layer on folded inputs; return W8A16 and W8A8 by layer."""
+    made = _folds(bench, folds, kinds)
+    scores = {}
+    for name, weight in bench.layers.items():
+        x, stats = bench.held_out(name), bench.train.stats(name)
+        folded = made.apply(f"{name}.weight", weight.clone())
+        result = quantize_layer(
+            folded, made.stats(name, stats), options(MAIN[BEST], weight.shape[1], TOKENS), None, name
+        )
+        inner = made.stats(name, replace(stats, samples=x)).samples
+        mean = made.mean_output(name)
+        extra = 0.0 if mean is None else mean
+        exact = (inner @ folded.T).double() + extra
+        dense = (inner @ result.weight.dequantize().float().T).double() + extra
+        scores[name] = (
+            measure.sqnr(exact, dense),
+            measure.sqnr(exact, measure.integer_output(inner, result).double() + extra),
+        )
+    return scores
+
+
+def _folds(bench, folds: tuple, kinds: tuple[str, ...]):
+    """Measure the factors as a conversion does, for layers that the model's own preset would name so."""
+    preset = Preset("minilm", "MiniLM", (), (), folds=(BlockFolds(r"layers\.\d+", folds),))
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_tensors(Path(folder) / "m.safetensors", dict(bench.model.state_dict()))
+        settings = Settings(input_file=str(path), calibration_data=str(bench.train.path))
+        with open_checkpoint(path) as checkpoint:
+            plan = build_plan(checkpoint, settings)
+            inputs = tuple(find_inputs(checkpoint.shapes(), [Match(preset)], kinds))
+            return measured(replace(plan, inputs=inputs), checkpoint, Silent())
+
+
+FILES = {
+    "rounding, unfolded": {"simple": True, "fold": "off"},
+    "QuIP, unfolded": {"fold": "off"},
+    "QuIP, smooth": {"fold": "smooth"},
+    "QuIP, mean": {"fold": "mean"},
+    "QuIP, mean and smooth": {"fold": "auto"},
+    "QuIP, unfolded, modulation kept": {"fold": "off", "preset_strict": True},
+    "QuIP, mean and smooth, modulation kept": {"fold": "auto", "preset_strict": True},
+    "mean and smooth, only modulation quantized": {"fold": "auto", "exclude_layers": r"attn|mlp|linear"},
+    "unfolded, only modulation quantized": {"fold": "off", "exclude_layers": r"attn|mlp|linear"},
+}
+
+
+def flux(folder: Path) -> None:
+    """Print what files of the small Flux keep: outputs of layers on held-out inputs, and pictures."""
+    model = dit.train(folder / "dit.safetensors")
+    words = dit.captions(24, torch.Generator().manual_seed(7))
+    recorded = {}
+    for name, part, seed in (("train", words[:16], 11), ("held-out", words[16:], 12)):
+        recorded[name] = folder / f"dit-{name}.safetensors"
+        if not recorded[name].is_file():
+            calibrate(model, [(part, seed)], recorded[name], forward=lambda m, b: dit.paint(m, *b))
+    test = dit.captions(16, torch.Generator().manual_seed(8))
+    want = dit.paint(model, test, 13)
+    print("\n| file | W8A16 | W8A8 | worst | pictures, dB PSNR |\n| --- | --- | --- | --- | --- |")
+    for name, asked in FILES.items():
+        output = folder / "dit-int8.safetensors"
+        convert_to_int8(
+            str(folder / "dit.safetensors"),
+            str(output),
+            calibration_data=str(recorded["train"]),
+            overwrite=True,
+            **asked,
+        )
+        report = verify(folder / "dit.safetensors", output, recorded["held-out"])
+        layers = {r.name: (r.w8a16_db, r.w8a8_db) for r in report.layers if r.w8a8_db is not None}
+        w8a16, w8a8 = ({n: s[i] for n, s in layers.items()} for i in (0, 1))
+        quantized = dit.build().eval().requires_grad_(False)
+        load_quantized(quantized, output)
+        picture = dit.psnr(dit.paint(quantized, test, 13), want)
+        line = f"{measure.mean(w8a16):.2f} | {measure.mean(w8a8):.2f} | {min(w8a8.values()):.2f}"
+        print(f"| {name} | {line} | {picture:.2f} |", flush=True)
