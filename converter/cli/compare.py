@@ -10,6 +10,7 @@ from ...files.report import require_report, save_json
 from ...formats.errors import ConversionError
 from ..compare.report import DTYPES
 from ..plan.inputs import files_behind
+from . import compare_pictures
 from .show_compare import comparison_text
 from .suggest import SuggestingParser
 from .text import say
@@ -20,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p = SuggestingParser(
         prog="ctq compare",
         description="Run one model on two checkpoints and compare outputs, memory and time.",
+        epilog="Pictures of a diffusers pipeline: ctq compare --pipeline FOLDER --help",
     )
     p.add_argument("reference", help="the checkpoint to measure against, for instance the bf16 original")
     p.add_argument("candidate", help="the quantized checkpoint")
@@ -54,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run a comparison; returns 0, or 1 below --min-sqnr. ConversionError as `compare` does."""
+    if any(word.partition("=")[0] == "--pipeline" for word in argv):
+        return compare_pictures.main(argv)
     args = parser().parse_args(argv)
     if args.perplexity and not args.tokenizer:
         raise ConversionError(

@@ -4,7 +4,7 @@ from ...formats import CheckpointError
 from ...names.keymap import KeyMap, map_for
 from .empty import empty_weights
 from .int8_linear import Int8Linear
-from .loading import LoadReport, load_quantized
+from .loading import LoadReport, load_quantized, require_fit
 from .lora import LoraHandle, LowRank, apply_lora
 from .operations import mixed_precision_ops
 from .quantizing import QuantizeReport, quantize_model
@@ -25,6 +25,7 @@ __all__ = [
     "mixed_precision_ops",
     "plain_state_dict",
     "quantize_model",
+    "require_fit",
     "save_quantized",
     "write_tensors",
 ]

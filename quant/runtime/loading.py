@@ -116,6 +116,16 @@ def load_quantized(
     return report
 
 
+def require_fit(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError where `load_quantized` would for a file's names; no tensor is read."""
+    targets = _targets(model)
+    with open_checkpoint(path) as file:
+        configs = _header_configs(file)
+        prefix, mapper = _choose(file, model, targets, None, None)
+        sources, _ = _sources(file, prefix, mapper, configs)
+        _check(sources, file, targets, _persistent_buffers(model), True, LoadReport(str(path), prefix))
+
+
 def _targets(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return everything a checkpoint may hold, by name: parameters under all their names, and buffers."""
     named = dict(model.named_parameters(remove_duplicate=False))
