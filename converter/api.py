@@ -36,7 +36,8 @@ def convert(
 def convert_to_int8(input_file: str, output_file: str | None = None, **options: Any) -> ConversionReport:
     """Convert a safetensors checkpoint to one with INT8 weights that stock ComfyUI loads.
 
-    input_file: a ``.safetensors`` file, a ``*.safetensors.index.json`` or a folder of shards.
+    input_file: a ``.safetensors`` file, a ``*.safetensors.index.json`` or a folder of shards; as a text also
+        a model on the hub (``org/model``) or a URL (docs/hub.md).
     output_file: the file to write; by default beside the input, named after the format.
     options: the command line's options as keywords (see `converter.options.settings.Settings`), among them
         comfy_quant, format, scaling_mode, block_size=128, convrot=True|False,

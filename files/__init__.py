@@ -3,7 +3,10 @@
 dtypes      the names of element types, their sizes, and what they are in torch
 header      the header of a safetensors file, parsed and built
 regular     opening files that others made, and reading their JSON
+index       the index of a sharded checkpoint
+shards      the files that a checkpoint here consists of
 checkpoint  reading: one file, a sharded index or a folder of shards
+remote      the same of checkpoints that are not on this machine
 joined      a tensor put together from the rows of others, where it is read
 stamp       what tells a file from a changed one
 target      where a file may be written

@@ -1,29 +1,32 @@
 """Reading checkpoints: one safetensors file, a sharded index, a folder of shards, or what torch.save wrote.
 
-Only headers are read when a checkpoint is opened. Tensors are read with ``pread`` into their own
-memory, not mapped: mapped pages count as this process's memory for as long as the kernel likes, and fault
-if the file is replaced.
+They are here or elsewhere (`remote`). Only headers are read when a checkpoint is opened. Tensors are read
+with ``pread`` into their own memory, not mapped: mapped pages count as this process's memory for as long as
+the kernel likes, and fault if the file is replaced.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..formats.errors import CheckpointError
 from .dtypes import nbytes, torch_dtype
-from .header import TensorInfo, read_header
+from .header import TensorInfo, parse_header, read_header
 from .memory import in_huge_pages
-from .mistaken import not_there
-from .pickled import ENDINGS, MAGIC, read_pickled
-from .regular import open_regular, read_json, unreadable
-from .schema import record, table, text
-from .stamp import Stamp, stamp
+from .pickled import MAGIC, read_pickled
+from .regular import open_regular
+from .remote.address import Location, RemoteFile, located
+from .shards import files_at
+from .stamp import RemoteStamp, Stamp, Stamps, stamp
 
 if TYPE_CHECKING:
     import torch
+
+    from .remote.ahead import RemoteReader
 
 __all__ = ["Checkpoint", "TensorInfo", "computable_dtype", "open_checkpoint"]
 
@@ -40,17 +43,19 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: Path,
-        files: list[Path],
+        path: Location,
+        files: Sequence[Location],
         tensors: dict[str, TensorInfo],
         metadata: dict[str, str],
-        stamps: dict[Path, Stamp],
+        stamps: Stamps,
+        readers: Mapping[RemoteFile, RemoteReader] = {},
     ):
         self.path = path
         self.files = tuple(files)
         self.tensors = tensors
         self.metadata = metadata
         self.stamps = stamps
+        self._readers = readers
         self._descriptors: dict[Path, int] = {}
 
     def __enter__(self) -> Checkpoint:
@@ -63,21 +68,37 @@ class Checkpoint:
         """Close the files; reading again opens them again."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Stop every thread that waits for bytes from elsewhere: its read raises CheckpointError."""
+        for reader in self._readers.values():
+            reader.close()
 
     def with_tensors(self, tensors: dict[str, TensorInfo]) -> Checkpoint:
         """Return it with other tensors, made from these: renamed or `joined`. Closing one closes both."""
-        view = Checkpoint(self.path, list(self.files), tensors, self.metadata, self.stamps)
+        view = Checkpoint(self.path, self.files, tensors, self.metadata, self.stamps, self._readers)
         view._descriptors = self._descriptors
         return view
 
     def reopen(self) -> Checkpoint:
         """Return it again with descriptors of its own, for another thread; no header is read anew."""
-        return Checkpoint(self.path, list(self.files), self.tensors, self.metadata, self.stamps)
+        return Checkpoint(self.path, self.files, self.tensors, self.metadata, self.stamps, self._readers)
+
+    @property
+    def is_here(self) -> bool:
+        """Return whether its files are on this machine."""
+        return not self._readers
+
+    @property
+    def local_files(self) -> list[Path]:
+        """Return what of it is on this machine: its files, and the folder or index that was named."""
+        return [p for p in (self.path, *self.files) if isinstance(p, Path)]
 
     @property
     def nbytes(self) -> int:
         """Return the size of all files, in bytes."""
-        return sum(f.stat().st_size for f in self.files)
+        return sum(s.size for s in self.stamps.values())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return {name: shape}, in file order."""
@@ -89,9 +110,17 @@ class Checkpoint:
             self._descriptors[file] = open_regular(file)
         return self._descriptors[file]
 
-    def places(self, info: TensorInfo) -> list[tuple[int, int, int]]:
-        """Return where a tensor's bytes lie, part by part: the open file, the offset in it, how many."""
-        return [(self.descriptor(p.file), p.offset, p.nbytes) for p in info.pieces]
+    def places(self, info: TensorInfo) -> list[tuple[int, int, int]] | None:
+        """Return where a tensor's bytes lie, part by part: the open file, the offset in it, how many.
+
+        None for one that is elsewhere.
+        """
+        found = []
+        for piece in info.pieces:
+            if isinstance(piece.file, RemoteFile):
+                return None
+            found.append((self.descriptor(piece.file), piece.offset, piece.nbytes))
+        return found
 
     def read(self, name: str, huge_pages: bool = True) -> torch.Tensor:
         """Return the tensor in its stored dtype and shape, in fresh memory.
@@ -139,6 +168,9 @@ class Checkpoint:
             buffer, start = buffer[len(piece) :], max(0, start - inner.nbytes)
         if not len(buffer):
             return
+        if isinstance(info.file, RemoteFile):
+            self._readers[info.file].read_into(info.offset + start, buffer)
+            return
         done, total = 0, len(buffer)
         fd = self.descriptor(info.file)
         while done < total:
@@ -170,55 +202,81 @@ def _pread_into(fd: int, buffer: memoryview, offset: int) -> int:
     return len(data)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str] | RemoteFile) -> Checkpoint:
     """Open a ``.safetensors`` file, a ``*.safetensors.index.json``, a folder of shards, or a ``.pth``.
 
     What ``torch.save`` wrote (``.pth``, ``.pt``, ``.ckpt``, ``.bin``, shards of them with an index) is read
-    by `pickled`.
+    by `pickled`. A text, not a `Path`, may also name safetensors elsewhere: a model on the hub
+    (``org/model``, ``hf://``), ``https://`` or another address (`remote.address.located`).
 
     Raises CheckpointError, saying what is wrong and where, for a missing, truncated or corrupt file,
     a shard that is missing, or a tensor that two shards hold.
     """
-    given, path = path, Path(path)
-    files, expected = _files_at(given)
+    place = located(path)
+    if isinstance(place, RemoteFile):
+        return _open_elsewhere(place)
+    files, expected = files_at(path if isinstance(path, str) else place)
+    read = []
+    for file in files:
+        before = stamp(file)
+        read.append((file, before, _read_any(file)))
+    return _assembled(place, read, expected)
+
+
+_Read = tuple[Location, "Stamp | RemoteStamp", tuple[dict[str, TensorInfo], dict[str, str]]]
+"""A file, its stamp, its tensors and its metadata."""
+
+
+def _open_elsewhere(place: RemoteFile) -> Checkpoint:
+    from .remote.hub import cached, is_offline
+    from .remote.opening import open_remote
+
+    if place.scheme == "hf" and is_offline():
+        return open_checkpoint(cached(place))
+    found = open_remote(place)
+    try:
+        read: list[_Read] = []
+        for file, reader in found.readers.items():
+            source = reader.source
+            if reader.read(0, min(len(MAGIC), source.size)) == MAGIC:
+                raise CheckpointError(
+                    f"{file}: what torch.save wrote is read from a file here only; download it first"
+                )
+            header = parse_header(file, source.size, reader.read)
+            read.append((file, RemoteStamp(source.version, source.size), header))
+        return _assembled(place, read, found.expected, found.readers)
+    except BaseException:
+        found.close()
+        raise
+
+
+def _assembled(
+    place: Location,
+    read: Sequence[_Read],
+    expected: Sequence[str],
+    readers: Mapping[RemoteFile, RemoteReader] = {},
+) -> Checkpoint:
+    """Put the files of a checkpoint together."""
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
-    stamps: dict[Path, Stamp] = {}
-    for file in files:
-        stamps[file] = stamp(file)
-        found, meta = _read_any(file)
+    for file, _, (found, meta) in read:
         for name, info in found.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is in two files, {tensors[name].file.name} and {file.name}"
+                    f"{place}: tensor {name!r} is in two files, {tensors[name].file.name} and {file.name}"
                 )
             tensors[name] = info
         metadata = {**meta, **metadata}
     missing = sorted(set(expected) - set(tensors))
     if missing:
         raise CheckpointError(
-            f"{path}: the index names {len(missing)} tensors that its files do not hold, first {missing[0]!r}"
+            f"{place}: the index names {len(missing)} tensors that its files do not hold, "
+            f"first {missing[0]!r}"
         )
     if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors")
-    return Checkpoint(path, files, tensors, metadata, stamps)
-
-
-def checkpoint_files(path: Path) -> list[Path]:
-    """Return the files of a checkpoint, none of them opened; errors as when it is opened."""
-    return _files_at(path)[0]
-
-
-def _files_at(path: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
-    try:
-        os.stat(path)
-        return _files_of(Path(path))
-    except FileNotFoundError as e:
-        raise CheckpointError(not_there(path)) from e
-    except CheckpointError:
-        raise
-    except (OSError, ValueError) as e:
-        raise CheckpointError(unreadable(path, e)) from e
+        raise CheckpointError(f"{place}: holds no tensors")
+    files = [file for file, _, _ in read]
+    return Checkpoint(place, files, tensors, metadata, {file: s for file, s, _ in read}, readers)
 
 
 def _read_any(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -226,57 +284,3 @@ def _read_any(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     with os.fdopen(open_regular(file), "rb") as f:
         head = f.read(len(MAGIC))
     return (read_pickled(file), {}) if head == MAGIC else read_header(file)
-
-
-def _files_of(path: Path) -> tuple[list[Path], list[str]]:
-    """Return the files of a checkpoint and the names its index promises."""
-    if path.is_dir():
-        indices = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.bin.index.json"))
-        if len(indices) > 1:
-            raise CheckpointError(
-                f"{path}: holds {len(indices)} indices ({indices[0].name}, ...): name one of them"
-            )
-        if indices:
-            return _files_of(indices[0])
-        shards = sorted(path.glob("*.safetensors")) or sorted(path.glob("*model*.bin"))
-        if not shards:
-            others = [p.name for p in sorted(path.iterdir()) if p.suffix in ENDINGS]
-            if others:
-                raise CheckpointError(
-                    f"{path}: no .safetensors file in this folder; name a file, as {others[0]}"
-                )
-            inner = [p.name for p in sorted(path.iterdir()) if p.is_dir() and any(p.glob("*.safetensors"))]
-            hint = f"; did you mean {path / inner[0]}?" if inner else ""
-            raise CheckpointError(f"{path}: no .safetensors file in this folder{hint}")
-        return shards, []
-    if path.suffix == ".json":
-        return _read_index(path)
-    return [path], []
-
-
-_INDEX = record({"weight_map": table(text())}, required=("weight_map",), others=True)
-"""The index of a sharded checkpoint, as far as it is read."""
-
-
-def _read_index(path: Path) -> tuple[list[Path], list[str]]:
-    weight_map = _INDEX(read_json(path), f"{path}: not a safetensors index")["weight_map"]
-    files = {}
-    for tensor, name in weight_map.items():
-        if not _is_inside(name):
-            raise CheckpointError(
-                f"{path}: weight_map names {name!r} for {tensor!r}; "
-                f"a file in the index's own folder is expected"
-            )
-        files[name] = path.parent / name
-    absent = [f.name for _, f in sorted(files.items()) if not f.exists()]
-    if absent:
-        raise CheckpointError(
-            f"{path}: {len(absent)} of its {len(files)} shards are missing, first {absent[0]}"
-        )
-    return [f for _, f in sorted(files.items())], list(weight_map)
-
-
-def _is_inside(name: str) -> bool:
-    """Tell whether a name from a file stays in the folder it is looked up in."""
-    parts = (PurePosixPath(name), PureWindowsPath(name))
-    return bool(name) and "\0" not in name and not any(p.anchor or ".." in p.parts for p in parts)

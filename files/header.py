@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..formats.errors import CheckpointError
 from .dtypes import BITS, nbytes
 from .mistaken import other_kind
 from .regular import open_regular, parse_json
+from .remote.address import Location, RemoteFile
 
 _LOOKED_AT = 256
 _MAX_HEADER = 100_000_000
@@ -39,7 +40,7 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: Path
+    file: Location
     offset: int
     nbytes: int
     parts: tuple[TensorInfo, ...] = ()
@@ -49,6 +50,11 @@ class TensorInfo:
     def pieces(self) -> tuple[TensorInfo, ...]:
         """Return the tensors in one place that its rows are in, in order: itself where it is one."""
         return self.parts or (self,)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Return whether bytes of it are not on this machine."""
+        return any(isinstance(piece.file, RemoteFile) for piece in self.pieces)
 
     @property
     def strided(self) -> bool:
@@ -111,13 +117,27 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     describe its data in every point.
     """
     with os.fdopen(open_regular(file), "rb") as f:
-        size = os.fstat(f.fileno()).st_size
-        head = f.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > min(size - 8, _MAX_HEADER):
-            known = other_kind(file, head + f.read(_LOOKED_AT), size)
-            raise CheckpointError(known or _impossible(file, length, size))
-        raw = f.read(length)
+
+        def read(offset: int, count: int) -> bytes:
+            f.seek(offset)
+            return f.read(count)
+
+        return parse_header(file, os.fstat(f.fileno()).st_size, read)
+
+
+def parse_header(
+    file: Location, size: int, read: Callable[[int, int], bytes]
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Parse and check the header of a file of `size` bytes, as `read_header` does.
+
+    read: returns so many of its bytes from an offset on; it is asked for none behind its end.
+    """
+    head = read(0, min(8, size))
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > min(size - 8, _MAX_HEADER):
+        known = other_kind(file, read(0, min(8 + _LOOKED_AT, size)), size)
+        raise CheckpointError(known or _impossible(file, length, size))
+    raw = read(8, length)
     try:
         header = parse_json(
             raw.decode("utf-8"), f"{file}: the header is not valid", object_pairs_hook=_unique
@@ -137,7 +157,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return {info.name: info for info in entries}, metadata
 
 
-def _impossible(file: Path, length: int, size: int) -> str:
+def _impossible(file: Location, length: int, size: int) -> str:
     if 8 + length <= size:
         return f"{file}: the header claims {length} bytes; the format allows {_MAX_HEADER}"
     return f"{file}: truncated or not a safetensors file ({size} bytes, shorter than its own header)"
@@ -165,7 +185,7 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def _entry(file: Path, name: str, spec: Any, base: int) -> TensorInfo:
+def _entry(file: Location, name: str, spec: Any, base: int) -> TensorInfo:
     if len(name) > _MAX_NAME:
         raise ValueError(
             f"the tensor name {name[:40]!r}... has {len(name)} characters; {_MAX_NAME} are enough"
@@ -200,7 +220,7 @@ def _counts(value: Any, what: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _check_layout(file: Path, entries: list[TensorInfo], base: int, size: int) -> None:
+def _check_layout(file: Location, entries: list[TensorInfo], base: int, size: int) -> None:
     """Raise CheckpointError unless the data is covered without gaps or overlaps, and all there."""
     at = base
     for info in entries:

@@ -13,7 +13,7 @@ _LISTED = 500
 _ENDINGS = (".safetensors", ".json", ".pth", ".pt", ".ckpt", ".bin", ".gguf")
 
 
-def other_kind(file: Path, head: bytes, size: int) -> str:
+def other_kind(file: object, head: bytes, size: int) -> str:
     """Say what a file is that is no safetensors file; "" for one of no known kind.
 
     head: its first bytes, some hundred if it has them.
@@ -63,19 +63,27 @@ def not_there(given: str | os.PathLike[str]) -> str:
     path = Path(text)
     if _URL.match(text):
         return f"{text}: a web address; download the file first and give its path"
-    parent = path.parent
-    if _HUB.fullmatch(text) and not parent.exists() and path.suffix not in _ENDINGS:
+    is_hub_id = _HUB.fullmatch(text) and path.suffix not in _ENDINGS
+    if is_hub_id and not path.parent.exists():
         return (
             f"{text}: no such file or folder; if it is a model on the Hugging Face Hub, download it first "
             f"(hf download {text}) and give the file's path"
         )
-    if not parent.is_dir():
-        near = _nearest(parent.name, parent.parent)
-        return f"{text}: there is no folder {parent}" + (
-            f"; did you mean {parent.parent / near}?" if near else ""
-        )
-    near = _nearest(path.name, parent)
-    return f"{text}: no such file or folder" + (f"; did you mean {parent / near}?" if near else "")
+    found = nothing_here(given)
+    if is_hub_id and "did you mean" not in found:
+        found += f"; a model on the Hugging Face Hub is named hf://{text}"
+    return found
+
+
+def nothing_here(given: str | os.PathLike[str]) -> str:
+    """Say how far a path leads on this machine, and what is there instead."""
+    path = Path(given)
+    missing = next((p for p in (*reversed(path.parents), path) if not p.is_dir()), path)
+    near = _nearest(missing.name, missing.parent)
+    hint = f"; did you mean {missing.parent / near}?" if near else ""
+    if missing != path:
+        return f"{os.fspath(given)}: there is no folder {missing}{hint}"
+    return f"{os.fspath(given)}: no such file or folder{hint}"
 
 
 def _nearest(name: str, folder: Path) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ..formats.errors import CheckpointError
 from .regular import open_regular, unreadable
+from .remote.address import Location, RemoteFile
 
 _SAMPLES = 256
 _SAMPLE = 4096
@@ -31,6 +33,14 @@ class Stamp:
     ctime_ns: int
 
 
+@dataclass(frozen=True)
+class RemoteStamp:
+    """The state of a file elsewhere: its version (ETag, digest or date; "" where none is told) and size."""
+
+    version: str
+    size: int
+
+
 def stamp(path: Path) -> Stamp:
     """Take a file's stamp. Take it before reading: a change is then seen whenever it comes.
 
@@ -43,13 +53,44 @@ def stamp(path: Path) -> Stamp:
     return Stamp(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
-def require_unchanged(stamps: Mapping[Path, Stamp]) -> None:
+Stamps = Mapping[Location, Stamp | RemoteStamp]
+"""The stamps of files, by where they are."""
+
+
+def require_unchanged(stamps: Stamps) -> None:
     """Raise CheckpointError, naming the first file that is not what it was when its stamp was taken."""
     for path, before in stamps.items():
-        if not path.exists() or stamp(path) != before:
+        if isinstance(path, RemoteFile):
+            _require_unchanged_elsewhere(path, before)
+        elif not path.exists() or stamp(path) != before:
             raise CheckpointError(
                 f"{path}: was changed, replaced or removed while it was read; nothing was written: run again"
             )
+
+
+def _require_unchanged_elsewhere(place: RemoteFile, before: Stamp | RemoteStamp) -> None:
+    if place.scheme == "hf":  # at one commit, which no longer changes
+        return
+    from .remote.opening import open_source
+    from .remote.source import changed
+
+    source = open_source(place)
+    source.close()
+    if RemoteStamp(source.version, source.size) != before:
+        raise changed(place)
+
+
+def identity(stamps: Stamps) -> list[tuple[object, ...]]:
+    """Return what tells these files, as they are, from any others, as JSON values.
+
+    A file elsewhere of which no version is told is never the same again.
+    """
+    return [
+        (place.without_state(), before.size, before.version or uuid.uuid4().hex)
+        if isinstance(place, RemoteFile) and isinstance(before, RemoteStamp)
+        else (str(Path(str(place)).resolve()), *astuple(before))
+        for place, before in stamps.items()
+    ]
 
 
 def fingerprint(path: Path) -> str:

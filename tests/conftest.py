@@ -21,6 +21,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repo"))
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "torchinductor"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
 
+# No test asks the Hugging Face Hub: those of the hub bring one of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 @pytest.fixture(params=FLOATS, ids=short)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:

@@ -44,7 +44,7 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     from .sensitivity import measure
 
     assert settings.target_size is not None
-    target = size_in_bytes(settings.target_size, sum(f.stat().st_size for f in checkpoint.files))
+    target = size_in_bytes(settings.target_size, checkpoint.nbytes)
     layers, plain = candidates(checkpoint, settings)
     folds = with_folds(plain, checkpoint).folds
     sizes = [[build_header(step.outputs, {})[2] for step in layer.steps] for layer in layers]

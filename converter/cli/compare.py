@@ -9,7 +9,7 @@ from pathlib import Path
 from ...files.report import require_report, save_json
 from ...formats.errors import ConversionError
 from ..compare.report import DTYPES
-from ..plan.inputs import files_behind
+from ..plan.inputs import files_named
 from . import compare_pictures
 from .show_compare import comparison_text
 from .suggest import SuggestingParser
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     from ..compare.run import compare  # torch is loaded only once the command line is known to be right
 
     named = (args.reference, args.candidate)
-    inputs = [*named, *(file for name in named for file in files_behind(Path(name)))]
+    inputs = [file for name in named for file in files_named(name)]
     inputs.append(args.model.partition(":")[0])
     if args.perplexity:
         inputs += [args.perplexity, args.tokenizer, Path(args.tokenizer) / "tokenizer.json"]

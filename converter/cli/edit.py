@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..edit.settings import EditSettings, parse_add, parse_remove
 from ..options.peer import EDIT_FLAGS
@@ -99,11 +98,11 @@ def main(argv: Sequence[str]) -> int:
     from ...files.report import require_report, save_json
     from ..convert.progress import Silent
     from ..edit.run import edit  # torch is loaded only once the command line is known to be right
-    from ..plan.inputs import files_behind
+    from ..plan.inputs import files_named
     from .bar import Bar
     from .show_edit import show_edit
 
-    inputs: list[str | Path] = [settings.input_file, *files_behind(Path(settings.input_file))]
+    inputs = files_named(settings.input_file)
     require_report(args.json, [*inputs, settings.output_file] if settings.output_file else inputs)
     report = edit(settings, Bar() if sys.stderr.isatty() else Silent())
     if args.json:

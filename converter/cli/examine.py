@@ -25,6 +25,8 @@ PACKAGES = {
     "transformers": "convert_to_quant.transformers",
     "accelerate": "loading and offloading there",
     "peft": "adapters on top",
+    "huggingface_hub": "models on the hub",
+    "fsspec": "s3:// and other addresses",
     "safetensors": "",
     "numpy": "",
 }

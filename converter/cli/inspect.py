@@ -15,7 +15,11 @@ def parser() -> argparse.ArgumentParser:
         "ctq inspect",
         description="Show a file's architecture, formats, rotation groups, sizes and contract problems.",
     )
-    p.add_argument("file", metavar="PATH", help="a .safetensors file, an index, or a folder of shards")
+    p.add_argument(
+        "file",
+        metavar="PATH",
+        help="a .safetensors file, an index, or a folder of shards; also org/model or a URL",
+    )
     p.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return p
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from ...files.remote.address import is_here
 from ..options.command import CommandOptions
 from ..options.peer import EDIT_FLAGS
 from ..options.settings import Settings
@@ -64,7 +65,7 @@ def _convert(argv: Sequence[str]) -> int:
         parser.show(None)
         return 2
     if not argv[0].startswith("-"):
-        known = Path(argv[0]).exists()
+        known = Path(argv[0]).exists() or not is_here(argv[0])
         hint = f"an input is given with -i {argv[0]}" if known else nearest(argv[0], COMMANDS)
         parser.error(f"there is no command {argv[0]!r}; {hint}")
     given = vars(parser.parse_args(argv))

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .suggest import SuggestingParser
 
@@ -23,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "original",
         metavar="ORIGINAL",
-        help="the file that was quantized, its index, or the folder of its shards",
+        help="the file that was quantized, its index, or the folder of its shards; also org/model or a URL",
     )
     p.add_argument("quantized", metavar="QUANTIZED", help="the file to check")
     p.add_argument(
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     from ...files.report import require_report, save_html, save_json
     from ..convert.progress import Silent
-    from ..plan.inputs import files_behind
+    from ..plan.inputs import files_named
     from ..quantize.check import REFUSE_DB  # torch is loaded only once the command line is known to be right
     from ..verify.html import render
     from ..verify.run import verify
@@ -56,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     from .show_verify import show_verification
 
     named = [args.original, args.quantized, *([args.activations] if args.activations else [])]
-    inputs = [*named, *(file for name in named for file in files_behind(Path(name)))]
+    inputs = [file for name in named for file in files_named(name)]
     for place in (args.json, args.html):
         require_report(place, inputs)
     threshold = REFUSE_DB if args.threshold is None else args.threshold

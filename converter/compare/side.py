@@ -4,13 +4,13 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...files.checkpoint import open_checkpoint
 from ...formats.errors import ConversionError
 from ...quant import QuantizedTensor
 from ...quant.runtime import LoadReport, load_quantized
@@ -45,7 +45,7 @@ def run_side(
         model, loaded = load_model(factory, path, device, seed)
         if side is None:
             size, count = weight_bytes(model), len(loaded.quantized)
-            side = Side(str(path), _file_bytes(Path(path)), size, loaded.seconds, count)
+            side = Side(str(path), _file_bytes(path), size, loaded.seconds, count)
             layers = _layers(model) if keep_layers else []
         model.to(dtype)
         for case in cases:
@@ -67,10 +67,9 @@ def load_model(factory: Callable, path: str, device: str, seed: int) -> tuple[nn
     return model.to(device).eval(), loaded
 
 
-def _file_bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(f.stat().st_size for f in path.glob("*.safetensors"))
-    return path.stat().st_size
+def _file_bytes(path: str) -> int:
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.nbytes
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.checkpoint import open_checkpoint
+from ...files.remote.address import Location, located
 from ...files.report import save_json
 from ...formats.errors import ConversionError
 from ..failures import in_words
@@ -91,7 +92,7 @@ def plan_batch(
 
     ConversionError when no file matches, two models would get one output, or the LoRA map does not fit.
     """
-    models = _matching(inputs, pattern) if pattern else [Path(i) for i in inputs]
+    models = _matching(inputs, pattern) if pattern else [located(i) for i in inputs]
     folder = Path(settings.output_file) if settings.output_file else None
     if folder is not None and (folder.is_file() or folder.suffix == ".safetensors"):
         raise ConversionError(f"-o {folder}: with several models -o names a folder for the outputs")
@@ -101,7 +102,7 @@ def plan_batch(
         )
     outputs = {model: _output(model, settings, folder) for model in dict.fromkeys(models)}
     results = {output.resolve() for output in outputs.values()}
-    own = [model for model in outputs if model.resolve() in results]
+    own = [model for model in outputs if isinstance(model, Path) and model.resolve() in results]
     jobs = {model: output for model, output in outputs.items() if model not in own}
     _require_distinct(jobs)
     loras = read_lora_map(lora_map) if lora_map else LoraMap()
@@ -110,14 +111,18 @@ def plan_batch(
         folder.mkdir(parents=True, exist_ok=True)
     return Batch(
         tuple(
-            replace(settings, input_file=str(model), output_file=str(output), **loras.options(model.name))
+            replace(settings, input_file=_named(model), output_file=str(output), **loras.options(model.name))
             for model, output in jobs.items()
         ),
         tuple(f"{model}: left out: it is this batch's own output" for model in own),
     )
 
 
-def _output(model: Path, settings: Settings, folder: Path | None) -> Path:
+def _named(model: Location) -> str:
+    return str(model) if isinstance(model, Path) else model.given or model.address
+
+
+def _output(model: Location, settings: Settings, folder: Path | None) -> Path:
     """Name a model's output. One that cannot be planned fails when its turn comes, under a plain name."""
     try:
         with open_checkpoint(model) as checkpoint:
@@ -134,7 +139,7 @@ def run_batch(batch: Batch, convert: Callable[[Settings], Any], tell: Callable[[
     """
     outcomes = []
     for number, job in enumerate(batch.jobs, 1):
-        tell(f"[{number}/{len(batch.jobs)}] {job.input_file}")
+        tell(f"[{number}/{len(batch.jobs)}] {located(job.input_file)}")
         outcomes.append(_outcome(job, convert))
         tell(f"error: {outcomes[-1].error}" if outcomes[-1].error else outcomes[-1].summary)
     return BatchReport(tuple(outcomes), batch.notes)
@@ -149,12 +154,12 @@ def _outcome(job: Settings, convert: Callable[[Settings], Any]) -> Outcome:
         error = in_words(e)
     seconds = time.perf_counter() - started
     summary = report.summary() if report is not None else ""
-    return Outcome(job.input_file, job.output_file or "", seconds, error, summary, report)
+    return Outcome(str(located(job.input_file)), job.output_file or "", seconds, error, summary, report)
 
 
-def _matching(folders: Sequence[str], pattern: str) -> list[Path]:
+def _matching(folders: Sequence[str], pattern: str) -> list[Location]:
     """List the models in folders: files that match, indices for their shards."""
-    found: dict[Path, None] = {}
+    found: dict[Location, None] = {}
     for name in folders:
         folder = Path(name)
         if not folder.is_dir():
@@ -188,8 +193,8 @@ def _model_of(path: Path) -> Path:
     return index
 
 
-def _require_distinct(jobs: dict[Path, Path]) -> None:
-    taken: dict[Path, Path] = {}
+def _require_distinct(jobs: dict[Location, Path]) -> None:
+    taken: dict[Path, Location] = {}
     for model, output in jobs.items():
         if output in taken:
             raise ConversionError(

@@ -73,11 +73,13 @@ def run(
     work: Callable[[Any, Any], Any],
     write: Callable[[Any, Any], None],
     limit: int,
+    stopped: Callable[[], None] = lambda: None,
 ) -> None:
     """Do ``write(item, work(item, read(item)))`` for each item, the three overlapping.
 
     cost: bytes an item occupies from its reading to its writing; `limit` bounds their sum.
-    `work` runs in the calling thread.
+    `work` runs in the calling thread. stopped: called when one of them has failed, so that a read or a write
+    that waits for long can be ended.
     """
     stop = threading.Event()
     budget = _Budget(limit, stop)
@@ -92,6 +94,7 @@ def run(
         except BaseException as e:
             failures.append(e)
             stop.set()
+            stopped()
 
     def reader() -> None:
         for item in items:
@@ -127,6 +130,7 @@ def run(
     except BaseException as e:  # Ctrl-C while joining
         failures.insert(0, e)
         stop.set()
+        stopped()
         for thread in threads:
             thread.join()
     if failures:

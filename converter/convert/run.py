@@ -2,17 +2,16 @@
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, replace
 from types import NoneType
 from typing import Any
 
 import torch
 
 from ...files.checkpoint import Checkpoint, open_checkpoint
+from ...files.copying import copy_tensor
 from ...files.memory import return_freed_buffers
-from ...files.stamp import Stamp, require_unchanged
+from ...files.stamp import Stamps, identity, require_unchanged
 from ...files.writer import OutputFile
 from ...formats.errors import CheckpointError, ConversionError
 from ...quant.calibration.held_back import hold_back
@@ -20,18 +19,18 @@ from ..budget.plan import make_plan
 from ..fold.measure import with_folds
 from ..options.settings import Settings
 from ..plan.error_lora import plan_error_lora
-from ..plan.estimate import bytes_held, in_flight_limit
+from ..plan.estimate import bytes_held, in_flight_limit, is_carried
 from ..plan.inputs import all_inputs, job_metadata, other_inputs, stamps_of
 from ..plan.merges import merged_note
 from ..plan.output_path import output_path
 from ..plan.steps import Plan, Step
 from ..quantize.check import Inputs, Sample, check_layer, sample_rows
 from ..quantize.layer import cast_weight, layer_options, quantize_step
-from ..quantize.source import copy_tensor, read_bias, read_changed, read_weight
+from ..quantize.source import read_bias, read_bytes_of, read_changed, read_weight
 from ..stored.record import filled
 from . import pipeline
 from .error_lora import require_error_lora, write_error_lora
-from .finite import not_finite
+from .finite import NotFinite, not_finite
 from .progress import Progress, Silent
 from .report import ConversionReport, KeptTensor, LayerReport
 
@@ -47,7 +46,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     return_freed_buffers()
     stamps = stamps_of(other_inputs(settings))
     with open_checkpoint(settings.input_file) as checkpoint:
-        stamps |= checkpoint.stamps
+        stamps = {**stamps, **checkpoint.stamps}
         plan = make_plan(checkpoint, settings)
         broken = tuple(not_finite(checkpoint, plan))
         if broken and settings.strict:
@@ -89,7 +88,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
         return replace(report, error_lora=lost)
 
 
-def _require_unchanged(stamps: Mapping[Path, Stamp], file: OutputFile) -> None:
+def _require_unchanged(stamps: Stamps, file: OutputFile) -> None:
     try:
         require_unchanged(stamps)
     except CheckpointError:
@@ -97,9 +96,9 @@ def _require_unchanged(stamps: Mapping[Path, Stamp], file: OutputFile) -> None:
         raise
 
 
-def _job(stamps: Mapping[Path, Stamp], plan: Plan, settings: Settings) -> str:
+def _job(stamps: Stamps, plan: Plan, settings: Settings) -> str:
     """Describe what must not change before a run is resumed: inputs, LoRAs, calibration, settings."""
-    files = [(str(file.resolve()), astuple(s)) for file, s in stamps.items()]
+    files = identity(stamps)
     steps = [(s.name, s.action, str(s.format), s.algorithm) for s in plan]
     loras = [(lora.path, lora.scale) for lora in plan.loras]
     asked = {k: v for k, v in asdict(settings).items() if k not in _NOT_THE_JOB}
@@ -140,7 +139,7 @@ class _Run:
 
     @property
     def lost(self) -> list[str]:
-        """Lines on values that a cast made zero, by tensor."""
+        """Lines on values that a cast made zero, or that are not finite, by tensor."""
         return [f"{name}: {text}" for name, text in self._lost.items()]
 
     def execute(self) -> tuple[LayerReport, ...]:
@@ -156,6 +155,7 @@ class _Run:
                 work=self._work,
                 write=self._write,
                 limit=in_flight_limit(self._plan, self._settings.low_memory),
+                stopped=self._checkpoint.interrupt,
             )
         finally:
             self._progress.stop()
@@ -169,7 +169,7 @@ class _Run:
         entry = self._file.recorded(_key(step), [o.name for o in step.outputs], source)
         if entry is None:
             return False
-        if step.action == "cast" and isinstance(entry.note, str):
+        if step.action in ("cast", "keep") and isinstance(entry.note, str):
             self._lost[step.name] = entry.note
         if step.action != "quantize":
             return True
@@ -184,6 +184,8 @@ class _Run:
             return _Read(read_weight(self._checkpoint, step, folds), read_bias(self._checkpoint, step, folds))
         if step.changed:
             return _Read(read_changed(self._checkpoint, step, self._plan.folds))
+        if is_carried(step):
+            return _Read(read_bytes_of(self._checkpoint, step.source))
         return _Read(self._checkpoint.read_tensor(step.source)) if step.source.strided else None
 
     def _work(self, step: Step, read: _Read | None) -> Any:
@@ -208,11 +210,9 @@ class _Run:
         return _Done(tensors, sample, inputs, note)
 
     def _write(self, step: Step, result: Any) -> None:
-        note = None
-        if step.action == "keep" and result is not None:
-            self._file.write(step.outputs[0].name, _bytes(result))
-        elif step.action == "keep":
-            copy_tensor(self._checkpoint, step.source, self._file, step.outputs[0].name)
+        note: Any = None
+        if step.action == "keep":
+            note = self._write_kept(step, result)
         elif step.action == "write":
             self._file.write(step.outputs[0].name, step.data)
         elif step.action == "cast":
@@ -223,6 +223,20 @@ class _Run:
             note = self._write_layer(step, result)
         self._file.mark(_key(step), note)
         self._progress.advance(step.layer_name if step.format else "", step.source.nbytes)
+
+    def _write_kept(self, step: Step, read: torch.Tensor | None) -> str | None:
+        """Write a kept tensor; return what `NotFinite` tells of one that nobody could look at before."""
+        name, seen = step.outputs[0].name, NotFinite(step.source)
+        if read is None:
+            copy_tensor(self._checkpoint, step.source, self._file, name, seen.add)
+        else:
+            self._file.write(name, _bytes(read))
+            if is_carried(step):
+                seen.add(_bytes(read))
+        if seen.told and self._settings.strict:
+            raise ConversionError(f"--strict: {step.name}: {seen.told}")
+        self._lost |= {step.name: seen.told} if seen.told else {}
+        return seen.told or None
 
     def _write_layer(self, step: Step, done: _Done) -> dict:
         for output in step.outputs:

@@ -4,13 +4,15 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...files.checkpoint import Checkpoint, open_checkpoint
+from ...files.copying import copy_tensor
 from ...files.dtypes import torch_dtype
-from ...files.stamp import require_unchanged
+from ...files.remote.address import beside
+from ...files.stamp import identity, require_unchanged
 from ...files.target import require_target
 from ...files.writer import OutputFile
 from ...formats.errors import CheckpointError
@@ -97,10 +99,9 @@ def edited_path(checkpoint: Checkpoint, settings: EditSettings) -> Path:
 
     ConversionError as `require_target`: for an input, a folder, a device, ...
     """
-    beside = checkpoint.path.with_name(f"{model_stem(checkpoint.path)}-edited.safetensors")
-    return require_target(
-        Path(settings.output_file) if settings.output_file else beside, [checkpoint.path, *checkpoint.files]
-    )
+    default = beside(checkpoint.path) / f"{model_stem(checkpoint.path)}-edited.safetensors"
+    output = Path(settings.output_file) if settings.output_file else default
+    return require_target(output, checkpoint.local_files)
 
 
 def _write(
@@ -108,8 +109,7 @@ def _write(
 ) -> bool:
     """Write the output; return whether it was there already."""
     plan = decided.plan
-    inputs = [checkpoint.path, *checkpoint.files]
-    job = _job(checkpoint, plan)
+    job, inputs = _job(checkpoint, plan), checkpoint.local_files
     file = OutputFile(output, plan.outputs, plan.metadata, job, inputs=inputs, overwrite=overwrite)
     try:
         pending = [s for s in plan if s.outputs and not _is_done(checkpoint, s, file)]
@@ -161,7 +161,7 @@ def _perform(checkpoint: Checkpoint, step: Step, file: OutputFile) -> None:
     if step.action == "write":
         file.write(output.name, step.data)
     elif _is_copy(step):
-        file.copy(output.name, checkpoint.descriptor(step.source.file), step.source.offset)
+        copy_tensor(checkpoint, step.source, file, output.name)
     else:
         import torch  # an edit that only copies does without
 
@@ -189,6 +189,6 @@ def _dequantize(checkpoint: Checkpoint, step: Step, examined: Examined, file: Ou
 
 def _job(checkpoint: Checkpoint, plan: Plan) -> str:
     """Describe what must not change before an interrupted edit is resumed."""
-    files = [(str(f.resolve()), astuple(s)) for f, s in checkpoint.stamps.items()]
+    files = identity(checkpoint.stamps)
     steps = [(s.name, s.action, s.data.hex(), [(o.name, o.dtype) for o in s.outputs]) for s in plan]
     return json.dumps(["edit", files, steps])

@@ -34,11 +34,12 @@ def read_lora_file(path: str | Path) -> LoraFile:
     ConversionError for a file that is missing, corrupt or no LoRA, for an adapter that is not whole, and for
     a kind of adapter that cannot be merged, by name.
     """
-    with open_checkpoint(path) as lora:
+    with open_checkpoint(Path(path)) as lora:
         modules, unknown = _modules(lora)
         config = _Config(lora)
         adapters = tuple(a for m, r in modules.items() for a in _adapters(str(path), m, r, config))
-        stamp = tuple((str(f.resolve()), s.st_size, s.st_mtime_ns) for f in lora.files for s in (f.stat(),))
+        files = lora.local_files[1:]
+        stamp = tuple((str(f.resolve()), s.st_size, s.st_mtime_ns) for f in files for s in (f.stat(),))
     if not adapters:
         names = ", ".join(repr(name) for name in list(lora.tensors)[:3])
         raise ConversionError(
@@ -156,8 +157,8 @@ def _peft_configs(lora: Checkpoint) -> Iterator[tuple[str, _Peft]]:
         components.setdefault(f"{component}." if component else "", {})[name] = value
     for prefix in sorted(components, key=len, reverse=True):
         yield prefix, _peft(components[prefix], where)
-    beside = lora.files[0].parent / "adapter_config.json"
-    if lora.files[0].name.startswith("adapter_model") and beside.is_file():
+    beside = lora.local_files[1].parent / "adapter_config.json"
+    if beside.is_file() and lora.files[0].name.startswith("adapter_model"):
         yield "", _peft(read_json(beside), str(beside))
 
 

@@ -43,7 +43,8 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         required=True,
         nargs="+",
         action="extend",
-        help="a .safetensors, its index, a folder, a .pth or .ckpt; or several",
+        help="a .safetensors, its index, a folder, a .pth or .ckpt; org/model on the Hugging Face Hub or "
+        "a URL; or several",
     )
     output_file: str | None = option(
         None,

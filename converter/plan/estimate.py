@@ -22,6 +22,9 @@ PROCESS_BYTES = 250 << 20
 chunk buffers and the rows that the check compares. With --low-memory 357 MiB are then foreseen for layers of
 3072 x 12288, and 351 measured."""
 
+CARRIED_BYTES = 64 << 20
+"""The largest tensor from elsewhere that is held whole only to be kept. Larger ones are copied in pieces."""
+
 READ_RATE = 1.0e9
 """Bytes per second that are read, or copied from file to file."""
 
@@ -52,9 +55,17 @@ def read_bytes(step: Step) -> int:
 
 def bytes_held(step: Step) -> int:
     """Return the bytes a step holds from reading to writing. Kept tensors go from file to file."""
+    if is_carried(step):
+        return step.source.nbytes
     if step.action not in ("quantize", "cast") and not step.changed:
         return 0
     return read_bytes(step) + step.output_bytes
+
+
+def is_carried(step: Step) -> bool:
+    """Return whether a kept tensor is read in its turn: it is elsewhere, and not too large to be held."""
+    kept = step.action == "keep" and not step.changed
+    return kept and step.source.elsewhere and step.source.nbytes <= CARRIED_BYTES
 
 
 def in_flight_limit(plan: Plan, low_memory: bool = False) -> int:

@@ -9,8 +9,10 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from ...files.checkpoint import Checkpoint, TensorInfo, checkpoint_files
-from ...files.stamp import Stamp, fingerprint, stamp
+from ...files.checkpoint import Checkpoint, TensorInfo
+from ...files.remote.address import Location, located
+from ...files.shards import files_at
+from ...files.stamp import RemoteStamp, Stamp, Stamps, fingerprint, identity, stamp
 from ...formats.algorithms import ROUNDING
 from ...formats.errors import CheckpointError
 from ...formats.names import JOB_KEY
@@ -23,14 +25,20 @@ _PIECE = 256
 
 
 def all_inputs(checkpoint: Checkpoint, settings: Settings) -> list[Path]:
-    """Return every file and folder that a conversion reads: none of them may be written."""
-    return [checkpoint.path, *checkpoint.files, *other_inputs(settings)]
+    """Return every file and folder here that a conversion reads: none of them may be written."""
+    return [*checkpoint.local_files, *other_inputs(settings)]
 
 
 def inputs_of(settings: Settings) -> list[Path]:
     """Return what `all_inputs` does, and the output where it is named, before the model is opened."""
-    named = [Path(p) for p in (settings.input_file, settings.output_file) if p]
-    return [*named, *files_behind(Path(settings.input_file)), *other_inputs(settings)]
+    output = [Path(settings.output_file)] if settings.output_file else []
+    return [*output, *files_named(settings.input_file), *other_inputs(settings)]
+
+
+def files_named(given: str | Path) -> list[Path]:
+    """Return what a person named as a checkpoint, and the files of it, as far as they are here."""
+    place = located(given)
+    return [place, *files_behind(place)] if isinstance(place, Path) else []
 
 
 def other_inputs(settings: Settings) -> list[Path]:
@@ -48,7 +56,7 @@ def files_behind(path: Path) -> Iterator[Path]:
     if path.suffix == ".json":
         yield path
     try:
-        files = checkpoint_files(path)
+        files = files_at(path)[0]
     except CheckpointError:
         files = [path]
     for file in files:
@@ -58,9 +66,9 @@ def files_behind(path: Path) -> Iterator[Path]:
             yield beside
 
 
-def stamps_of(files: list[Path]) -> dict[Path, Stamp]:
+def stamps_of(files: list[Path]) -> Stamps:
     """Take the stamps of files, of those that are there: the others are refused by whoever reads them."""
-    found = {}
+    found: dict[Location, Stamp | RemoteStamp] = {}
     for file in files:
         try:
             found[file] = stamp(file)
@@ -72,9 +80,9 @@ def stamps_of(files: list[Path]) -> dict[Path, Stamp]:
 def job_metadata(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> dict[str, str]:
     """Return the header entry by which a later run knows the output as its own.
 
-    It is made from what the plan does with which tensors, samples of their bytes, the files of LoRAs and
-    calibration, and the program's version: the same on every machine, whatever the files are called and
-    however the options are spelled.
+    It is made from what the plan does with which tensors, samples of their bytes (of files elsewhere their
+    versions, as the other side tells them), the files of LoRAs and calibration, and the program's version:
+    the same on every machine, whatever the files are called and however the options are spelled.
     """
     steps = [
         [
@@ -91,6 +99,9 @@ def job_metadata(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> dict
     learned = any(s.algorithm not in ("", ROUNDING) for s in plan)
     text = json.dumps([VERSION, steps, loras, _others(plan, settings, learned)], default=str)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
+    if not checkpoint.is_here:
+        digest.update(json.dumps(identity(checkpoint.stamps)).encode("utf-8"))
+        return {JOB_KEY: digest.hexdigest()}
     read = {i.name: i for s in plan if s.outputs for i in (s.source, *s.companions.values())}
     for info in read.values():
         digest.update(_sample(checkpoint, info))

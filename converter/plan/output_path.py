@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...files.checkpoint import Checkpoint
 from ...files.pickled import ENDINGS
+from ...files.remote.address import Location, beside
 from ...files.target import require_target
 from ...formats import Asked
 from ...formats.algorithms import ROUNDING
@@ -30,17 +31,17 @@ def output_path(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> Path:
     return require_target(path, all_inputs(checkpoint, settings), in_folder=False)
 
 
-def default_output(source: Path, plan: Plan, folder: Path | None = None) -> Path:
-    """Return the path of an output that nobody named: in `folder` or beside the model.
+def default_output(source: Location, plan: Plan, folder: Path | None = None) -> Path:
+    """Return the path of an output that nobody named: in `folder`, or beside the model if that is here.
 
     By merged LoRAs, format and algorithm, so that what differs in them has another name:
     ``flux-style-int8_row_convrot_quip.safetensors``.
     """
     merged = _merged([lora.path for lora in plan.loras])
-    return (folder or source.parent) / f"{model_stem(source)}{merged}-{_format_tag(plan)}.safetensors"
+    return (folder or beside(source)) / f"{model_stem(source)}{merged}-{_format_tag(plan)}.safetensors"
 
 
-def asked_output(source: Path, settings: Settings, folder: Path | None = None) -> Path:
+def asked_output(source: Location, settings: Settings, folder: Path | None = None) -> Path:
     """Return `default_output` as far as the settings tell it, for a model that cannot be planned."""
     form = chosen(settings.format, settings.scaling_mode)
     tag = form.make(
@@ -48,10 +49,10 @@ def asked_output(source: Path, settings: Settings, folder: Path | None = None) -
     ).tag()
     rotates = form.rotates and not form.always_rotated and settings.convrot is not False
     rotated = "_convrot" if rotates else ""
-    return (folder or source.parent) / f"{model_stem(source)}-{tag}{rotated}.safetensors"
+    return (folder or beside(source)) / f"{model_stem(source)}-{tag}{rotated}.safetensors"
 
 
-def model_stem(source: Path) -> str:
+def model_stem(source: Location) -> str:
     """Return a model's name without the endings of its file or index."""
     name = source.name
     for ending in (".safetensors.index.json", ".safetensors", ".bin.index.json", *ENDINGS):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...files.checkpoint import open_checkpoint
 from ...files.header import build_header
+from ...files.remote.address import Location, beside
 from ...files.report import save_json
 from ...files.target import require_target
 from ...formats.errors import ConversionError
@@ -138,11 +139,11 @@ def create_template(settings: Settings) -> tuple[Path | None, str]:
         return path, text
 
 
-def _template_path(source: Path, output: str | None) -> Path | None:
+def _template_path(source: Location, output: str | None) -> Path | None:
     if output == "-":
         return None
     if output is None:
-        return source.parent / f"{model_stem(source)}.layers.json"
+        return beside(source) / f"{model_stem(source)}.layers.json"
     if output.endswith(".safetensors"):
         raise ConversionError(
             f"-o {output}: a layer configuration is JSON, not a checkpoint; use -o layers.json"

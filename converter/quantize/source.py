@@ -5,7 +5,6 @@ import torch
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import FLOAT8, torch_dtype
 from ...files.memory import in_huge_pages
-from ...files.writer import OutputFile
 from ...formats.errors import ConversionError
 from ..fold.factors import Folds
 from ..lora.delta import merge_into
@@ -61,12 +60,11 @@ def read_bias(checkpoint: Checkpoint, step: Step, folds: Folds | None = None) ->
     return _narrowed(merged if folds is None else folds.apply(info.name, merged), info, step.bias_merges)
 
 
-def copy_tensor(checkpoint: Checkpoint, info: TensorInfo, file: OutputFile, name: str) -> None:
-    """Copy a tensor's bytes, wherever they lie, to the output's `name`; inside the kernel if it can."""
-    start = 0
-    for piece in info.pieces:
-        file.copy(name, checkpoint.descriptor(piece.file), piece.offset, start, piece.nbytes)
-        start += piece.nbytes
+def read_bytes_of(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
+    """Read a tensor of any dtype as its bytes: uint8 [nbytes]."""
+    data = torch.empty(info.nbytes, dtype=torch.uint8)
+    checkpoint.read_into(info, data.numpy().data)
+    return data
 
 
 def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...]) -> torch.Tensor:

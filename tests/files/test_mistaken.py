@@ -29,9 +29,12 @@ def test_files_of_other_kinds_are_called_by_their_name(tmp_path, content, messag
 
 
 PATHS = {
-    "https://huggingface.co/a/b/resolve/main/m.safetensors": "a web address; download the file first",
-    "hf://a/b": "a web address",
-    "black-forest-labs/FLUX.1-dev": "hf download black-forest-labs/FLUX.1-dev",
+    "https://huggingface.co/a/b/resolve/main/m.safetensors": "hf://a/b/m.safetensors: the hub is not asked",
+    "black-forest-labs/FLUX.1-dev": "no folder black-forest-labs; the hub is not asked (HF_HUB_OFFLINE",
+    "models/FLUX.1-dev": "no such file or folder; a model on the Hugging Face Hub is named hf://models/FLUX.1-dev",
+    "modls/sub/m.safetensors": "there is no folder modls; did you mean models?; the hub is not asked",
+    "s4://bucket/m.safetensors": "no way to read s4:// is known",
+    "hf://a": "is no model on the hub; write hf://ORG/MODEL",
     "nowhere/m.safetensors": "there is no folder nowhere",
     "modls/m.safetensors": "did you mean models?",
     "models/M.safetensor": "did you mean models/m.safetensors?",
