@@ -35,8 +35,9 @@ _FEW = 16
 class Rows:
     """Sums over each row of a layer [N, K], float64 [N].
 
-    signal: w w. error: e e. least: h h. top, reach: max |e|, max |h|. along: e v. power: v v. The last four
-    are left 0 in pieces where every value is the nearest. poor: what was found of scales, as (scale, text).
+    signal: w w. error: e e. least: h h. top, reach: max |e|, max |h|. along: e v. power: v v. by_column: w w,
+    w v and v v over each column, float64 [3, K]. The last five are left 0 in pieces where every value is the
+    nearest. poor: what was found of scales, as (scale, text).
     """
 
     columns: int
@@ -48,13 +49,15 @@ class Rows:
     power: torch.Tensor
     top: torch.Tensor
     reach: torch.Tensor
+    by_column: torch.Tensor
     poor: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, quantized: Quantized) -> "Rows":
         """Make room for the rows of a layer."""
         n, k = quantized.shape
-        return cls(k, quantized.grid, *torch.zeros(7, n, dtype=torch.float64))
+        by_column = torch.zeros(3, k, dtype=torch.float64)
+        return cls(k, quantized.grid, *torch.zeros(7, n, dtype=torch.float64), by_column)
 
     @property
     def nearest(self) -> torch.Tensor:
@@ -77,6 +80,8 @@ class Rows:
             total[start:stop] = values.sum(1)
         if not bool(self.nearest[start:stop].all()):
             ev, vv = sums.of(error, v), sums.of(v, v)
+            for total, (a, b) in zip(self.by_column, ((work, work), (work, v), (v, v)), strict=True):
+                total += (a * b).sum(0).double() / unit**2
             self.along[start:stop], self.power[start:stop] = ev.sum(1), vv.sum(1)
             reach = torch.maximum(absmax_rows(least), 1e-3 * unit * large).double() / unit
             self.top[start:stop] = absmax_rows(error).squeeze(1).double() / unit

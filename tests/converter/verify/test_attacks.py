@@ -23,6 +23,9 @@ CALIBRATED = {
     "ldlq": {"convrot": False},
     "block ldlq": {"optimizer": "ldlq", "scaling_mode": "block", "block_size": 64},
     "learned": {"optimizer": "radam", "num_iter": 5},
+    "int4 quip": {"format": "int4"},
+    "w4a8 quip": {"format": "w4a8"},
+    "nvfp4 ldlq": {"format": "nvfp4", "optimizer": "ldlq"},
     "all extras": {"smoothquant": True, "static_activations": True, "bias_correction": True},
     "bias": {"simple": True, "bias_correction": True},
 }
@@ -71,10 +74,6 @@ def made(original: Path) -> Callable[[str], Path]:
 
 
 KINDS = [*FORMATS, *CALIBRATED]
-
-
-UNTOLD = {"w4a8": {"columns swapped"}, "nvfp4": {"columns swapped"}}
-"""What feedback could do too, in a file without a record (four columns of 4 bits): told, not failed."""
 
 
 def _bytes(w: torch.Tensor) -> torch.Tensor:
@@ -184,11 +183,7 @@ def test_every_attack_fails(original, made, tmp_path, kind):
     """One test for all attacks on a kind of file: the honest one passes, each of the others does not."""
     honest = made(kind)
     assert verify(original, honest).ok
-    missed = _missed(original, honest, tmp_path / "bad.safetensors", False, EVERYWHERE)
-    assert set(missed) == UNTOLD.get(kind, set())
-    for name in missed:
-        bad = spoil(honest, tmp_path / "bad.safetensors", lambda t, m, name=name: EVERYWHERE[name](t))
-        assert any("nothing in the file says how they were made" in n for n in verify(original, bad).notes)
+    assert _missed(original, honest, tmp_path / "bad.safetensors", False, EVERYWHERE) == []
 
 
 @pytest.mark.parametrize("kind", CALIBRATED)
@@ -293,3 +288,30 @@ def test_calibrated_rows_beside_rows_of_zeros_are_no_fault(tmp_path, rows, told)
     assert KEY in load(out)[1]
     file = out if told else spoil(out, bare, lambda t, m: m.pop(KEY))
     assert not verify(model, file).faults
+
+
+@pytest.mark.parametrize("form", ["fp8", "mxfp8", "nvfp4"])
+def test_feedback_onto_weak_inputs_beside_strong_ones_is_no_fault(tmp_path, form):
+    """In a weight that is not rotated a few columns take over the errors of the others: the record says who
+    did it, and its digest that nothing else did."""
+    g, tensors, records = torch.Generator().manual_seed(5), {}, {}
+    for b in range(2):
+        x = torch.randn(300, HIDDEN, generator=g) @ (torch.randn(HIDDEN, HIDDEN, generator=g) / HIDDEN**0.5)
+        x[:, ::40] *= 50
+        x[:, 1::40] += 0.02 * x[:, ::40]
+        w = torch.randn(HIDDEN, HIDDEN, generator=g) * 0.05
+        w[:, ::37] *= 20
+        tensors[f"blocks.{b}.fc.weight"] = w
+        records[f"blocks.{b}.fc"] = LayerStats(x.bfloat16(), x.abs().amax(0), x.mean(0), 1.0)
+    model, out = save(tmp_path / "m.safetensors", tensors), tmp_path / "out.safetensors"
+    inputs = save_calibration(tmp_path / "inputs.safetensors", records)
+    convert_to_int8(model, out, format=form, calibration_data=str(inputs), preset="none")
+    report = verify(model, out)
+    assert report.ok, report.faults
+    assert min(r.weight_db for r in report.layers) < 20
+
+    def swap(t: Tensors, m: dict[str, str]) -> None:
+        w = _bytes(t["blocks.0.fc.weight"])
+        w[[3, 9]] = w[[9, 3]]
+
+    assert "not those that were written" in verify(model, spoil(out, tmp_path / "b", swap)).faults[0].fault
