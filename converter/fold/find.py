@@ -171,6 +171,8 @@ class Place:
             return True
         if isinstance(producer, Up):
             return False
+        if isinstance(producer, Values) and producer.gate and self.before + producer.gate in self.shapes:
+            return False
         if isinstance(producer, Values) and not producer.shifts:
             return True
         return self._bias(producer.name if isinstance(producer, Norm) else producer.layer)
@@ -206,9 +208,11 @@ def _shared(
         raise Unfit
     width = widths.pop()
     tables = [place.before + made.table for place in places]
-    (rows,) = shapes.get(f"{made.layer}.bias", (0,))
     alike = {n for n, s in shapes.items() if n.endswith(f".{made.table}") and s == shapes.get(tables[0])}
-    if alike != set(tables) or rows < (max(made.scale, made.shift) + 1) * width:
+    rows = shapes.get(f"{made.layer}.bias", ())
+    if alike != set(tables) or shapes.get(f"{made.layer}.weight", ())[:1] != rows or len(rows) != 1:
+        raise Unfit
+    if rows[0] < (max(made.scale, made.shift) + 1) * width:
         raise Unfit
     ends = [Rows(f"{made.layer}.{leaf}", p * width) for p in (made.scale, made.shift) for leaf in _LEAVES]
     for table in tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import fold_tables
 from .facts import Preset, dim, has, lacks
 from .rows import DIFFUSERS_KEEP, DIFFUSERS_MODULATION, diffusers, naming, variant
 
@@ -25,6 +26,7 @@ def _unet(name: str, title: str, text: int, *aliases: str) -> Preset:
         ),
         keep=(r"^(time_embed|out)\.", r"\bemb_layers\.", r"^time_embedding\.", r"\btime_emb_proj\."),
         aliases=aliases,
+        folds=fold_tables.UNET,
     )
 
 
@@ -56,6 +58,7 @@ EARLIER = (
             ),
             variant("pixart-sigma", has("t_block.1.weight"), diffusers=(has("adaln_single.linear.weight"),)),
         ),
+        folds=fold_tables.PIXART,
     ),
     Preset(
         name="hunyuan-dit",
@@ -112,6 +115,7 @@ EARLIER = (
         ),
         strict=(r"\.norm[12]\.linear\.",),
         aliases=("cogvideo",),
+        folds=fold_tables.COGVIDEOX,
     ),
     Preset(
         name="cosmos-1",

@@ -184,6 +184,7 @@ QWEN_FAMILY = (
         blocks=(r"^transformer_blocks\.\d+\.",),
         keep=(r"^(img_in|txt_in|time_text_embed|norm_out|proj_out)\.",),
         strict=(r"(img|txt)_mod\.1\b",),
+        folds=fold_tables.LENS,
     ),
     Preset(
         name="mage-flow",
@@ -192,5 +193,6 @@ QWEN_FAMILY = (
         blocks=(r"^transformer_blocks\.\d+\.",),
         keep=(r"^(img_in|txt_in|time_text_embed|norm_out|proj_out)\.",),
         strict=(r"(img|txt)_mod\.1\b",),
+        folds=fold_tables.QWEN_IMAGE,
     ),
 )

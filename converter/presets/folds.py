@@ -71,13 +71,15 @@ class Values:
 
     rows: which of a fused layer's. head: where several heads of the input share the values, channels per
     head; or the tensor that has as many. shifts: whether the mean is taken off these; where the outputs of
-    two attentions are added, of one.
+    two attentions are added, of one. gate: a tensor of blocks where attention's output is multiplied with a
+    gate before it is projected: factors pass through it, a mean does not.
     """
 
     layer: str
     rows: Part = ALL_ROWS
     head: int | str = 0
     shifts: bool = True
+    gate: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ IMAGE = (
         blocks=(r"^blocks\.\d+\.",),
         keep=(r"^(x_embedder|t_embedder|final_layer|llm_adapter)\.",),
         strict=(r"adaln_modulation", r"^blocks\.0\."),
+        folds=fold_tables.COSMOS_PREDICT2,
     ),
     Preset(
         name="cosmos-predict2",
@@ -55,6 +56,7 @@ IMAGE = (
             ),
         ),
         aliases=("cosmos",),
+        folds=fold_tables.COSMOS_PREDICT2,
     ),
     Preset(
         name="auraflow-0.3",
@@ -74,6 +76,7 @@ IMAGE = (
         ),
         strict=(r"\.mod(C|X|CX)\.", DIFFUSERS_MODULATION),
         aliases=("auraflow",),
+        folds=fold_tables.AURAFLOW,
     ),
     Preset(
         name="ernie-image",
@@ -86,6 +89,7 @@ IMAGE = (
         ),
         strict=(r"^layers\.(0|35)\.",),
         aliases=("ernie",),
+        folds=fold_tables.ERNIE_IMAGE,
     ),
     Preset(
         name="hidream-i1",
@@ -133,6 +137,7 @@ IMAGE = (
         keep=(r"^(input_proj|llm_cond_proj|t_embedding|adaln_proj|embed_image_indicator|final_layer)\b",),
         strict=(r"adaln_modulation\b",),
         aliases=("ideogram",),
+        folds=fold_tables.IDEOGRAM4,
     ),
     Preset(
         name="krea2",
@@ -220,5 +225,6 @@ IMAGE = (
             ),
         ),
         aliases=("sdxl",),
+        folds=fold_tables.UNET,
     ),
 )

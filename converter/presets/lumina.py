@@ -68,6 +68,7 @@ LUMINA_FAMILY = (
         keep=(r"^(x_embedder|cap_embedder|t_embedder|clip_text_pooled_proj|time_text_embed|final_layer)\.",),
         strict=(r"adaLN_modulation\b",),
         aliases=("newbie",),
+        folds=fold_tables.Z_IMAGE,
     ),
     Preset(
         name="omnigen2",
@@ -82,6 +83,7 @@ LUMINA_FAMILY = (
         blocks=(r"^(layers|noise_refiner|ref_image_refiner|context_refiner)\.\d+\.",),
         keep=(r"^(x_embedder|ref_image_patch_embedder|time_caption_embed|norm_out)\.",),
         strict=(DIFFUSERS_MODULATION,),
+        folds=fold_tables.OMNIGEN2,
     ),
     Preset(
         name="boogu-image",
@@ -98,5 +100,6 @@ LUMINA_FAMILY = (
         keep=(r"^(x_embedder|ref_image_patch_embedder|image_index_embedding|time_caption_embed|norm_out)\b",),
         strict=(r"norm\d\.linear\.",),
         aliases=("boogu",),
+        folds=fold_tables.BOOGU_IMAGE,
     ),
 )

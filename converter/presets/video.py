@@ -242,6 +242,7 @@ VIDEO = (
             ),
         ),
         aliases=("ltx2", "ltxv2"),
+        folds=fold_tables.LTX2,
     ),
     Preset(
         name="mochi-preview",
@@ -275,6 +276,7 @@ VIDEO = (
             variant("kandinsky5-lite-t2v", dim("visual_embeddings.in_layer.weight", 0, 1792)),
         ),
         aliases=("kandinsky",),
+        folds=fold_tables.KANDINSKY5,
     ),
     Preset(
         name="joyimage",

@@ -1,7 +1,7 @@
 """The process in which a ComfyUI checkout is imported: ``python worker.py COMFYUI``, a JSON request per line.
 
-Each request names a function of `families`, `loading` or `modules` and its keywords; the answer is its
-result, or {"error": its type and text}.
+Each request names a function of `families`, `loading`, `modules` or `tiny_models` and its keywords;
+the answer is its result, or {"error": its type and text}.
 """
 
 import json
@@ -27,8 +27,9 @@ def main() -> None:
     import families
     import loading
     import modules
+    import tiny_models
 
-    known = {"families": families, "loading": loading, "modules": modules}
+    known = {m.__name__: m for m in (families, loading, modules, tiny_models)}
     for line in sys.stdin:
         request = json.loads(line)
         module = known[request.pop("module")]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers_models import TINY
 from peers import peer
 from running_models import MODELS, builder, diffusers, output
 
@@ -14,7 +15,8 @@ transformers = peer("transformers")
 class Foldable:
     """A tiny model. inputs: makes a batch. inside: what is folded, and how much of it less its mean.
 
-    preset: named where sizes tell the family apart. run: the outputs to compare.
+    preset: named where sizes tell the family apart. run: the outputs to compare. keep_names: diffusers has no
+    class that reads it by ComfyUI's.
     """
 
     build: Callable[[], torch.nn.Module]
@@ -22,6 +24,7 @@ class Foldable:
     inside: tuple[int, int]
     preset: str = "auto"
     run: Callable[[torch.nn.Module, dict], torch.Tensor] = output
+    keep_names: bool = False
 
 
 def _hidden(model: torch.nn.Module, batch: dict) -> torch.Tensor:
@@ -50,6 +53,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+_QWEN2 = {**LLAMA, "hidden_size": 512}
 _T5 = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2}
 _CLIP = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
 
@@ -127,6 +131,34 @@ def _lumina(g: torch.Generator) -> dict:
     )
 
 
+def _latents(g: torch.Generator) -> dict:
+    return _draw(g, hidden_states=(1, 4, 8, 8), encoder_hidden_states=(1, 5, 48), timestep=_time(g))
+
+
+_PIXART = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 48, "cross_attention_dim": 192}
+
+
+def _pixart(g: torch.Generator) -> dict:
+    size = {"resolution": torch.full((1, 2), 64.0), "aspect_ratio": torch.ones(1, 1)}
+    return {**_latents(g), "added_cond_kwargs": size}
+
+
+def _unet() -> torch.nn.Module:
+    sizes = {"block_out_channels": (32, 128), "layers_per_block": 1, "transformer_layers_per_block": 1}
+    return diffusers.UNet2DConditionModel(**{**TINY["sdxl"][1], **sizes})
+
+
+def _sdxl(g: torch.Generator) -> dict:
+    pooled = _draw(g, text_embeds=(1, 16), time_ids=(1, 6))
+    return _draw(
+        g,
+        sample=(1, 4, 8, 8),
+        timestep=_time(g, 1000),
+        encoder_hidden_states=(1, 5, 64),
+        added_cond_kwargs=pooled,
+    )
+
+
 def _krea(g: torch.Generator) -> dict:
     return _draw(
         g,
@@ -174,6 +206,9 @@ FAMILIES = {
     "wan2.1-t2v": _diffusers("wan", (12, 10), _wan_t2v, image_dim=None, added_kv_proj_dim=None, num_layers=2),
     "hunyuan-video": _diffusers("hunyuan-video", (7, 7), _hunyuan),
     "ltx-video": _diffusers("ltx-video", (10, 8), _ltx, num_layers=2),
+    "auraflow": _diffusers("auraflow", (5, 0), _latents),
+    "pixart": _diffusers("pixart", (10, 8), _pixart, **_PIXART),
+    "sdxl": Foldable(_unet, _sdxl, (20, 4), "sdxl-unet", keep_names=True),
     "krea2": Foldable(_krea_model, _krea, (6, 0), "krea2"),
     "t5": Foldable(
         _encoder("T5EncoderModel", **_T5, feed_forward_proj="gated-gelu", dropout_rate=0.0),
@@ -183,6 +218,7 @@ FAMILIES = {
         _hidden,
     ),
     "qwen3": Foldable(_encoder("Qwen3Model", **LLAMA, head_dim=48), _tokens, (8, 0), "te-qwen3-4b", _hidden),
+    "qwen2.5": Foldable(_encoder("Qwen2Model", **_QWEN2), _tokens, (8, 0), "te-qwen2.5-vl-7b", _hidden),
     "mistral": Foldable(
         _encoder("MistralModel", **LLAMA, head_dim=128), _tokens, (8, 0), "te-mistral-small-3", _hidden
     ),

@@ -5,23 +5,49 @@ one, fold it and compare what it computes.
 """
 
 from .flux import CHROMA, FLUX1, FLUX2, HUNYUAN_VIDEO
-from .image import KREA2, QWEN_IMAGE, SD3, Z_IMAGE
+from .image import (
+    AURAFLOW,
+    BOOGU_IMAGE,
+    COSMOS_PREDICT2,
+    ERNIE_IMAGE,
+    IDEOGRAM4,
+    KREA2,
+    LENS,
+    OMNIGEN2,
+    PIXART,
+    QWEN_IMAGE,
+    SD3,
+    Z_IMAGE,
+)
 from .text_encoders import CLIP, GEMMA, LLAMA, T5
-from .video import LTX_VIDEO, WAN
+from .unet import UNET
+from .video import COGVIDEOX, KANDINSKY5, LTX2, LTX_VIDEO, WAN
 
 __all__ = [
+    "AURAFLOW",
+    "BOOGU_IMAGE",
     "CHROMA",
     "CLIP",
+    "COGVIDEOX",
+    "COSMOS_PREDICT2",
+    "ERNIE_IMAGE",
     "FLUX1",
     "FLUX2",
     "GEMMA",
     "HUNYUAN_VIDEO",
+    "IDEOGRAM4",
+    "KANDINSKY5",
     "KREA2",
+    "LENS",
     "LLAMA",
+    "LTX2",
     "LTX_VIDEO",
+    "OMNIGEN2",
+    "PIXART",
     "QWEN_IMAGE",
     "SD3",
     "T5",
+    "UNET",
     "WAN",
     "Z_IMAGE",
 ]

@@ -1,9 +1,9 @@
 """The folds of the other image models."""
 
 from ....names.rows import Part
-from ..folds import BlockFolds, Modulation, Norm, SharedModulation, Up, Use, Values, fold
+from ..folds import BlockFolds, Fold, Modulation, Norm, SharedModulation, Up, Use, Values, fold
 
-_LAST_OF_QKV = Part("qkv", 2)
+_LAST_OF_QKV, _SECOND = Part("qkv", 2), Part("kv", 1)
 
 QWEN_IMAGE = (
     BlockFolds(
@@ -20,7 +20,7 @@ QWEN_IMAGE = (
     ),
 )
 
-# Its modulation scales only; Lumina 2 has fewer heads for keys and values.
+# Its modulation scales only; Lumina 2 has fewer heads for keys and values. NewBie's blocks are the same.
 Z_IMAGE = (
     BlockFolds(
         r"(layers|noise_refiner|context_refiner)\.\d+",
@@ -34,6 +34,140 @@ Z_IMAGE = (
 )
 
 _X, _CONTEXT = "x_block", "context_block"
+
+IDEOGRAM4 = (
+    BlockFolds(
+        r"layers\.\d+",
+        (
+            fold("attention.qkv", by=Norm("attention_norm1")),
+            fold("attention.o", by=Values("attention.qkv", _LAST_OF_QKV)),
+            fold("feed_forward.w1", "feed_forward.w3", by=Norm("ffn_norm1")),
+            fold("feed_forward.w2", by=Up("feed_forward.w3")),
+        ),
+    ),
+)
+
+_TO_QKV = tuple(f"to_{x}" for x in "qkv")
+
+
+def _gated_mlp(mlp: str, norm: str) -> tuple[Fold, Fold]:
+    """Return the folds of an MLP of three Linears; norm: what stands before it."""
+    up = fold(f"{mlp}.linear_1", f"{mlp}.linear_3", by=Norm(norm))
+    return up, fold(f"{mlp}.linear_2", by=Up(f"{mlp}.linear_3"))
+
+
+def _refiner(blocks: str, norm: str) -> BlockFolds:
+    """Return the blocks of OmniGen2; norm: the weights before attention."""
+    return BlockFolds(
+        blocks,
+        (
+            fold(*(f"attn.{x}" for x in _TO_QKV), by=Norm(norm)),
+            fold("attn.to_out.0", by=Values("attn.to_v", head="attn.norm_q.weight")),
+            *_gated_mlp("feed_forward", "ffn_norm1"),
+        ),
+    )
+
+
+# The modulation of these scales only, as Z-Image's.
+OMNIGEN2 = (
+    _refiner(r"(layers|noise_refiner|ref_image_refiner)\.\d+", "norm1.norm"),
+    _refiner(r"context_refiner\.\d+", "norm1"),
+)
+
+_JOINT, _ALONE = "img_instruct_attn", "img_self_attn"
+
+BOOGU_IMAGE = (
+    _refiner(r"(single_stream_layers|noise_refiner|ref_image_refiner)\.\d+", "norm1.norm"),
+    _refiner(r"context_refiner\.\d+", "norm1"),
+    BlockFolds(
+        r"double_stream_layers\.\d+",
+        (
+            *(
+                fold(*(f"{_JOINT}.processor.{s}_{x}" for x in _TO_QKV), by=Norm(f"{s}_norm1.norm"))
+                for s in ("img", "instruct")
+            ),
+            fold(
+                *(f"{_JOINT}.processor.{s}_out" for s in ("img", "instruct")),
+                by=tuple(
+                    Values(f"{_JOINT}.processor.{s}_to_v", head=f"{_JOINT}.norm_q.weight")
+                    for s in ("img", "instruct")
+                ),
+            ),
+            fold(*(f"{_ALONE}.{x}" for x in _TO_QKV), by=Norm("img_norm3.norm")),
+            fold(f"{_ALONE}.to_out.0", by=Values(f"{_ALONE}.to_v", head=f"{_ALONE}.norm_q.weight")),
+            *_gated_mlp("img_feed_forward", "img_ffn_norm1"),
+            *_gated_mlp("instruct_feed_forward", "instruct_ffn_norm1"),
+        ),
+    ),
+)
+
+LENS = (
+    BlockFolds(
+        r"transformer_blocks\.\d+",
+        (
+            *(
+                f
+                for s in ("img", "txt")
+                for f in (
+                    fold(f"attn.{s}_qkv", by=Modulation(f"{s}_mod.1", scale=1, shift=0)),
+                    fold(f"{s}_mlp.w1", f"{s}_mlp.w3", by=Modulation(f"{s}_mod.1", scale=4, shift=3)),
+                    fold(f"{s}_mlp.w2", by=Up(f"{s}_mlp.w3")),
+                )
+            ),
+            fold(
+                "attn.to_out.0",
+                "attn.to_add_out",
+                by=tuple(Values(f"attn.{s}_qkv", _LAST_OF_QKV) for s in ("img", "txt")),
+            ),
+        ),
+    ),
+)
+
+# The modulation of Cosmos-Predict2, Anima and AuraFlow has no bias; ERNIE-Image's is one for all blocks,
+# without tables of theirs.
+COSMOS_PREDICT2 = (
+    BlockFolds(
+        r"blocks\.\d+",
+        tuple(fold(f"{a}.output_proj", by=Values(f"{a}.v_proj")) for a in ("self_attn", "cross_attn")),
+    ),
+)
+
+ERNIE_IMAGE = (
+    BlockFolds(
+        r"layers\.\d+",
+        (
+            fold("self_attention.to_out.0", by=Values("self_attention.to_v")),
+            fold("mlp.linear_fc2", by=Up("mlp.up_proj")),
+        ),
+    ),
+)
+
+AURAFLOW = (
+    BlockFolds(
+        r"double_layers\.\d+",
+        (
+            fold("attn.w1o", "attn.w2o", by=(Values("attn.w1v"), Values("attn.w2v"))),
+            *(fold(f"{mlp}.c_proj", by=Up(f"{mlp}.c_fc2")) for mlp in ("mlpC", "mlpX")),
+        ),
+    ),
+    BlockFolds(
+        r"single_layers\.\d+",
+        (fold("attn.w1o", by=Values("attn.w1v")), fold("mlp.c_proj", by=Up("mlp.c_fc2"))),
+    ),
+)
+
+PIXART = (
+    BlockFolds(
+        r"blocks\.\d+",
+        (
+            fold("attn.qkv", by=SharedModulation("t_block.1", "scale_shift_table", scale=1, shift=0)),
+            fold("mlp.fc1", by=SharedModulation("t_block.1", "scale_shift_table", scale=4, shift=3)),
+            # Blocks that compress keys and values normalise the values.
+            fold("attn.proj", by=Values("attn.qkv", _LAST_OF_QKV), unless="attn.sr.weight"),
+            fold("cross_attn.proj", by=Values("cross_attn.kv_linear", _SECOND)),
+        ),
+    ),
+)
 
 SD3 = (
     BlockFolds(
@@ -64,7 +198,7 @@ def _krea(blocks: str, qkv: str, out: str, mlp: str, head: str, mod: str, table:
         (
             fold(q, k, v, gate, by=SharedModulation(mod, table, scale=0, shift=1)),
             fold(gated, up, by=SharedModulation(mod, table, scale=3, shift=4)),
-            fold(out, by=Values(v, head=head)),
+            fold(out, by=Values(v, head=head, gate=f"{gate}.weight")),
             fold(down, by=Up(up)),
         ),
     )

@@ -1,6 +1,8 @@
 """The folds of video models."""
 
-from ..folds import BlockFolds, Norm, SharedModulation, Values, fold
+from collections.abc import Iterator
+
+from ..folds import BlockFolds, Fold, Modulation, Norm, SharedModulation, Use, Values, fold
 
 WAN = (
     BlockFolds(
@@ -20,19 +22,98 @@ WAN = (
     ),
 )
 
-LTX_VIDEO = (
+
+def _modulated(linear: str, table: str, scale: int, shift: int, *uses: str) -> Fold:
+    """Return the fold of an LTX input; uses: layers, with a ? behind those that not all models have."""
+    layers = (Use(u.removesuffix("?"), optional=u.endswith("?")) for u in uses)
+    return fold(*layers, by=SharedModulation(f"{linear}.linear", table, scale, shift))
+
+
+def _ltx_values(*attentions: str) -> Iterator[Fold]:
+    for a in attentions:
+        yield fold(f"{a}.to_out.0", by=Values(f"{a}.to_v", gate=f"{a}.to_gate_logits.weight"))
+
+
+def _ltx_stream(s: str) -> Iterator[Fold]:
+    """Yield the folds of one stream of LTX; s: what stands before its names.
+
+    Since LTX-2.3 attention is gated per head, and what it reads of the text and for it is modulated too.
+    """
+    table, attn1, attn2 = f"{s}scale_shift_table", f"{s}attn1", f"{s}attn2"
+    qkv = (f"{attn1}.to_{x}" for x in "qkv")
+    yield _modulated(f"{s}adaln_single", table, 1, 0, *qkv, f"{attn1}.to_gate_logits?")
+    yield _modulated(f"{s}adaln_single", table, 7, 6, f"{attn2}.to_q", f"{attn2}.to_gate_logits?")
+    yield _modulated(
+        f"{s}prompt_adaln_single", f"{s}prompt_scale_shift_table", 1, 0, f"{attn2}.to_k", f"{attn2}.to_v"
+    )
+    yield _modulated(f"{s}adaln_single", table, 4, 3, f"{s}ff.net.0.proj")
+    yield from _ltx_values(attn1, attn2)
+
+
+LTX_VIDEO = (BlockFolds(r"transformer_blocks\.\d+", tuple(_ltx_stream(""))),)
+
+
+def _ltx_across(stream: str, query: str, context: str, query_first: bool) -> Iterator[Fold]:
+    """Yield the folds of what one stream gives to both attentions between streams."""
+    linear, table = f"av_ca_{stream}_scale_shift_adaln_single", f"scale_shift_table_a2v_ca_{stream}"
+    places = ((0, 1), (2, 3)) if query_first else ((2, 3), (0, 1))
+    yield _modulated(linear, table, *places[0], f"{query}.to_q", f"{query}.to_gate_logits?")
+    yield _modulated(linear, table, *places[1], f"{context}.to_k", f"{context}.to_v")
+
+
+_A2V, _V2A = "audio_to_video_attn", "video_to_audio_attn"
+
+LTX2 = (
     BlockFolds(
         r"transformer_blocks\.\d+",
         (
-            fold(
-                *(f"attn1.to_{x}" for x in "qkv"),
-                by=SharedModulation("adaln_single.linear", "scale_shift_table", scale=1, shift=0),
-            ),
-            fold(
-                "ff.net.0.proj",
-                by=SharedModulation("adaln_single.linear", "scale_shift_table", scale=4, shift=3),
-            ),
-            *(fold(f"{a}.to_out.0", by=Values(f"{a}.to_v")) for a in ("attn1", "attn2")),
+            *_ltx_stream(""),
+            *_ltx_stream("audio_"),
+            *_ltx_across("video", _A2V, _V2A, query_first=True),
+            *_ltx_across("audio", _V2A, _A2V, query_first=False),
+            *_ltx_values(_A2V, _V2A),
         ),
+    ),
+    BlockFolds(
+        r"(audio|video)_embeddings_connector\.transformer_1d_blocks\.\d+", tuple(_ltx_values("attn1"))
+    ),
+)
+
+# Text and video are normalised alike, modulated each by its own rows, and read by the same layers.
+COGVIDEOX = (
+    BlockFolds(
+        r"blocks\.\d+",
+        (
+            *(
+                fold(*layers, by=tuple(Modulation(f"{norm}.linear", scale=p + 1, shift=p) for p in (0, 3)))
+                for norm, layers in (("norm1", "qkv"), ("norm2", ("ff_proj",)))
+            ),
+            fold("attn_out", by=Values("v")),
+        ),
+    ),
+)
+
+
+def _kandinsky(blocks: str, mod: str, inputs: tuple[tuple[str, ...], ...], *attentions: str) -> BlockFolds:
+    """Return blocks of Kandinsky 5; inputs: the readers of each modulated input, in order of its rows."""
+    modulated = (
+        fold(*layers, by=Modulation(f"{mod}.out_layer", scale=3 * i + 1, shift=3 * i))
+        for i, layers in enumerate(inputs)
+    )
+    values = (fold(f"{a}.out_layer", by=Values(f"{a}.to_value")) for a in attentions)
+    return BlockFolds(blocks, (*modulated, *values))
+
+
+_SELF = tuple(f"self_attention.to_{x}" for x in ("query", "key", "value"))
+_ACROSS, _IN = ("cross_attention.to_query",), ("feed_forward.in_layer",)
+
+KANDINSKY5 = (
+    _kandinsky(r"text_transformer_blocks\.\d+", "text_modulation", (_SELF, _IN), "self_attention"),
+    _kandinsky(
+        r"visual_transformer_blocks\.\d+",
+        "visual_modulation",
+        (_SELF, _ACROSS, _IN),
+        "self_attention",
+        "cross_attention",
     ),
 )

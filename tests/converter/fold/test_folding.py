@@ -69,7 +69,8 @@ def folded_flux(flux, tmp_path_factory):
 def test_a_folded_model_computes_what_it_did(family, tmp_path):
     """In the class that runs it: a fold that misses a reader or a producer shows as other outputs."""
     case = Case(family, tmp_path, batches=2)
-    tensors, plan = folded(case.source, case.calibration, preset=case.made.preset, force=True)
+    options = {"preset": case.made.preset, "force": True, "keep_names": case.made.keep_names}
+    tensors, plan = folded(case.source, case.calibration, **options)
     assert (len(plan.inputs), sum(one.mean for one in plan.inputs)) == case.made.inside
     told = [int(f.exponents.abs().max()) for f in plan.folds.factors]
     assert [t > 0 for t in told] == [one.smooth for one in plan.inputs], "nothing to balance: no test"
