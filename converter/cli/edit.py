@@ -69,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
         help="also list the layers in the file's header (always done when the input does)",
     )
     p.add_argument(
+        "--fold-lora",
+        "--fold_lora",
+        metavar="LORA",
+        help="write no model, but this LoRA made one for the folded model PATH (see convert_to_quant --fold)",
+    )
+    p.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="list the changes without writing anything"
     )
     p.add_argument("--json", metavar="FILE", help="also write the report to this file, as JSON")
@@ -84,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
         p.error("name the input once: PATH or -i PATH")
     if not (args.file or args.input):
         p.error("an input is needed: PATH or -i PATH")
+    if args.fold_lora:
+        return _fold_lora(p, args)
     settings = EditSettings(
         input_file=args.file or args.input,
         output_file=args.output,
@@ -108,6 +116,18 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         save_json(args.json, report.to_dict(), inputs)
     show_edit(report, None if args.all else _SHOWN)
+    return 0
+
+
+def _fold_lora(p: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    alone = {"file", "input", "output", "overwrite", "fold_lora"}
+    others = [n for n, v in vars(args).items() if n not in alone and v != p.get_default(n)]
+    if others:
+        p.error(f"--fold-lora edits no model: leave out --{others[0].replace('_', '-')}")
+    from ..edit.fold_lora import fold_lora
+    from .text import say
+
+    say(str(fold_lora(args.fold_lora, args.file or args.input, args.output, args.overwrite)))
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ...quant.algorithms import LayerStats
-from .inputs import FoldedInput, Rows, TensorFolds, by_tensor
+from .inputs import Columns, FoldedInput, Rows, TensorFolds, by_tensor
 
 STEPS = 4
 """Factors in an octave."""
@@ -93,14 +93,34 @@ class Folds:
         if folds is None:
             return values
         folded = values.float() if values.dim() > 1 else values.double()
-        for number, c in folds.columns:
-            one = self.inputs[number]
-            folded[:, c.start : c.start + one.width] *= widened(self.factors[number].scale, one)
+        folded = self.columns(name, folded)
         for number, c in folds.added:
             folded = folded + self.gain(number, c.layer)
+        return self.divided(name, folded, first)
+
+    def columns(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """Multiply the columns of a weight, or of what a change of it reads, [.., K], in place."""
+        for number, c in self.tensors[name].columns:
+            one = self.inputs[number]
+            values[:, c.start : c.start + one.width] *= widened(self.factors[number].scale, one)
+        return values
+
+    def divided(self, name: str, values: torch.Tensor, first: int = 0, shift: bool = True) -> torch.Tensor:
+        """Divide the rows of a tensor that produce inputs, in place; first: as in `apply`.
+
+        shift: False for a change of the tensor, which has no part in means and offsets.
+        """
+        folds = self.tensors.get(name, TensorFolds())
         for number, r in folds.rows:
-            _divide_(folded.view(-1) if r.flat else folded, r, self.factors[number], first)
-        return folded
+            rows = r if shift else replace(r, offset=0.0, shifts=False)
+            _divide_(values.view(-1) if r.flat else values, rows, self.factors[number], first)
+        return values
+
+    def means(self, layer: str) -> list[tuple[Columns, torch.Tensor]]:
+        """Return the means that are taken off a layer's inputs, float32, with their columns."""
+        folds = self.tensors.get(f"{layer}.bias", TensorFolds())
+        found = ((c, self.inputs[i], self.factors[i].mean) for i, c in folds.added)
+        return [(c, widened(mean, one)) for c, one, mean in found if mean is not None]
 
     def mean_output(self, layer: str) -> torch.Tensor | None:
         """Return what the means of a layer's inputs give, which its bias takes, float64 [N]; or None."""

@@ -26,7 +26,7 @@ def find_inputs(shapes: Shapes, matches: Iterable[Match], kinds: Collection[str]
         for one in found:
             wanted = replace(
                 one, smooth=one.smooth and "smooth" in kinds, mean=one.mean and "mean" in kinds
-            ).under(match.prefix)
+            ).moved("", match.prefix)
             if wanted.smooth or wanted.mean:
                 yield wanted
 

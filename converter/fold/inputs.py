@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+
+from ...names.prefixes import CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ class FoldedInput:
         """The number of factors: the rows that produce the input."""
         return self.width // self.repeats
 
-    def under(self, prefix: str) -> FoldedInput:
-        """Return it with a prefix before all names."""
-        columns = tuple(replace(c, layer=prefix + c.layer) for c in self.columns)
-        rows = tuple(replace(r, tensor=prefix + r.tensor) for r in self.rows)
+    def moved(self, old: str, new: str) -> FoldedInput:
+        """Return it with another prefix before all names."""
+        columns = tuple(replace(c, layer=new + c.layer.removeprefix(old)) for c in self.columns)
+        rows = tuple(replace(r, tensor=new + r.tensor.removeprefix(old)) for r in self.rows)
         return replace(self, columns=columns, rows=rows)
 
     def tensors(self) -> set[str]:
@@ -113,3 +115,12 @@ def _require_apart(name: str, spans: Iterable[tuple[int, int]]) -> None:
         if start < end:
             raise ValueError(f"{name}: two folds change the same part of it")
         end = start + count
+
+
+def renamed(inputs: Sequence[FoldedInput], names: Container[str]) -> list[FoldedInput]:
+    """Give places the prefix of a file's `names`, should it have another than when it was written."""
+    known = min(inputs[0].tensors()) if inputs else ""
+    bare = next((known[len(p) :] for p in CHECKPOINT if p and known.startswith(p)), known)
+    old = known.removesuffix(bare)
+    new = next((p for p in CHECKPOINT if p + bare in names), old)
+    return list(inputs) if known in names or new == old else [one.moved(old, new) for one in inputs]

@@ -65,7 +65,8 @@ def fold_notes(
         smooth, mean = (sum(getattr(one, kind) for one in inputs) for kind in ("smooth", "mean"))
         yield (
             f"{len(inputs)} inputs are folded into what produces them ({smooth} smoothed, {mean} less their "
-            "mean): LoRAs for this model do not fit the file; merge them into it (--merge-lora)"
+            "mean): LoRAs that are loaded onto this file do a third or more of what they do wrongly; merge "
+            "them now (--merge-lora), or make each fit it (ctq edit FILE --fold-lora LORA)"
         )
     elif KEY in checkpoint.metadata:
         yield "nothing is folded: the file is folded already"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from ...files.checkpoint import Checkpoint
@@ -12,7 +10,7 @@ from ...formats.errors import CheckpointError
 from ...names.prefixes import CHECKPOINT
 from ..fold.coding import KEY, decoded
 from ..fold.factors import Folds, product, widened
-from ..fold.inputs import FoldedInput
+from ..fold.inputs import FoldedInput, renamed
 from .weights import Source
 
 _ELEMENTS = 1 << 20
@@ -27,7 +25,7 @@ def stored_folds(original: Checkpoint, after: Checkpoint) -> Folds | None:
     if KEY not in after.metadata or after.metadata[KEY] == original.metadata.get(KEY):
         return None
     inputs, factors = decoded(after.metadata)
-    inputs = _renamed(inputs, after)
+    inputs = renamed(inputs, after.tensors)
     weights: dict[str, str] = {}
     for one in inputs:
         for name in sorted(one.tensors()):
@@ -41,28 +39,6 @@ def stored_folds(original: Checkpoint, after: Checkpoint) -> Folds | None:
         return _product(original, weights[f"{layer}.weight"], start, widened(mean, one))
 
     return Folds(inputs, factors, gain)
-
-
-def _renamed(inputs: list[FoldedInput], after: Checkpoint) -> list[FoldedInput]:
-    """Give places the prefix that the file has, should it have another than when it was written."""
-    known = next(iter(inputs[0].tensors())) if inputs else ""
-    bare = next((known[len(p) :] for p in CHECKPOINT if p and known.startswith(p)), known)
-    old = known.removesuffix(bare)
-    new = next((p for p in CHECKPOINT if p + bare in after.tensors), old)
-    if known in after.tensors or new == old:
-        return inputs
-
-    def moved(name: str) -> str:
-        return new + name.removeprefix(old)
-
-    return [
-        replace(
-            one,
-            columns=tuple(replace(c, layer=moved(c.layer)) for c in one.columns),
-            rows=tuple(replace(r, tensor=moved(r.tensor)) for r in one.rows),
-        )
-        for one in inputs
-    ]
 
 
 def _original_name(name: str, original: Checkpoint) -> str:

@@ -31,6 +31,14 @@ def folded(path: Path, calibration: Path, **options) -> tuple[dict[str, torch.Te
         return {s.name: read_weight(checkpoint, s, plan.folds).float() for s in steps}, plan
 
 
+def merged(path: Path, lora: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint with a LoRA in them, in float32, nothing folded."""
+    settings = Settings(input_file=str(path), merge_lora_path=str(lora))
+    with open_checkpoint(path) as checkpoint:
+        steps = [s for s in build_plan(checkpoint, settings) if s.outputs]
+        return {s.name: read_weight(checkpoint, s).float() for s in steps}
+
+
 def save_model(model: torch.nn.Module, path: Path) -> Path:
     """Write a model's weights under its own names, those that share memory once each."""
     return save(path, {n: t.contiguous().clone() for n, t in model.state_dict().items()}, {"format": "pt"})
