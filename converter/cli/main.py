@@ -32,6 +32,7 @@ def _lazy(module: str) -> Callable[[Sequence[str]], int]:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "calibrate": ("run a float model on prompts and record what its layers see", _lazy(".record")),
     "edit": ("remove, set and repair what a quantized file says of itself", _lazy(".edit")),
     "verify": ("compare a quantized file with its original, layer by layer", _lazy(".verify")),
     "compare": ("run a model on two checkpoints and compare what comes out", _lazy(".compare")),

@@ -100,7 +100,7 @@ class QualityOptions:
         "--calibration_data",
         group="quality",
         metavar="FILE",
-        help="measured layer inputs (safetensors or JSON), from the ComfyUI node or "
+        help="measured layer inputs (safetensors or JSON), from ctq calibrate, the ComfyUI node or "
         "convert_to_quant.calibrate; layers with inputs are then rounded with quip",
     )
     calib_samples: int | None = option(

@@ -132,8 +132,8 @@ def _refuse_without_calibration(settings: Settings) -> None:
     asked = [flag for flag, on in wants.items() if on]
     if asked:
         raise ConversionError(
-            f"{' and '.join(asked)} need measured inputs: give --calibration-data (record it with the "
-            "ComfyUI node or convert_to_quant.calibrate)"
+            f"{' and '.join(asked)} need measured inputs: give --calibration-data (record it with "
+            "ctq calibrate, the ComfyUI node or convert_to_quant.calibrate)"
         )
 
 

@@ -44,11 +44,14 @@ class Placer:
 
 def compute_device(settings: Settings) -> torch.device:
     """Return the device that the settings name, or the best there is; ConversionError for an absent one."""
+    return best_device() if settings.device == "auto" else usable_device(settings.device)
+
+
+def best_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
     import torch
 
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return usable_device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def usable_device(name: str) -> torch.device:

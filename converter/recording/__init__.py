@@ -1,0 +1,1 @@
+"""Running a float model on prompts to record what its layers see: of diffusers, of transformers."""
