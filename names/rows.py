@@ -14,8 +14,10 @@ Segments = tuple[tuple[int, int, int], ...]
 SPLITS: dict[str, Callable[[int, int], tuple[int, ...]]] = {
     # As many rows as columns for q; k and v share the rest (fewer heads in Lumina).
     "qkv": lambda n, k: (k, (n - k) // 2, (n - k) // 2),
-    # Single blocks of Flux: q, k, v of K rows each, then the MLP.
+    # Heads of another width altogether than the model.
+    "thirds": lambda n, k: (n // 3, n // 3, n // 3),
     "kv": lambda n, k: (n // 2, n // 2),
+    # Single blocks of Flux: q, k, v of K rows each, then the MLP.
     "qkv+mlp": lambda n, k: (k, k, k, n - 3 * k),
     # Those of Flux.2, whose MLP is gated.
     "qkv+gate+up": lambda n, k: (k, k, k, (n - 3 * k) // 2, (n - 3 * k) // 2),

@@ -9,7 +9,7 @@ from math import prod
 
 from ..presets import Match
 from ..presets.folds import BlockFolds, Fold, Modulation, Norm, Producer, SharedModulation, Up, Use, Values
-from .inputs import Columns, FoldedInput, Rows
+from .inputs import Columns, FoldedInput, Rows, by_tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -22,8 +22,9 @@ def find_inputs(shapes: Shapes, matches: Iterable[Match], kinds: Collection[str]
     """
     for match in matches:
         inside = {n[len(match.prefix) :]: s for n, s in shapes.items() if n.startswith(match.prefix)}
-        found = [*_in_blocks(inside, match.preset.folds), *shared_inputs(inside, match.preset.folds)]
-        for one in found:
+        groups = match.preset.folds
+        found = [*_in_blocks(inside, groups, match.named), *shared_inputs(inside, groups)]
+        for one in found if _apart(found) else ():
             wanted = replace(
                 one, smooth=one.smooth and "smooth" in kinds, mean=one.mean and "mean" in kinds
             ).moved("", match.prefix)
@@ -31,18 +32,30 @@ def find_inputs(shapes: Shapes, matches: Iterable[Match], kinds: Collection[str]
                 yield wanted
 
 
-def _in_blocks(shapes: Shapes, groups: Iterable[BlockFolds]) -> Iterator[FoldedInput]:
+def _apart(inputs: Sequence[FoldedInput]) -> bool:
+    """Tell whether no two of the inputs change the same part of a tensor, as in a file with layers twice."""
+    try:
+        by_tensor(inputs)
+    except ValueError:
+        return False
+    return True
+
+
+def _in_blocks(shapes: Shapes, groups: Iterable[BlockFolds], named: bool) -> Iterator[FoldedInput]:
     for group in groups:
         for block in blocks_of(shapes, group):
             for one in group.folds:
-                if (found := Place(shapes, f"{block}.").input(one)) is not None:
+                if (found := Place(shapes, f"{block}.", named).input(one)) is not None:
                     yield found
 
 
-def blocks_of(shapes: Shapes, group: BlockFolds) -> list[str]:
-    """Return the names of a group's blocks, in order of the tensors."""
+def blocks_of(shapes: Shapes, group: BlockFolds) -> Iterator[str]:
+    """Yield the names of a group's blocks, in order of the tensors."""
     pattern = re.compile(rf"({group.blocks})\.")
-    return list(dict.fromkeys(m[1] for n in shapes if (m := pattern.match(n))))
+    for block in dict.fromkeys(m[1] for n in shapes if (m := pattern.match(n))):
+        has = not group.has or f"{block}.{group.has}" in shapes
+        if has and not (group.lacks and f"{block}.{group.lacks}" in shapes):
+            yield block
 
 
 class Unfit(Exception):
@@ -51,10 +64,15 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """A block of a checkpoint. before: what stands before the names in it."""
+    """A block of a checkpoint.
+
+    before: what stands before the names in it. named: the user said what it is, and heads that its table
+    gives a size may have another one: no tensor of the file tells.
+    """
 
     shapes: Shapes
     before: str
+    named: bool = False
 
     def input(self, fold: Fold) -> FoldedInput | None:
         """Return a fold's places in the block, as much as can be; None where it does not fit."""
@@ -113,6 +131,8 @@ class Place:
         head = producer.head
         if isinstance(head, str):
             (head,) = self._shape(head, 1)
+        elif self.named:
+            raise Unfit
         if not head or count % head or width % count:
             raise Unfit
         return width // count, head

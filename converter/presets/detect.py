@@ -83,7 +83,8 @@ def assume(name: str, shapes: Shapes) -> Match:
             f"no tensor lies in its blocks ({wanted})"
         )
     prefix = min(hits, key=lambda prefix: (-hits[prefix], len(prefix)))
-    return Match(preset, prefix, evidence=(f"named by the user; {hits[prefix]} tensors lie in its blocks",))
+    evidence = (f"named by the user; {hits[prefix]} tensors lie in its blocks",)
+    return Match(preset, prefix, evidence=evidence, named=True)
 
 
 def by_name(name: str) -> Preset:

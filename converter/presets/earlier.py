@@ -81,6 +81,7 @@ EARLIER = (
         keep=(r"^(latent_in|cond_in|time_in|guidance_in|final_layer)\.",),
         strict=(r"(img_mod|txt_mod|modulation)\.lin\b",),
         aliases=("hunyuan3d",),
+        folds=fold_tables.FLUX1,
     ),
     Preset(
         name="hunyuan3d-2.1",

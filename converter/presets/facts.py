@@ -157,7 +157,8 @@ class Match:
     """A preset found in (a part of) a checkpoint.
 
     ``prefix`` is what stands before the preset's names there, ``evidence`` the
-    facts that were found, as lines for the user.
+    facts that were found, as lines for the user. ``named``: the user named it, for a
+    file that has not the facts: sizes may be others than the family's.
     """
 
     preset: Preset
@@ -165,6 +166,7 @@ class Match:
     naming: str = "native"
     variant: str | None = None
     evidence: tuple[str, ...] = ()
+    named: bool = False
 
     @property
     def label(self) -> str:

@@ -70,9 +70,10 @@ class Values:
     """The value projection before an output projection: exact, because attention weights sum to one.
 
     rows: which of a fused layer's. head: where several heads of the input share the values, channels per
-    head; or the tensor that has as many. shifts: whether the mean is taken off these; where the outputs of
-    two attentions are added, of one. gate: a tensor of blocks where attention's output is multiplied with a
-    gate before it is projected: factors pass through it, a mean does not.
+    head, where every model of the family has as many; or the tensor that has as many. shifts: whether the
+    mean is taken off these; where the outputs of two attentions are added, of one. gate: a tensor of blocks
+    where attention's output is multiplied with a gate before it is projected: factors pass through it, a
+    mean does not.
     """
 
     layer: str
@@ -108,10 +109,15 @@ class Fold:
 
 @dataclass(frozen=True)
 class BlockFolds:
-    """The folds of each block whose name matches a pattern, as ``double_blocks\\.\\d+``."""
+    """The folds of each block whose name matches a pattern, as ``double_blocks\\.\\d+``.
+
+    has, lacks: a tensor that tells blocks of these names from other families', "" for none.
+    """
 
     blocks: str
     folds: tuple[Fold, ...]
+    has: str = ""
+    lacks: str = ""
 
 
 def fold(*uses: str | Use, by: Producer | tuple[Producer, ...], unless: str = "") -> Fold:

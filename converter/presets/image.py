@@ -107,6 +107,7 @@ IMAGE = (
         ),
         strict=(r"adaLN_modulation\b",),
         aliases=("hidream",),
+        folds=fold_tables.HIDREAM_I1,
     ),
     Preset(
         name="hidream-o1",

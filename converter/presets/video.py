@@ -324,5 +324,6 @@ VIDEO = (
             variant("minimax-h3-pruned", has("adaln_t_table")),
         ),
         aliases=("h3",),
+        folds=fold_tables.MINIMAX_H3,
     ),
 )

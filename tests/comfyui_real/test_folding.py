@@ -13,12 +13,15 @@ FAMILIES = {
     "cogvideox": ("cogvideox", 6, 6),
     "cosmos_predict2": ("cosmos-predict2", 4, 0),
     "ernie_image": ("ernie-image", 4, 0),
+    "hidream_i1": ("hidream-i1", 19, 5),
+    "hunyuan3d": ("hunyuan3d-2", 7, 7),
     "ideogram4": ("ideogram4", 8, 0),
     "kandinsky5": ("kandinsky5", 13, 10),
     "krea2": ("krea2", 6, 0),
     "lens": ("lens", 14, 6),
     "ltx2": ("ltx-2", 40, 32),
     "ltx23": ("ltx-2", 52, 24),
+    "minimax_h3": ("minimax-h3", 8, 0),
     "omnigen2": ("omnigen2", 20, 0),
 }
 """By the function in `tiny_models`: the preset, the inputs that are folded, and those less their mean."""

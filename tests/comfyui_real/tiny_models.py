@@ -96,6 +96,35 @@ def boogu_image():
     return model, given, {"ref_latents": [_draw(1, 4, 8, 8, seed=8)]}
 
 
+def hidream_i1():
+    from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel as HiDream
+
+    sizes = {"patch_size": 2, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "text_emb_dim": 32}
+    sizes |= {"attention_head_dim": 32, "num_attention_heads": 4, "axes_dims_rope": (8, 12, 12)}
+    model = HiDream(**sizes, caption_channels=[48, 48], llama_layers=[0, 1], **_common())
+    given = (_draw(1, 4, 8, 8), torch.tensor([700.0]), _draw(1, 32), _draw(*TOKENS), _draw(1, 2, 5, 48))
+    return model, given, {}
+
+
+def hunyuan3d():
+    from comfy.ldm.hunyuan3d.model import Hunyuan3Dv2
+
+    sizes = {"in_channels": 8, "context_in_dim": 48, "hidden_size": 128, "num_heads": 4}
+    model = Hunyuan3Dv2(**sizes, depth=1, depth_single_blocks=1, **_common())
+    return model, (_draw(1, 8, 16), torch.tensor([0.7]), _draw(*TOKENS)), {}
+
+
+def minimax_h3():
+    from comfy.ldm.minimax.model import MiniMaxH3Model
+
+    sizes = {"hidden_size": 128, "num_layers": 2, "token_refiner_num_layers": 1, "num_attention_heads": 6}
+    sizes |= {"attention_head_dim": 32, "ffn_hidden_size": 256, "latents_dim": 4, "audio_latents_dim": 8}
+    sizes |= {"text_dim": 48, "time_embed_hidden_size": 64, "time_embed_dim": 64, "rope_inv_freq_len": 4}
+    model = MiniMaxH3Model(**sizes, **_common())
+    x = [_draw(1, 4, 2, 8, 8), _draw(1, 8, 2, 6)]
+    return model, (x, torch.tensor([700.0]), _draw(*TOKENS)), {}
+
+
 def krea2():
     from comfy.ldm.krea2.model import SingleStreamDiT
 
@@ -144,10 +173,11 @@ def build(name, path):
 def difference(name, original, folded):
     """Return how far a folded model's outputs are from the original's, relative to these."""
     model, given, more = globals()[name]()
+    model.requires_grad_(False)
     found = []
     for path in (original, folded):
         model.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=True)
-        with torch.no_grad():
+        with torch.inference_mode():
             out = model(*(x(model) if callable(x) else _copy(x) for x in given), **more)
         found.append(torch.cat([part.flatten() for part in (out if isinstance(out, list) else [out])]))
     return float((found[1] - found[0]).norm() / found[0].norm())

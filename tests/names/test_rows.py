@@ -12,7 +12,8 @@ def test_keys_and_values_with_fewer_heads_share_the_rest():
 
 
 @pytest.mark.parametrize(
-    ("how", "n", "k"), [("qkv", 9216, 3072), ("qkv", 3840, 2304), ("qkv+mlp", 21504, 3072)]
+    ("how", "n", "k"),
+    [("qkv", 9216, 3072), ("qkv", 3840, 2304), ("thirds", 21504, 5376), ("qkv+mlp", 21504, 3072)],
 )
 def test_the_parts_of_a_fused_weight_are_all_its_rows_once(how, n, k):
     parts = [Part(how, place).segments(n, k) for place in range(len(SPLITS[how](n, k)))]

@@ -32,6 +32,10 @@ def _hidden(model: torch.nn.Module, batch: dict) -> torch.Tensor:
         return model(**batch).last_hidden_state
 
 
+def _layers(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+    return _hidden(model.model, batch)
+
+
 def _tokens(g: torch.Generator) -> dict:
     return {"input_ids": torch.randint(0, 64, (2, 24), generator=g)}
 
@@ -53,7 +57,8 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-_QWEN2 = {**LLAMA, "hidden_size": 512}
+_ONE = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128}
+_ONE |= {"head_dim": 128}
 _T5 = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2}
 _CLIP = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
 
@@ -218,9 +223,10 @@ FAMILIES = {
         _hidden,
     ),
     "qwen3": Foldable(_encoder("Qwen3Model", **LLAMA, head_dim=48), _tokens, (8, 0), "te-qwen3-4b", _hidden),
-    "qwen2.5": Foldable(_encoder("Qwen2Model", **_QWEN2), _tokens, (8, 0), "te-qwen2.5-vl-7b", _hidden),
+    # As wide as the real ones, which they are recognised by: no tensor tells the size of their heads.
+    "qwen2.5": Foldable(_encoder("Qwen2ForCausalLM", **_ONE, hidden_size=3584), _tokens, (4, 0), run=_layers),
     "mistral": Foldable(
-        _encoder("MistralModel", **LLAMA, head_dim=128), _tokens, (8, 0), "te-mistral-small-3", _hidden
+        _encoder("MistralForCausalLM", **_ONE, hidden_size=5120), _tokens, (4, 0), run=_layers
     ),
     "gemma3": Foldable(
         _encoder("Gemma3TextModel", **LLAMA, head_dim=48), _tokens, (8, 0), "te-gemma-3-4b", _hidden

@@ -10,6 +10,7 @@ from .image import (
     BOOGU_IMAGE,
     COSMOS_PREDICT2,
     ERNIE_IMAGE,
+    HIDREAM_I1,
     IDEOGRAM4,
     KREA2,
     LENS,
@@ -21,7 +22,7 @@ from .image import (
 )
 from .text_encoders import CLIP, GEMMA, LLAMA, T5
 from .unet import UNET
-from .video import COGVIDEOX, KANDINSKY5, LTX2, LTX_VIDEO, WAN
+from .video import COGVIDEOX, KANDINSKY5, LTX2, LTX_VIDEO, MINIMAX_H3, WAN
 
 __all__ = [
     "AURAFLOW",
@@ -34,6 +35,7 @@ __all__ = [
     "FLUX1",
     "FLUX2",
     "GEMMA",
+    "HIDREAM_I1",
     "HUNYUAN_VIDEO",
     "IDEOGRAM4",
     "KANDINSKY5",
@@ -42,6 +44,7 @@ __all__ = [
     "LLAMA",
     "LTX2",
     "LTX_VIDEO",
+    "MINIMAX_H3",
     "OMNIGEN2",
     "PIXART",
     "QWEN_IMAGE",

@@ -1,5 +1,7 @@
 """The folds of the other image models."""
 
+from collections.abc import Iterator
+
 from ....names.rows import Part
 from ..folds import BlockFolds, Fold, Modulation, Norm, SharedModulation, Up, Use, Values, fold
 
@@ -120,6 +122,44 @@ LENS = (
                 by=tuple(Values(f"attn.{s}_qkv", _LAST_OF_QKV) for s in ("img", "txt")),
             ),
         ),
+    ),
+)
+
+
+def _hidream(s: str, first: int, *mlps: str) -> Iterator[Fold]:
+    """Yield the folds of a stream of HiDream; first: its part of the modulation, mlps: all of one input."""
+    end = {"i": "", "t": "_t"}[s]
+    shift = 6 * first
+    yield fold(
+        *(f"attn1.{x}{end}" for x in _TO_QKV),
+        by=Modulation("adaLN_modulation.1", scale=shift + 1, shift=shift),
+    )
+    readers = [f"ff_{s}.{mlp}w{n}" for mlp in mlps for n in (1, 3)]
+    router = [Use("ff_i.gate", optional=True)] if s == "i" else []
+    yield fold(
+        *readers,
+        *router,
+        by=Modulation("adaLN_modulation.1", scale=shift + 4, shift=shift + 3),
+        unless="ff_i.experts.4.w1.weight",
+    )
+    for mlp in mlps:
+        yield fold(f"ff_{s}.{mlp}w2", by=Up(f"ff_{s}.{mlp}w3"))
+
+
+_EXPERTS = ("shared_experts.", *(f"experts.{i}." for i in range(4)))
+
+HIDREAM_I1 = (
+    BlockFolds(
+        r"double_stream_blocks\.\d+\.block",
+        (
+            *_hidream("i", 0, *_EXPERTS),
+            *_hidream("t", 1, ""),
+            fold("attn1.to_out", "attn1.to_out_t", by=(Values("attn1.to_v"), Values("attn1.to_v_t"))),
+        ),
+    ),
+    BlockFolds(
+        r"single_stream_blocks\.\d+\.block",
+        (*_hidream("i", 0, *_EXPERTS), fold("attn1.to_out", by=Values("attn1.to_v"))),
     ),
 )
 

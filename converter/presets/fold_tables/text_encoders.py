@@ -15,8 +15,12 @@ T5 = (
 )
 
 
-def _language_model(mlp_norm: str, offset: float, head: int) -> tuple[BlockFolds, ...]:
-    """Return the layers of a language model; head: channels of a head that no norm of queries tells."""
+_BEFORE_MLP = "pre_feedforward_layernorm"
+"""A norm of Gemma's alone, in which post_attention_layernorm stands elsewhere."""
+
+
+def _language_model(mlp_norm: str, offset: float, head: int, **told: str) -> tuple[BlockFolds, ...]:
+    """Return the layers of a language model; head: channels of a head where no norm of queries tells."""
     q_norm = "self_attn.q_norm.weight"
     return (
         BlockFolds(
@@ -28,14 +32,15 @@ def _language_model(mlp_norm: str, offset: float, head: int) -> tuple[BlockFolds
                 fold("mlp.gate_proj", "mlp.up_proj", by=Norm(mlp_norm, offset)),
                 fold("mlp.down_proj", by=Up("mlp.up_proj")),
             ),
+            **told,
         ),
     )
 
 
-LLAMA = _language_model("post_attention_layernorm", 0.0, 128)
+LLAMA = _language_model("post_attention_layernorm", 0.0, 128, lacks=f"{_BEFORE_MLP}.weight")
 """Llama, Mistral, Ministral, Qwen 2.5 and 3."""
 
-GEMMA = _language_model("pre_feedforward_layernorm", 1.0, 256)
+GEMMA = _language_model(_BEFORE_MLP, 1.0, 256, has=f"{_BEFORE_MLP}.weight")
 """Gemma 2 and 3; the norms of Gemma 4 are others."""
 
 CLIP = (

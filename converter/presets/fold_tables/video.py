@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from ..folds import BlockFolds, Fold, Modulation, Norm, SharedModulation, Use, Values, fold
+from ....names.rows import Part
+from ..folds import BlockFolds, Fold, Modulation, Norm, SharedModulation, Up, Use, Values, fold
 
 WAN = (
     BlockFolds(
@@ -89,6 +90,30 @@ COGVIDEOX = (
                 for norm, layers in (("norm1", "qkv"), ("norm2", ("ff_proj",)))
             ),
             fold("attn_out", by=Values("v")),
+        ),
+    ),
+)
+
+
+# Each of three modalities has rows of its own, and all tokens go through the same layers.
+MINIMAX_H3 = (
+    BlockFolds(
+        r"blocks\.\d+",
+        (
+            *(
+                fold(
+                    layer,
+                    by=tuple(
+                        Modulation(
+                            "adaln_proj.linear", scale=6 * modality + place + 1, shift=6 * modality + place
+                        )
+                        for modality in range(3)
+                    ),
+                )
+                for layer, place in (("attn.qkv_proj", 0), ("mlp.fc1", 3))
+            ),
+            fold("attn.out_proj", by=Values("attn.qkv_proj", Part("thirds", 2))),
+            fold("mlp.fc2", by=Up("mlp.fc1", Part("kv", 1))),
         ),
     ),
 )

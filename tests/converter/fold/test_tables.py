@@ -1,10 +1,12 @@
 """The tables of folds on the names and shapes of real files: what they find, and what they leave alone."""
 
+from dataclasses import replace
+
 import catalogs
 import pytest
 
 from convert_to_quant.converter.fold.find import find_inputs
-from convert_to_quant.converter.presets import Match, by_name, detect
+from convert_to_quant.converter.presets import Match, assume, by_name, detect
 
 REAL = {
     "anima": 28 * 2,
@@ -13,6 +15,7 @@ REAL = {
     "chroma1-hd": 19 + 38,
     "ernie-image": 36 * 2,
     "flux2-klein-4b": 5 * 3 + 20 * 2,
+    "hidream-i1": 16 * 11 + 32 * 8,
     "hunyuan-image-2.1": 20 * 5 + 40 * 2,
     "hunyuan-video": 20 * 5 + 40 * 2,
     "hunyuan-video-1.5": 54 * 5,
@@ -26,6 +29,7 @@ REAL = {
     "ltx-video-2b": 28 * 4 + 2,
     "lumina-image-2": 30 * 4,
     "mage-flow": 12 * 5,
+    "minimax-h3-pruned": 50 * 4,
     "newbie-image": 40 * 4,
     "omnigen2": 38 * 4,
     "sd3.5-large": 38 * 5 - 1,
@@ -85,6 +89,38 @@ def test_values_that_are_normalised_after_all_are_left_alone():
         one.columns[0].layer for one in found(compressed)
     }
     assert missing == {"blocks.1.attn.proj"}
+
+
+def test_heads_of_another_size_are_not_folded():
+    """The user calls a model Llama 3 that is narrower: its heads have 64 channels, and no tensor says so."""
+    before = "model.layers.0.self_attn."
+    shapes = {f"{before}v_proj.weight": (512, 2048), f"{before}o_proj.weight": (2048, 2048)}
+    match = assume("llama", shapes)
+    assert not list(find_inputs(shapes, [match], ("smooth",)))
+    (known,) = find_inputs(shapes, [replace(match, named=False)], ("smooth",))
+    assert (known.repeats, known.head) == (4, 128)
+
+
+def test_layers_of_gemma_are_no_layers_of_llama():
+    """Their norms have other places, and their weights are one less."""
+    norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm")
+    shapes = {f"model.layers.0.{n}.weight": (8,) for n in norms}
+    for layer in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
+        shapes[f"model.layers.0.{layer}.weight"] = (8, 8)
+    assert {one.rows[0].offset for one in found(shapes, "te-gemma-3-4b")} == {1.0}
+    assert not found(shapes, "te-qwen3-4b")
+    del shapes["model.layers.0.pre_feedforward_layernorm.weight"]
+    assert {one.rows[0].offset for one in found(shapes, "te-qwen3-4b")} == {0.0}
+    assert not found(shapes, "te-gemma-3-4b")
+
+
+def test_a_layer_under_two_names_is_left_alone():
+    """Both claim the same readers; which of the two a model uses, the file does not say."""
+    one = {"img_attn.qkv.weight": (24, 8), "img_mod.linear.weight": (48, 8), "img_mod.linear.bias": (48,)}
+    shapes = {f"double_blocks.0.{n}": s for n, s in one.items()}
+    assert len(found(shapes, "hunyuan-video")) == 1
+    twice = {n.replace("linear", "lin"): s for n, s in shapes.items()}
+    assert not found({**shapes, **twice}, "hunyuan-video")
 
 
 @pytest.mark.parametrize(
