@@ -11,6 +11,8 @@ from .blockwise import quantize_blockwise
 from .decode import decode
 from .dequantize import dequantize
 from .descent import descend_
+from .float_linear import float_linear
+from .floats import dequantize_floats, quantize_float8
 from .hessian import accumulate_hessian_
 from .int8_linear import int8_linear
 from .int8_mm import int8_mm
@@ -27,7 +29,9 @@ __all__ = [
     "accumulate_hessian_",
     "decode",
     "dequantize",
+    "dequantize_floats",
     "descend_",
+    "float_linear",
     "force_eager",
     "hadamard",
     "int8_linear",
@@ -37,6 +41,7 @@ __all__ = [
     "ldlq_",
     "packed_linear",
     "quantize_blockwise",
+    "quantize_float8",
     "quantize_rowwise",
     "quantize_tensorwise",
     "rotate",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import packed
 import shapes
+import small_floats
 import static
 import torch
 from checks import Red, descent, ldlq, linear, quantizer, weight_only
@@ -186,6 +187,7 @@ def main() -> int:
     jobs = [(quantizers, (m, k, (0, 16, 64, 256, 1024))) for m, k in big]
     jobs += [(linears, (n, k, rotation, rows)) for n, k, rotation, _ in table]
     jobs += [(packed.linears, (n, k, g, rows)) for n, k, g, _ in table if k % 64 == 0]
+    jobs += [(small_floats.linears, (n, k, rows)) for n, k, _, _ in table]
     jobs += [(whole_ldlq, shape) for shape in ldlq_shapes]
     for job, shape in jobs:
         try:

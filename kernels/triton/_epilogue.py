@@ -23,12 +23,13 @@ class Epilogue(NamedTuple):
     """Operands of the epilogue. out = activation(sum * a_scale * b_scale + bias).
 
     a_scale: float32, one entry for all rows of the result or one per row; None for 1.
-    b_scale: float32, one entry for all columns of the result or one per column (row of the weight).
+    b_scale: float32, one entry for all columns of the result or one per column (row of the weight); None
+        for 1.
     bias: one entry per column, or None. Scales and bias are contiguous.
     """
 
     a_scale: Operand | None
-    b_scale: Operand
+    b_scale: Operand | None
     bias: Operand | None
     activation: str | None
 
@@ -39,7 +40,7 @@ class Epilogue(NamedTuple):
             "b_scale_ptr": self.b_scale,
             "bias_ptr": self.bias,
             "stride_a_scale": 0 if self.a_scale is None or self.a_scale.numel() == 1 else 1,
-            "stride_b_scale": 0 if self.b_scale.numel() == 1 else 1,
+            "stride_b_scale": 0 if self.b_scale is None or self.b_scale.numel() == 1 else 1,
             "ACTIVATION": self.activation,
         }
 
@@ -67,8 +68,9 @@ def finish(
         if a_scale_ptr is not None:
             a_scale = tl.load(a_scale_ptr + offs_m * stride_a_scale, mask=rows, other=0.0)
             y *= a_scale[:, None]
-        b_scale = tl.load(b_scale_ptr + offs_n * stride_b_scale, mask=cols, other=0.0)
-        y *= b_scale[None, :]
+        if b_scale_ptr is not None:
+            b_scale = tl.load(b_scale_ptr + offs_n * stride_b_scale, mask=cols, other=0.0)
+            y *= b_scale[None, :]
     if bias_ptr is not None:
         y += tl.load(bias_ptr + offs_n, mask=cols, other=0.0).to(tl.float32)[None, :]
     y = activate(y, ACTIVATION)

@@ -201,7 +201,7 @@ def launch_product(
         "GROUP_M": 8,
         **epilogue.arguments(),
     }
-    if edges and epilogue.a_scale is not None:
+    if edges and epilogue.a_scale is not None and epilogue.b_scale is not None:
         args["stride_a_scale"] = epilogue.a_scale.stride(0)
         args["stride_b_scale"] = epilogue.b_scale.stride(0)
     grid = (cdiv(m, config.block_m) * cdiv(n, config.block_n), config.split_k)

@@ -173,7 +173,7 @@ def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None) -
         "BLOCK_K": config.block_k,
         **epilogue.arguments(),
     }
-    if edges:
+    if edges and epilogue.b_scale is not None:
         args["stride_b_scale"] = epilogue.b_scale.stride(0)
     grid = (cdiv(n, config.block_n), cdiv(m, config.block_m), config.split_k)
     return Launch(_int8_weight_only_kernel, grid, args, config.num_warps, config.num_stages)

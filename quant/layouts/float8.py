@@ -11,10 +11,11 @@ from ...formats.float8 import Float8
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
 from ..grid import Grid
 from ..level_grid import FloatGrid, to_bits
-from .weight import Params, Stored, WeightLayout, carried, with_extras
+from .floats import FloatLayout, SmallFloats
+from .weight import Params, Stored, carried, with_extras
 
 
-class TensorCoreFP8Layout(WeightLayout):
+class TensorCoreFP8Layout(FloatLayout):
     """FP8 weights as they are stored, [N, K] float8_e4m3fn or float8_e5m2.
 
     Parameters: scale float32 [], [N, 1] or None, format (the name on disk), and those of `WeightLayout`.
@@ -97,10 +98,10 @@ class TensorCoreFP8Layout(WeightLayout):
         return found.reshape(-1, 1)
 
     @classmethod
-    def values(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the floats times their scale."""
-        out, scale = qdata.float(), params.get("scale")
-        return out if scale is None else out.mul_(scale)
+    def stored(cls, qdata: torch.Tensor, params: Params) -> SmallFloats:
+        """Return bytes, kind and scale."""
+        kind = "e5m2" if qdata.dtype == torch.float8_e5m2 else "e4m3"
+        return SmallFloats(qdata.view(torch.uint8), kind, params.get("scale"), None)
 
     @classmethod
     def nearest(cls, work: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:

@@ -10,10 +10,11 @@ from ...kernels.tiled_scales import tiled, untiled
 from ..block_grids import PowerGrid
 from ..grid import Grid
 from ..level_grid import to_bits
-from .weight import Params, Stored, WeightLayout, carried, with_extras
+from .floats import FloatLayout, SmallFloats
+from .weight import Params, Stored, carried, with_extras
 
 
-class TensorCoreMXFP8Layout(WeightLayout):
+class TensorCoreMXFP8Layout(FloatLayout):
     """Float8_e4m3fn [N, K]; scale float8_e8m0fnu in cuBLAS' tiles, w = value x 2^(scale - 127); run as
     floats.
 
@@ -82,7 +83,6 @@ class TensorCoreMXFP8Layout(WeightLayout):
         return torch.where(raw == 255, float("nan"), powers)
 
     @classmethod
-    def values(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the values times their blocks' powers."""
-        blocks = qdata.float().view(qdata.shape[0], -1, MXFP8.block)
-        return (blocks * cls.scales(qdata, params).unsqueeze(2)).view(qdata.shape)
+    def stored(cls, qdata: torch.Tensor, params: Params) -> SmallFloats:
+        """Return bytes and the blocks' powers."""
+        return SmallFloats(qdata.view(torch.uint8), "mxfp8", None, params["scale"].view(torch.uint8))

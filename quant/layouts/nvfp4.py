@@ -8,14 +8,15 @@ import torch
 from ...formats import NVFP4, Format
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
 from ...formats.nvfp4 import SCALE_2
-from ...kernels.packing import pack, unpack
+from ...kernels.packing import pack
 from ...kernels.tiled_scales import tiled, untiled
 from ..block_grids import FourBitFloatGrid
 from ..grid import Grid
-from .weight import Params, Stored, WeightLayout, carried, with_extras
+from .floats import FloatLayout, SmallFloats
+from .weight import Params, Stored, carried, with_extras
 
 
-class TensorCoreNVFP4Layout(WeightLayout):
+class TensorCoreNVFP4Layout(FloatLayout):
     """Two e2m1 values a byte, uint8 [N, K / 2], the even column in the high half; run as floats.
 
     Parameters: scale float32 [], block_scale float8_e4m3fn in cuBLAS' tiles, orig_shape, and those of
@@ -92,13 +93,10 @@ class TensorCoreNVFP4Layout(WeightLayout):
         return torch.complex(params["scale"].expand(blocks.shape).contiguous(), blocks)
 
     @classmethod
-    def values(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
-        """Return the values times both scales."""
-        n, k = params["orig_shape"]
-        scale = cls.scales(qdata, params).unsqueeze(2)
-        bits = unpack(_halves_swapped(qdata).view(torch.int8), 4)
-        codes = torch.where(bits > 7, 8 - bits, bits)
-        return FourBitFloatGrid().values(codes.view(n, -1, NVFP4.block).float(), scale).view(n, k)
+    def stored(cls, qdata: torch.Tensor, params: Params) -> SmallFloats:
+        """Return bytes and both scales."""
+        blocks = params["block_scale"].view(torch.uint8)
+        return SmallFloats(qdata.view(torch.uint8), "nvfp4", params["scale"], blocks)
 
 
 def _halves_swapped(packed: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""Launches of the kernels for packed weights, to be compiled ahead of time (`ahead_of_time`)."""
+"""Launches of the kernels for packed weights and small floats, for `ahead_of_time` to compile."""
 
 import torch
 
 from convert_to_quant.kernels.decode import Packed
-from convert_to_quant.kernels.triton import _arch, decode, int8_mm, packed_linear
+from convert_to_quant.kernels.triton import _arch, decode, float_linear, floats, int8_mm, packed_linear
+from convert_to_quant.kernels.triton._epilogue import Epilogue
 from convert_to_quant.kernels.triton._gemm import TileConfig
 from convert_to_quant.kernels.triton._operands import Operand, empty
 
@@ -19,6 +20,11 @@ SOME = (
     ("gfx942", "decode 4"),
     ("gfx942", "packed 16 w6a8"),
     ("gfx1100", "packed 16 int4"),
+    ("sm_80", "quantize_float8"),
+    ("sm_80", "dequantize nvfp4"),
+    ("sm_90", "float_linear e4m3"),
+    ("sm_120", "float_linear nvfp4"),
+    ("gfx942", "float_linear mxfp8"),
 )
 """What is compiled in the tests: the large tiles of sm_80 and sm_90 are there in test_machine_code.py."""
 
@@ -32,11 +38,40 @@ def cases() -> dict:
         "packed 16 w6a8": lambda: packed(16, 6),
         "packed 4096 w6a8": lambda: packed(4096, 6),
         "packed 16 int4": lambda: packed(16, 4, 0),
+        "quantize_float8": lambda: floats.quantize_float8.plan(bf16(4096), "e4m3", _meta()).steps,
+        "dequantize nvfp4": lambda: floats.dequantize_floats.plan(*small("nvfp4"), torch.bfloat16).steps,
+        **{f"float_linear {kind}": lambda kind=kind: multiplied(kind) for kind in ("e4m3", "mxfp8", "nvfp4")},
     }
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Operand:
     return empty(shape, dtype, META)
+
+
+def bf16(m: int) -> Operand:
+    """Return activations [m, K]."""
+    return _meta(m, K, dtype=torch.bfloat16)
+
+
+def small(kind: str) -> tuple:
+    """Return the operands of a weight of small floats."""
+    q = _meta(N, K // 2 if kind == "nvfp4" else K, dtype=torch.uint8)
+    blocks = {"mxfp8": K // 32, "nvfp4": K // 16}.get(kind)
+    block_scale = _meta(N, blocks, dtype=torch.uint8) if blocks else None
+    return q, kind, None if kind == "mxfp8" else _meta(), block_scale
+
+
+def multiplied(kind: str):
+    """Return the launch of the first tile that dequantizes as it multiplies."""
+    q, _, scale, block_scale = small(kind)
+    arch = _arch.arch_of(META)
+    tile = float_linear.engines(arch.family, 16, N, torch.bfloat16, kind, False)[0]
+    out = _meta(16, N, dtype=torch.bfloat16)
+    return [
+        float_linear.launch_tiles(
+            tile, bf16(16), q, kind, block_scale, out, Epilogue(None, scale, None, None)
+        )
+    ]
 
 
 def unpacked(bits: int):

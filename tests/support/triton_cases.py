@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from convert_to_quant import kernels
+from convert_to_quant.kernels.tiled_scales import tiled
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHORT = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -486,3 +487,47 @@ def descend_random(ops, place, seed):
         (((w - q * scale) @ h) * (w - q * scale)).sum() for q in (before, got_q.cpu(), want_q)
     )
     assert loss < 1.02 * loss0 < 0.9 * start
+
+
+def small_floats(kind: str, n: int, k: int):
+    """Random bytes and scales, as `dequantize_floats` takes them; some are NaN."""
+    q = integers(0, 255, (n, k // 2 if kind == "nvfp4" else k), torch.uint8)
+    name = kind.split()[0]
+    if name in kernels.floats.FP8:
+        return q, name, torch.rand((n, 1) if "rows" in kind else (), generator=generator()) + 0.5, None
+    blocks = integers(0, 126, (n, k // kernels.floats.BLOCKS[kind]), torch.uint8, seed=1)
+    stored = tiled(blocks + (64 if kind == "mxfp8" else 0))
+    return q, kind, torch.tensor(0.013) if kind == "nvfp4" else None, stored
+
+
+@case(kind=["e4m3", "e5m2 rows", "mxfp8", "nvfp4"], dtype=[torch.float32, torch.bfloat16])
+def dequantize_floats(ops, place, kind, dtype):
+    q, name, scale, blocks = operands = small_floats(kind, 131, 352)
+    got = ops.dequantize_floats(place(q), name, place(scale), place(blocks), dtype)
+    same(got, kernels.dequantize_floats(*operands, dtype))
+
+
+@case(kind=["e4m3", "e5m2"], static=[False, True], dtype=[torch.float32, torch.bfloat16])
+def quantize_float8(ops, place, kind, static, dtype):
+    x = (normal(5, 1100) * torch.logspace(-7, 2, 1100)).to(dtype)
+    x[2, 40:44] = torch.tensor([0.0, -0.0, 1e-30, -1e30 if static else 1.0])
+    if static:
+        x[3, 5] = float("nan")
+    scale = torch.tensor(0.02) if static else None
+    got, want = ops.quantize_float8(place(x), kind, place(scale)), kernels.quantize_float8(x, kind, scale)
+    same(got[1], want[1])
+    same(got[0].view(kernels.floats.FP8[kind]).float(), want[0].float())
+
+
+@case(kind=["e4m3", "e5m2 rows", "mxfp8", "nvfp4"], m=[5, 20], dtype=[torch.float16, torch.bfloat16])
+def float_linear(ops, place, kind, m, dtype):
+    """Up to 16 rows tiles are dequantized in registers, above a slice at a time."""
+    q, name, scale, blocks = small_floats(kind, 70, 352)
+    q[(q & 0x7F) >= 0x58] ^= 0x40  # small ones, for float16's sake, and no NaN
+    x, bias = normal(m, 352, dtype=dtype), normal(70, dtype=dtype)
+    if kind == "mxfp8":
+        blocks = blocks.clamp(110, 124)
+    got = ops.float_linear(place(x), place(q), name, place(scale), place(blocks), place(bias))
+    weight = kernels.dequantize_floats(q, name, scale, blocks).double()
+    eager = kernels.float_linear(x, q, name, scale, blocks, bias)
+    within_twice(got, eager, x.double() @ weight.t() + bias.double())

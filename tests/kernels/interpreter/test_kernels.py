@@ -1,6 +1,7 @@
 """Every kernel under Triton's interpreter, against its eager twin."""
 
 import importlib
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from triton_cases import CASES, same
 
 from convert_to_quant.kernels._library import LAUNCHERS
 from convert_to_quant.kernels.triton import _launch
+from convert_to_quant.kernels.triton import float_linear as fl
 from convert_to_quant.kernels.triton import int8_mm as mm
 from convert_to_quant.kernels.triton import packed_linear as pl
 from convert_to_quant.kernels.triton import weight_only as wo
@@ -91,6 +93,28 @@ def test_other_engines_of_packed_weights_match_eager_twin(case, kind, place, mon
     }[kind]
     monkeypatch.setattr(pl, "INTERPRETER", (engine,))
     case.check(OPS, place)
+
+
+FLOATS = [c for c in CASES if c.name.startswith("float_linear") and "-5-" in c.name]
+
+
+@pytest.mark.parametrize("case", FLOATS[1::2], ids=lambda case: case.name)
+def test_split_tiles_of_small_floats_match_eager_twin(case, place, monkeypatch):
+    monkeypatch.setattr(fl, "INTERPRETER", (wo.WeightOnlyConfig(16, 32, 64, 4, 1, split_k=3),))
+    case.check(OPS, place)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_fp8_product_after_our_quantizer(static, place, monkeypatch):
+    """Where the device multiplies FP8: the same bits as the twin, whose activations PyTorch rounds."""
+    from convert_to_quant import kernels
+
+    monkeypatch.setattr(sys.modules[fl.multiplies_fp8.__module__], "has_fp8_product", lambda device: True)
+    x, bias, given = torch.randn(20, 320), torch.randn(48), torch.tensor(0.03) if static else None
+    q, scale = kernels.quantize_float8(torch.randn(48, 320))
+    operands = q.view(torch.uint8), "e4m3", scale, None, bias, given
+    got = OPS.float_linear(place(x), *(place(v) if torch.is_tensor(v) else v for v in operands))
+    same(got, kernels.float_linear(x, *operands))
 
 
 WEIGHT_ONLY = [c for c in CASES if c.name.startswith("weight_only")]
