@@ -7,6 +7,9 @@ of wider integers, which is two passes over memory; rows are taken a cache-sized
 
 import torch
 
+from . import _checks
+from ._library import define
+
 _CHUNK = 1 << 19
 
 
@@ -15,15 +18,17 @@ def row_bytes(columns: int, bits: int) -> int:
     return columns * bits // 8
 
 
-def pack(codes: torch.Tensor, bits: int, offset: int = 0) -> torch.Tensor:
-    """Return codes [N, K] + offset, which lie in 0 to 2^bits - 1, packed: int8 [N, K bits / 8].
+def check(codes: _checks.Described, bits: int) -> None:
+    """Refuse what cannot be packed: TypeError for codes not int8, ValueError for their shape or the bits."""
+    _checks.int8("codes", codes)
+    _checks.matrix("codes", codes)
+    if bits not in (4, 6) or codes.shape[1] % (bits - 2):
+        raise ValueError(f"rows of {codes.shape[1]} codes cannot be packed at {bits} bits")
 
-    codes: int8. With offset 0 the low `bits` of each code count, so that negative ones are stored as two's
-    complement. K is a multiple of 2 at 4 bits, of 4 at 6; ValueError otherwise.
-    """
+
+def _pack(codes: torch.Tensor, bits: int, offset: int = 0) -> torch.Tensor:
+    check(codes, bits)
     n, k = codes.shape
-    if bits not in (4, 6) or k % (bits - 2):
-        raise ValueError(f"rows of {k} codes cannot be packed at {bits} bits")
     out = torch.empty(n, row_bytes(k, bits), dtype=torch.int8, device=codes.device)
     for part in _parts(n, k, codes.device):
         c = codes[part] + offset
@@ -34,6 +39,25 @@ def pack(codes: torch.Tensor, bits: int, offset: int = 0) -> torch.Tensor:
             fours = fours | (fours >> 6) | (fours >> 12) | (fours >> 18)
             out[part, k // 2 :] = fours.view(torch.int8)[:, ::4]
     return out
+
+
+def _fake(codes: torch.Tensor, bits: int, offset: int = 0) -> torch.Tensor:
+    n, k = codes.shape
+    return torch.empty((n, row_bytes(k, bits)), dtype=torch.int8, device=codes.device)
+
+
+_op = define(
+    "pack(Tensor codes, int bits, int offset=0) -> Tensor", eager=_pack, fake=_fake, device="packing.pack"
+)
+
+
+def pack(codes: torch.Tensor, bits: int, offset: int = 0) -> torch.Tensor:
+    """Return codes [N, K] + offset, which lie in 0 to 2^bits - 1, packed: int8 [N, K bits / 8].
+
+    codes: int8. With offset 0 the low `bits` of each code count, so that negative ones are stored as two's
+    complement. K is a multiple of 2 at 4 bits, of 4 at 6; ValueError otherwise.
+    """
+    return _op(codes, bits, offset)
 
 
 def unpack(packed: torch.Tensor, bits: int, offset: int = 0) -> torch.Tensor:

@@ -62,6 +62,9 @@ def test_declared_as_torch_wants(kind):
     q, bits, scale, codebook = weight(kind, 16, 64)
     scale = None if scale is None else scale.view(torch.uint8)
     torch.library.opcheck(op, (q, bits, scale, codebook))
+    torch.library.opcheck(
+        torch.ops.convert_to_quant.pack.default, (torch.ones(3, 8, dtype=torch.int8), bits, 2)
+    )
     linear = torch.ops.convert_to_quant.packed_linear.default
     torch.library.opcheck(
         linear, (torch.randn(3, 64), q, bits, torch.rand(16), scale, codebook, torch.rand(16))
@@ -110,3 +113,7 @@ def test_packing_is_undone():
     one = torch.ones(5, 4).to(torch.float8_e4m3fn)
     assert torch.equal(kernels.decode(pack(codes, 6, 32), 6, one), codes)
     assert torch.equal(kernels.decode(pack(codes.clamp(-8, 7), 4), 4), codes.clamp(-8, 7))
+    assert pack(codes[:, ::2], 4).shape == (5, 16)
+    for wrong, error in ((codes[:, :62], ValueError), (codes.float(), TypeError), (codes[0], ValueError)):
+        with pytest.raises(error):
+            pack(wrong, 6)

@@ -3,7 +3,15 @@
 import torch
 
 from convert_to_quant.kernels.decode import Packed
-from convert_to_quant.kernels.triton import _arch, decode, float_linear, floats, int8_mm, packed_linear
+from convert_to_quant.kernels.triton import (
+    _arch,
+    decode,
+    float_linear,
+    floats,
+    int8_mm,
+    packed_linear,
+    packing,
+)
 from convert_to_quant.kernels.triton._epilogue import Epilogue
 from convert_to_quant.kernels.triton._gemm import TileConfig
 from convert_to_quant.kernels.triton._operands import Operand, empty
@@ -20,6 +28,7 @@ SOME = (
     ("gfx942", "decode 4"),
     ("gfx942", "packed 16 w6a8"),
     ("gfx1100", "packed 16 int4"),
+    ("sm_80", "pack 6"),
     ("sm_80", "quantize_float8"),
     ("sm_80", "dequantize nvfp4"),
     ("sm_90", "float_linear e4m3"),
@@ -38,6 +47,7 @@ def cases() -> dict:
         "packed 16 w6a8": lambda: packed(16, 6),
         "packed 4096 w6a8": lambda: packed(4096, 6),
         "packed 16 int4": lambda: packed(16, 4, 0),
+        "pack 6": lambda: packing.pack.plan(_meta(N, K, dtype=torch.int8), 6, 32).steps,
         "quantize_float8": lambda: floats.quantize_float8.plan(bf16(4096), "e4m3", _meta()).steps,
         "dequantize nvfp4": lambda: floats.dequantize_floats.plan(*small("nvfp4"), torch.bfloat16).steps,
         **{f"float_linear {kind}": lambda kind=kind: multiplied(kind) for kind in ("e4m3", "mxfp8", "nvfp4")},

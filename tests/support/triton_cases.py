@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from convert_to_quant import kernels
+from convert_to_quant.kernels import packing
 from convert_to_quant.kernels.tiled_scales import tiled
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -531,3 +532,10 @@ def float_linear(ops, place, kind, m, dtype):
     weight = kernels.dequantize_floats(q, name, scale, blocks).double()
     eager = kernels.float_linear(x, q, name, scale, blocks, bias)
     within_twice(got, eager, x.double() @ weight.t() + bias.double())
+
+
+@case(bits=[4, 6], shape=[(17, 260), (3, 512)])
+def pack(ops, place, bits, shape):
+    offset = 32 if bits == 6 else 0
+    codes = integers(-32 if bits == 6 else -8, 31 if bits == 6 else 7, shape)
+    same(ops.pack(place(codes), bits, offset), packing.pack(codes, bits, offset))
