@@ -92,6 +92,8 @@ class Format:
     """All that a person may type, where one format has several; `option` is the first."""
     warn_db: ClassVar[float] = 20.0
     """The weight SQNR below which a person should look at a layer, in dB."""
+    descent_passes: ClassVar[int] = 0
+    """Passes of coordinate descent after LDLQ that are worth their time, where nobody asks for a number."""
     layout: ClassVar[str] = ""
     """Class name of the layout that holds such a weight at run time."""
     stock_since: ClassVar[str] = ""
@@ -319,6 +321,10 @@ class Format:
     def words(self) -> dict[str, Any]:
         """Return the format's own fields by the names that they have in a layer configuration."""
         return {}
+
+    def passes(self, asked: int | None) -> int:
+        """Return the passes of coordinate descent after LDLQ: `asked`, or what the format is worth."""
+        return self.descent_passes if asked is None else asked
 
     def speed(self) -> float:
         """Return the weights rounded and checked per second on two cores; 0 where that was not measured.

@@ -31,6 +31,7 @@ class ConvRotW4A4(Format):
     rotates: ClassVar[bool] = True
     always_rotated: ClassVar[bool] = True
     warn_db: ClassVar[float] = 12.0
+    descent_passes: ClassVar[int] = 4
     banks: ClassVar[bool] = True
     rotates_banks: ClassVar[bool] = True
 

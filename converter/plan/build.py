@@ -191,7 +191,7 @@ class _Steps:
         layer, shape = _layer(info.name), bank.matrix_shape(info.shape)
         form = layer_extras(layer, choice.format, self.calibration, self.settings)
         algorithm = layer_algorithm(self.asked[layer], layer, form.rotation > 0, self.calibration)
-        placement, device = placer.place(shape, algorithm)
+        placement, device = placer.place(shape, algorithm, form)
         outputs, companions = layer_outputs(layer, shape, form), self._scale_of(info)
         bias_merges: tuple[Merge, ...] = ()
         if bias is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...formats import Format
 from ...formats.algorithms import ALGORITHMS
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
@@ -34,12 +35,13 @@ class Placer:
             self._found = device, _budget(self._settings, device)
         return self._found
 
-    def place(self, shape: tuple[int, int], algorithm: str) -> tuple[Placement | None, str]:
+    def place(self, shape: tuple[int, int], algorithm: str, form: Format) -> tuple[Placement | None, str]:
         """Return in what parts, and on which device, a layer [N, K] is computed; None for rounding."""
         if not ALGORITHMS[algorithm].factors:
             return None, "cpu"
         device, budget = self._look()
-        return _place(shape, algorithm, self._settings, budget), str(device)
+        passes = form.passes(self._settings.quip_passes)
+        return _place(shape, algorithm, self._settings, budget, passes), str(device)
 
 
 def compute_device(settings: Settings) -> torch.device:
@@ -84,7 +86,9 @@ def _budget(settings: Settings, device: torch.device) -> int | None:
     return device_budget(mode, getattr(torch, device.type).mem_get_info(device)[0])
 
 
-def _place(shape: tuple[int, int], algorithm: str, settings: Settings, budget: int | None) -> Placement:
+def _place(
+    shape: tuple[int, int], algorithm: str, settings: Settings, budget: int | None, passes: int
+) -> Placement:
     from ...quant.placement import place
 
     return place(
@@ -94,7 +98,7 @@ def _place(shape: tuple[int, int], algorithm: str, settings: Settings, budget: i
         checkpointed=settings.quip_checkpointed,
         threshold=settings.quip_checkpoint_threshold,
         segments=settings.quip_checkpoint_segments,
-        passes=settings.quip_passes,
+        passes=passes,
     )
 
 

@@ -97,7 +97,7 @@ def _step_seconds(step: Step, plan: Plan, settings: Settings) -> float | None:
         step.shape,
         plan.calibration.tokens(step.layer_name, settings.calib_samples),
         settings.num_iter,
-        settings.quip_passes,
+        step.format.passes(settings.quip_passes),
     )
     if work is not None:
         return work.seconds

@@ -37,7 +37,7 @@ def ldlq(
     assert stats is not None
     factor = layer_factor(stats, options, device, name)
     scale = tiles.layer_scale(weight, options, name, ready, factor.cost())
-    h = damped_hessian(stats, options, device, factor.damping) if options.passes else None
+    h = damped_hessian(stats, options, device, factor.damping) if options.descent_passes else None
     q = quantize_with_factor(weight, factor, scale, options, name, ready, h)
     raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
     return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), raised
@@ -59,7 +59,7 @@ def quantize_with_factor(
     """Return the int8 codes [N, K] of LDLQ for scales as the grid shapes them, on the weight's device.
 
     ready: the weight as `tiles.whole` made it, overwritten; None makes its rows chunk by chunk. h: the damped
-    Hessian [K, K], columns as stored, for options.passes of coordinate descent; None for none.
+    Hessian [K, K], columns as stored, for options.descent_passes of coordinate descent; None for none.
     """
     n, k = weight.shape
     q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
@@ -74,7 +74,7 @@ def quantize_with_factor(
             w = floats[first - start : part.stop - start]
             codes, error = _quantize_tile(w, feedback, grid, scale, part)
             if h is not None:
-                coordinate_descent_(codes, error, h, grid, scale, part, options.passes)
+                coordinate_descent_(codes, error, h, grid, scale, part, options.descent_passes)
             q[part] = codes.to(q.device)
 
     # With all rows ready there is one chunk, which needs no room of its own.

@@ -40,7 +40,8 @@ class QuantizeOptions:
     format: how the layer is stored, rotation included (`convert_to_quant.formats`).
     scale_search: the scale that minimises the squared weight error instead of the one from the peak.
     actorder: quantize columns by descending diag(H). damping: share of H's mean diagonal added to it.
-    passes: of coordinate descent after LDLQ, at most; learned rounding takes its own. seed: draws tokens when
+    passes: of coordinate descent after LDLQ, at most (None: what the format is worth); learned rounding
+        takes its own. seed: draws tokens when
         there are more than `max_tokens`, and starts the singular vectors.
     row_chunk: rows held as float at a time (None: all). Never changes a bit of the result.
     in_place: factor H in its own memory; the tokens are then read again should damping have to rise.
@@ -57,7 +58,7 @@ class QuantizeOptions:
     format: Format = field(default_factory=default_format)
     scale_search: bool = False
     actorder: bool = False
-    passes: int = 0
+    passes: int | None = None
     seed: int = 0
     damping: float = 0.01
     max_tokens: int | None = None
@@ -88,10 +89,15 @@ class QuantizeOptions:
             raise ValueError(f"smoothquant must lie between 0 and 1, not {self.smoothquant}")
         if self.bf16_compute not in ("auto", "on", "off"):
             raise ValueError(f"bf16_compute must be auto, on or off, not {self.bf16_compute!r}")
-        if self.passes < 0:
+        if self.passes is not None and self.passes < 0:
             raise ValueError(f"passes must not be negative, not {self.passes}")
         if self.steps < 0:
             raise ValueError(f"steps must not be negative, not {self.steps}")
+
+    @property
+    def descent_passes(self) -> int:
+        """Passes of coordinate descent after LDLQ: those asked for, or the format's own."""
+        return self.format.passes(self.passes)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,18 @@ def test_every_grid_ends_below_ldlq(name, actorder):
     assert losses[2] < losses[1] < losses[0]
 
 
+@pytest.mark.parametrize(("name", "passes"), [("int4", 4), ("int8", 0)])
+def test_a_format_says_what_it_is_worth(name, passes):
+    weight, stats = heavy(16, 256), LayerStats(samples=tokens(200, 256))
+    form = chosen(name, None).make(Asked(rotation=64, option=name))
+    own, asked, other = (
+        quantize_layer(weight, stats, QuantizeOptions("ldlq", form, passes=p)).weight._qdata
+        for p in (None, passes, 4 - passes)
+    )
+    assert torch.equal(own, asked)
+    assert not torch.equal(own, other)
+
+
 @pytest.mark.parametrize("name", ["int8", "w4a8", "fp8"])
 def test_at_rest_no_single_code_can_move(name):
     """Against every neighbour of every code, in float64."""
