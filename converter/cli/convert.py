@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.atomic import new_file
+from ...files.remote.push import push, require_push
 from ...files.report import require_report, save_html
 from ...formats.errors import ConversionError
 from ..convert.batch import plan_batch, run_batch
@@ -29,6 +30,10 @@ def run_one(settings: Settings, command: CommandOptions) -> int:
         raise ConversionError("--html draws size against quality: it needs --dry-run and --target-size")
     for place in (settings.json, command.html):
         require_report(place, inputs_of(settings))
+    if command.push_to:
+        if command.dry_run:
+            raise ConversionError("--push-to uploads a result, and a dry run makes none; leave one out")
+        require_push(command.push_to)
     report = _report(settings, command)
     if settings.json:
         report.save_json(settings.json)
@@ -37,6 +42,8 @@ def run_one(settings: Settings, command: CommandOptions) -> int:
 
         save_html(command.html, render(report, report.mix), inputs_of(settings))
     _show(report, settings, command)
+    if command.push_to:
+        _push(report, settings, command)
     return 0
 
 
@@ -46,6 +53,8 @@ def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions)
         raise ConversionError("--dry-run create-template makes the template of one model; name one with -i")
     if command.html:
         raise ConversionError("--html draws the curve of one model; name one with -i")
+    if command.push_to:
+        raise ConversionError("--push-to uploads one model with its card; name one with -i")
     require_report(
         settings.json, [Path(f) for f in (*inputs, command.lora_map) if f] + other_inputs(settings)
     )
@@ -61,6 +70,23 @@ def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions)
         report.save_json(settings.json)
     show_batch(report)
     return 1 if report.failed else 0
+
+
+def _push(report: Any, settings: Settings, command: CommandOptions) -> None:
+    """Upload the output, and the LoRA of its errors where there is one, and say where they are."""
+    from ..pages.card import card
+
+    paths = [Path(report.output), *([Path(report.error_lora.path)] if report.error_lora else [])]
+    assert command.push_to is not None
+    if not command.quiet:
+        say(f"uploading {', '.join(p.name for p in paths)} to {command.push_to}", file=sys.stderr, flush=True)
+    files = {path.name: path for path in paths}
+    where, wrote_card = push(command.push_to, files, card(report, settings), f"Upload {paths[0].name}")
+    say(f"uploaded: {where}")
+    if not wrote_card:
+        say(f"note: {command.push_to} has a README.md, which stays as it is", file=sys.stderr)
+    else:
+        say("note: the license in its README.md is for you to fill in", file=sys.stderr)
 
 
 def _report(settings: Settings, command: CommandOptions) -> Any:

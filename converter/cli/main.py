@@ -7,15 +7,12 @@ Exit codes: 0 done, 1 refused or failed (one line on stderr says why), 2 a wrong
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from ...files.remote.address import is_here
-from ..options.command import CommandOptions
 from ..options.peer import EDIT_FLAGS
-from ..options.settings import Settings
-from ..options.translate import translated
 from ..options.values import nearest
+from .arguments import parsed
 from .convert import run_many, run_one
 from .guard import guarded
 from .parser import ConvertParser
@@ -38,6 +35,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "compare": ("run a model on two checkpoints and compare what comes out", _lazy(".compare")),
     "install-nodes": ("put the node pack into a ComfyUI", _lazy(".install_nodes")),
     "inspect": ("show a file's architecture, formats and problems", _lazy(".inspect")),
+    "recipe": ("print options, or those that a file was made with, for --recipe", _lazy(".recipe")),
+    "completion": (
+        "print a script that completes commands and options in bash, zsh or fish",
+        _lazy(".completion"),
+    ),
     "doctor": ("show what is installed here, and what will run how", _lazy(".doctor")),
 }
 """Other commands by name: what each does, and its main."""
@@ -69,17 +71,9 @@ def _convert(argv: Sequence[str]) -> int:
         known = Path(argv[0]).exists() or not is_here(argv[0])
         hint = f"an input is given with -i {argv[0]}" if known else nearest(argv[0], COMMANDS)
         parser.error(f"there is no command {argv[0]!r}; {hint}")
-    given = vars(parser.parse_args(argv))
-    peer, inputs = given.pop("peer", {}), given.pop("input_file")
-    try:
-        values, lines = translated(peer, given)
-        command = CommandOptions(
-            **{f.name: values.pop(f.name) for f in fields(CommandOptions) if f.name in values}
-        )
-        settings = Settings(input_file=inputs[0], **values)
-    except ValueError as e:
-        parser.error(str(e))
-    for line in lines if not command.quiet else ():
+    asked = parsed(parser, argv)
+    settings, command, inputs = asked.settings, asked.command, asked.inputs
+    for line in asked.notes if not command.quiet else ():
         say(f"note: {line}", file=sys.stderr)
     if len(inputs) > 1 or command.pattern or command.lora_map:
         return run_many(inputs, settings, command)

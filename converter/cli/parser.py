@@ -140,7 +140,7 @@ class ConvertParser(SuggestingParser):
             for action, text in actions:
                 spellings.append((action, action.option_strings))
                 action.help = text if key in shown else argparse.SUPPRESS
-                action.option_strings = _shown_spellings(action)
+                action.option_strings = shown_spellings(action)
         self.print_help()
         for action, names in spellings:
             action.option_strings = names
@@ -152,7 +152,8 @@ def _version() -> str:
     return f"convert_to_quant {VERSION} ({DISTRIBUTION})" + (f"\nwarning: {namesake}" if namesake else "")
 
 
-def _shown_spellings(action: argparse.Action) -> list[str]:
+def shown_spellings(action: argparse.Action) -> list[str]:
+    """Return the spellings of an option that help shows: short ones, the first long one, and its negative."""
     short = [s for s in action.option_strings if not s.startswith("--")]
     first = next(s for s in action.option_strings if s.startswith("--"))
     negative = [s for s in action.option_strings if s == f"--no-{first[2:]}"]

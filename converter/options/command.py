@@ -1,5 +1,6 @@
 """Options of the command line that are about the run, not about one conversion."""
 
+import re
 from dataclasses import dataclass
 
 from .values import option
@@ -13,6 +14,16 @@ def dry_run_name(text: str) -> str:
     if name not in DRY_RUNS:
         raise ValueError(f"must be analyze or create-template, not {text!r}")
     return name
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def hub_name(text: str) -> str:
+    """Return the name of a repository on the hub, ORG/NAME; else ValueError."""
+    if not _HUB_NAME.fullmatch(text) or ".." in text or "--" in text:
+        raise ValueError(f"must be ORG/NAME, a repository on the Hugging Face Hub, not {text!r}")
+    return text
 
 
 LEVELS = ("DEBUG", "VERBOSE", "NORMAL", "MINIMAL")
@@ -64,6 +75,24 @@ class CommandOptions:
         group="checks",
         metavar="FILE",
         help="with --dry-run and --target-size, also draw size against quality, as one HTML page",
+    )
+    recipe: str | None = option(
+        None,
+        "--recipe",
+        group="run",
+        metavar="FILE",
+        help="take options from this file, YAML or JSON, as ctq recipe prints them; what is also said on the "
+        "command line comes first",
+    )
+    push_to: str | None = option(
+        None,
+        "--push-to",
+        "--push_to",
+        group="run",
+        metavar="ORG/NAME",
+        type=hub_name,
+        help="then upload the result, with a model card, to this repository on the Hugging Face Hub (made "
+        "private where there is none)",
     )
     verbose: bool | str = option(
         False,

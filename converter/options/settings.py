@@ -170,6 +170,15 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         action="store_true",
         help="also list the layers in the header (_quantization_metadata)",
     )
+    save_recipe: bool = option(
+        False,
+        "--save-recipe",
+        "--save_recipe",
+        group="checks",
+        action="store_true",
+        help="also write these options into the output's header, for ctq recipe FILE (of files, only the "
+        "names)",
+    )
     verify: bool = option(
         True,
         "--no-verify",

@@ -20,6 +20,7 @@ from ..layers.recast import recast
 from ..layers.rules import LayerRules, layer_rules
 from ..layers.selection import NEVER, Decision, could_be_linear, names_vocabulary, not_read, select
 from ..lora.merge import Merge, Merges, merge_notes, settings_merges
+from ..options import recipe
 from ..options.settings import Settings
 from ..options.values import KEEP
 from ..presets import Match, assume, detect
@@ -267,9 +268,13 @@ def _check_scale(scale: TensorInfo, weight: TensorInfo) -> None:
 
 def _metadata(checkpoint: Checkpoint, steps: tuple[Step, ...], settings: Settings) -> dict[str, str]:
     """Return the source's metadata, less an old layer list, which ComfyUI would believe; with our record."""
-    metadata = {k: v for k, v in checkpoint.metadata.items() if k not in (METADATA_KEY, record.KEY)}
+    metadata = {
+        k: v for k, v in checkpoint.metadata.items() if k not in (METADATA_KEY, record.KEY, recipe.KEY)
+    }
     if made := planned(steps):
         metadata[record.KEY] = made.text()
+    if settings.save_recipe:
+        metadata[recipe.KEY] = json.dumps(recipe.recipe_of(settings, with_folders=False))
     if settings.save_quant_metadata:
         layers = {s.layer_name: s.format.config() for s in steps if s.format}
         layers |= {s.layer_name: json.loads(s.data) for s in steps if s.action == "write"}

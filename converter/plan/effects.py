@@ -115,6 +115,7 @@ ALWAYS = frozenset(
         ),
         *(
             "save_quant_metadata",
+            "save_recipe",
             "verify",
             "report_quality",
             "strict",

@@ -7,6 +7,7 @@ connections  to web servers, kept open
 hub          of models on the Hugging Face Hub, by huggingface_hub
 filesystems  of every other address (s3://, gs://, memory://, ...), by fsspec
 extra        what is said where a package for one of them is not installed
+push         uploading to the hub
 ahead        reading ahead of a reader, within a fixed amount of memory
 opening      the files of a checkpoint elsewhere, ready to be read
 """

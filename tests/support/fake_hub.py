@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from range_server import Content, Handler, RangeServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -26,6 +27,7 @@ class FakeHub:
     """Repositories by name, each {path: content}; big files are sent by another server, under signed URLs.
 
     gated: repositories that only `TOKEN` opens. private: what was created as such. uploaded: blobs by digest.
+    refused: the status that a path is answered with instead.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -34,9 +36,13 @@ class FakeHub:
     gated: set[str] = field(default_factory=set)
     private: dict[str, bool] = field(default_factory=dict)
     uploaded: dict[str, bytes] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
 
     def route(self, handler: Handler, method: str, body: bytes) -> bool:
         path = urlsplit(handler.path).path
+        if path in self.refused:
+            handler.answer(self.refused[path], b"{}")
+            return True
         for pattern, answer in (
             (_RESOLVE, self._resolve),
             (_UPLOAD, self._upload),
@@ -48,6 +54,10 @@ class FakeHub:
                 return True
         if path == "/api/repos/create":
             self._create(handler, json.loads(body))
+        elif path == "/api/validate-yaml":
+            head = yaml.safe_load(json.loads(body)["content"].split("---")[1])
+            errors = [] if isinstance(head, dict) and head["tags"] else [{"message": "no metadata"}]
+            _json(handler, {"errors": errors, "warnings": []})
         elif path == "/api/whoami-v2":
             _json(handler, {"type": "user", "name": "me", "auth": {"type": "access_token"}})
         elif path.startswith("/blob/") and method == "PUT":
@@ -98,7 +108,10 @@ class FakeHub:
     def _create(self, handler: Handler, asked: dict) -> None:
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
         if name in self.repositories:
-            _error(handler, 409, "", "You already created this model repo")
+            there = json.dumps(
+                {"error": "it exists", "url": f"{self.server.url}/{name}", "id": name, "name": name}
+            )
+            handler.answer(409, there.encode())
             return
         self.repositories[name], self.private[name] = {}, asked.get("visibility") == "private"
         _json(handler, {"url": f"{self.server.url}/{name}", "id": name, "name": name})
@@ -170,8 +183,3 @@ def _json(handler: Handler, value: object) -> None:
 
 def _error(handler: Handler, status: int, code: str, text: str) -> None:
     handler.answer(status, b"{}", {"X-Error-Code": code, "X-Error-Message": text})
-
-
-def query(handler: Handler) -> dict[str, list[str]]:
-    """Return the query of a request."""
-    return parse_qs(urlsplit(handler.path).query)
