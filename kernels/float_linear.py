@@ -43,12 +43,11 @@ def check(x, q, kind, scale, block_scale, bias, input_scale) -> FloatWeight:
     return found
 
 
-def multiplies_fp8(device: torch.device, weight: FloatWeight, kind: str, scale, exact: bool) -> bool:
-    """Return whether a call is an FP8 product: not `exact`, one scale in all, K and N multiples of 16."""
+def multiplies_fp8(x: _checks.Described, weight: FloatWeight, kind: str, scale, exact: bool) -> bool:
+    """Return whether a call is an FP8 product: 16-bit x, one scale in all, N and K multiples of 16."""
     one = scale is None or scale.numel() == 1
-    return (
-        not exact and kind in FP8 and one and weight.n % 16 == weight.k % 16 == 0 and has_fp8_product(device)
-    )
+    fits = kind in FP8 and one and weight.n % 16 == weight.k % 16 == 0 and x.dtype != torch.float32
+    return fits and not exact and has_fp8_product(x.device)
 
 
 def scaled_mm(rows8, q, kind: str, scale, found, bias, out) -> torch.Tensor:
@@ -61,7 +60,7 @@ def scaled_mm(rows8, q, kind: str, scale, found, bias, out) -> torch.Tensor:
 
 def _float_linear(x, q, kind, scale=None, block_scale=None, bias=None, input_scale=None, exact=False):
     weight = check(x, q, kind, scale, block_scale, bias, input_scale)
-    if multiplies_fp8(x.device, weight, kind, scale, exact):
+    if multiplies_fp8(x, weight, kind, scale, exact):
         rows8, found = _quantize_float8(x.reshape(-1, weight.k), "e4m3", input_scale)
         out = torch.empty(rows8.shape[0], weight.n, dtype=x.dtype, device=x.device)
         return scaled_mm(rows8, q, kind, scale, found, bias, out).view(*x.shape[:-1], weight.n)
@@ -94,8 +93,8 @@ def float_linear(
 ) -> torch.Tensor:
     """Return x W^T + bias in x's dtype, [.., K] -> [.., N], for a weight of small floats.
 
-    Where the device multiplies FP8 and the weight is FP8 with one scale, x is rounded to e4m3 with one scale
-    first, `input_scale` or what its absmax asks for; everywhere else, and with `exact`, x stays as it is.
+    Where the device multiplies FP8, the weight is FP8 with one scale and x has 16 bits, x is rounded to e4m3
+    with one scale first, `input_scale` or what its absmax asks for. Else, and with `exact`, it stays as is.
 
     x: float32, float16 or bfloat16. q, kind, scale, block_scale: as in `dequantize_floats`. bias: [N] or
         None.

@@ -140,14 +140,14 @@ def engines(family: str, m: int, n: int, dtype: torch.dtype, kind: str, fp8: boo
 
     Tiles hold a value times its block's scale, which float16 has no room for.
     """
-    found: list[Engine] = [Scaled()] if fp8 else []
+    found: list[Engine] = [Scaled(), Dense()] if fp8 else [Dense()]
     if dtype == torch.float32 or m > FEW_ROWS or (dtype == torch.float16 and kind in BLOCKS):
-        return found or [Dense()]
+        return found
     if family == "interpreter":
         return [*INTERPRETER]
     table = AMD if family in ("cdna", "rdna", "xpu") else TILES
     tiles = [t for t in table if t.split_k == 1 or t.split_k * m * n * 4 <= MAX_WORKSPACE]
-    return [*tiles, *found]
+    return [*tiles, *found[:1]] if fp8 else [*tiles]
 
 
 @planned
@@ -166,7 +166,7 @@ def float_linear(x, q, kind, scale=None, block_scale=None, bias=None, input_scal
     scale = None if scale is None else scale.float().contiguous()
     if input_scale is not None:
         input_scale = input_scale.to(x.device, torch.float32)
-    fp8 = aligned(q) and multiplies_fp8(x.device, weight, kind, scale, exact)
+    fp8 = aligned(q) and multiplies_fp8(x, weight, kind, scale, exact)
 
     def steps(engine) -> list[Step]:
         if isinstance(engine, Dense):

@@ -110,7 +110,7 @@ def test_fp8_product_after_our_quantizer(static, place, monkeypatch):
     from convert_to_quant import kernels
 
     monkeypatch.setattr(sys.modules[fl.multiplies_fp8.__module__], "has_fp8_product", lambda device: True)
-    x, bias, given = torch.randn(20, 320), torch.randn(48), torch.tensor(0.03) if static else None
+    x, bias, given = torch.randn(20, 320).bfloat16(), torch.randn(48), torch.tensor(0.03) if static else None
     q, scale = kernels.quantize_float8(torch.randn(48, 320))
     operands = q.view(torch.uint8), "e4m3", scale, None, bias, given
     got = OPS.float_linear(place(x), *(place(v) if torch.is_tensor(v) else v for v in operands))
