@@ -69,7 +69,10 @@ def build_plan(checkpoint: Checkpoint, settings: Settings, formats: Mapping[str,
     companions = {name for quant in stored.values() for name in quant.names()}
     own = [t for t in checkpoint.tensors.values() if t.name not in companions and not is_marker(t.name)]
     chosen = {
-        t.name: recast(t, _choice(t, decisions[t.name], rules, settings, formats), settings) for t in own
+        t.name: Decision("keep", BLOCKS_OF_FP8)
+        if _has_block_scales(checkpoint, stored.get(t.name))
+        else recast(t, _choice(t, decisions[t.name], rules, settings, formats), settings)
+        for t in own
     }
     asked = {
         _layer(name): c.algorithm or settings.algorithm
@@ -114,6 +117,17 @@ def _layer(name: str) -> str:
 def _stored(checkpoint: Checkpoint) -> dict[str, StoredQuant]:
     weights = (n for n in checkpoint.tensors if n.endswith(".weight"))
     return {n: q for n in weights if (q := stored_quant(checkpoint, n))}
+
+
+BLOCKS_OF_FP8 = "stored with scales of blocks (mxfp8)"
+"""Why an FP8 weight is kept whose scale is no float."""
+
+
+def _has_block_scales(checkpoint: Checkpoint, quant: StoredQuant | None) -> bool:
+    """Tell an FP8 weight that only its own format can read: mxfp8."""
+    return (
+        quant is not None and bool(quant.scale) and checkpoint.tensors[quant.scale].dtype not in QUANTIZABLE
+    )
 
 
 def _choice(

@@ -63,6 +63,8 @@ def pair(
             told = name in stored.orphans and name.endswith(f".{CONFIG}")
             if not told and not is_marker(name):
                 problems.append(Problem("extra tensor", name, "the original has no such tensor"))
+        elif (before.dtype, before.shape) == (info.dtype, info.shape):
+            kept[name] = source  # also a layer that was quantized before, whose rows may be packed
         elif before.shape != _logical_shape(info, examined):
             text = f"shape {list(info.shape)}, but {list(before.shape)} in the original"
             problems.append(Problem("shape", name, text))

@@ -67,8 +67,9 @@ class Rows:
     def add(self, start: int, weight: torch.Tensor, part: Part) -> None:
         """Take in rows from `start` on: as they are in the original, float32 [n, K], and as stored."""
         work = part.stored(weight)
-        v, near = part.values(), part.nearest(work).nan_to_num_(0.0)
-        large = absmax_rows(work)
+        v, large = part.values(), absmax_rows(work)
+        finite = bool(torch.isfinite(large).all())  # what is not would point outside of tables of levels
+        near = part.nearest(work if finite else work.nan_to_num()).nan_to_num_(0.0)
         unit = in_range(large)
         if unit != 1.0:  # or squares leave the range of float32
             work, v, near = work * unit, v * unit, near * unit
@@ -89,7 +90,8 @@ class Rows:
             e, c, p, h = map(sums.by_scale, (ee, ev, vv, hh))
             self._misfits(start, e, c, p, h, sums.by_scale(reach, torch.amax))
         signal, least_sums = sums.by_scale(ww), sums.by_scale(hh)
-        self._losses(start, signal, least_sums, sums, weight, work, part, unit)
+        if finite:
+            self._losses(start, signal, least_sums, sums, weight, work, part, unit)
 
     def _misfits(
         self,

@@ -57,12 +57,17 @@ class AsymW4A8Int8Layout(PackedLayout):
     def round(
         cls, tensor: torch.Tensor, form: Format, scale: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Params]:
-        """Round [N, K] to nearest; scale: complex, as the grid has it, None to choose it."""
+        """Round [N, K] to nearest; scale: complex, as the grid has it, None to choose it.
+
+        ValueError where the rotation takes weights out of the range of float32.
+        """
         grid, (n, k) = cls.grid(form), tensor.shape
         codes = torch.empty(n, k, dtype=torch.int8, device=tensor.device)
         found = []
         for part, work in float_chunks(tensor, grid.rotation):
             own = grid.fit(work) if scale is None else scale[part]
+            if not bool(torch.isfinite(own.real).all()):
+                raise ValueError("the weight holds NaN or Inf")  # they would point outside the tables
             groups = work.view(work.shape[0], -1, grid.columns)
             codes[part] = grid.round(groups, own.unsqueeze(2)).view(work.shape)
             found.append(own)

@@ -262,3 +262,15 @@ def test_the_dry_run_tells_the_size_of_the_file(case, files, tmp_path):
     assert plan_int8(original, tmp_path / "x.safetensors", **case.options).bytes_after == (
         converted.stat().st_size
     )
+
+
+@written
+def test_a_file_that_is_partly_of_the_format_is_converted_further_and_verified(files, case, tmp_path):
+    """Layers that are quantized already stay as they are, packed or not; only the float one is new."""
+    converted = load_file(files(case)[1])
+    half = save(tmp_path / "half.safetensors", {**converted, "more.weight": torch.randn(128, 128)})
+    report = convert_to_int8(half, tmp_path / "all.safetensors")
+    found = verify(half, tmp_path / "all.safetensors")
+    assert found.ok, found.problems
+    new = {r.name for r in report.layers}
+    assert new == {"more", *(set(names(case)) if isinstance(case.form, Float8) else ())}

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from format_cases import WRITTEN
 from models import block_weights, save
 from quantized import LAYER, load
 
@@ -101,3 +102,24 @@ def test_small_weights_that_float16_makes_zero_are_told(tmp_path):
     assert [w for w in report.warnings if LAYER in w] == [f"{WEIGHT}: {text}"]
     with pytest.raises(ConversionError, match=r"--strict: blocks\.0\.attn\.qkv\.weight: 128 of its"):
         convert_to_int8(model, tmp_path / "strict.safetensors", strict=True, **options)
+
+
+@pytest.mark.parametrize("form", ["w4a8", "w6a8"])
+def test_a_rotation_that_leaves_float32_is_refused_by_formats_that_decode_through_tables(tmp_path, form):
+    """A bfloat16 at its largest is no float32 beyond what the check before looks for."""
+
+    def spoil(t):
+        t[WEIGHT][7] = torch.finfo(torch.bfloat16).max
+
+    model = _made(tmp_path, spoil, torch.bfloat16)
+    with pytest.raises(ConversionError, match=f"{WEIGHT}: holds 3.38953e.38; rotated, they leave the range"):
+        convert_to_int8(model, tmp_path / "out.safetensors", format=form)
+
+
+@pytest.mark.parametrize("value", [3e38, math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("case", WRITTEN, ids=str)
+def test_an_original_that_is_not_finite_fails_a_verification(tmp_path, case, value):
+    model = _made(tmp_path, lambda t: None)
+    convert_to_int8(model, tmp_path / "out.safetensors", **case.options)
+    report = verify(_made(tmp_path, lambda t: t[WEIGHT][7].fill_(value)), tmp_path / "out.safetensors")
+    assert [r.name for r in report.layers if r.fault] == [LAYER]
