@@ -22,6 +22,7 @@ from pathlib import Path
 import fold
 import measure
 import minilm
+import painted
 import reference
 import text
 import torch
@@ -192,7 +193,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the main table on two of six layers")
-    parser.add_argument("--formats", action="store_true", help="only the table of every format")
+    parser.add_argument("--formats", action="store_true", help="only every format, with pictures")
     parser.add_argument("--fold", action="store_true", help="only the tables of folded inputs")
     parser.add_argument("--tokens", type=int, default=4096, help="held-out tokens (default 4096)")
     parser.add_argument("--folder", type=Path, help="keeps the recorded activations for another run")
@@ -207,6 +208,7 @@ def main() -> int:
         bench = Bench(folder, a.quick, a.tokens)
         if a.formats:
             table(bench, formats())
+            painted.table(folder)
             return 0
         if a.fold:
             fold.minilm(bench)

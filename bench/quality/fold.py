@@ -9,10 +9,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import dit
 import measure
-import torch
 from methods import BEST, MAIN, TOKENS, options
+from painted import Painted
 
 from convert_to_quant.converter.convert.progress import Silent
 from convert_to_quant.converter.fold.find import find_inputs
@@ -21,13 +20,9 @@ from convert_to_quant.converter.options.settings import Settings
 from convert_to_quant.converter.plan.build import build_plan
 from convert_to_quant.converter.presets import Match, Preset
 from convert_to_quant.converter.presets.folds import BlockFolds, Norm, Up, Values, fold
-from convert_to_quant.converter.verify.run import verify
 from convert_to_quant.files.checkpoint import open_checkpoint
 from convert_to_quant.files.save import save_tensors
 from convert_to_quant.quant.algorithms import quantize_layer
-from convert_to_quant.quant.calibration import calibrate
-from convert_to_quant.quantization import convert_to_int8
-from convert_to_quant.runtime import load_quantized
 
 KINDS = {"nothing": (), "mean": ("mean",), "smooth": ("smooth",), "mean and smooth": ("mean", "smooth")}
 
@@ -110,31 +105,12 @@ _NOT_BEHIND = (".lin", "mlp.2")
 
 def flux(folder: Path) -> None:
     """Print what files of the small Flux keep: outputs of layers on held-out inputs, and pictures."""
-    model = dit.train(folder / "dit.safetensors")
-    words = dit.captions(24, torch.Generator().manual_seed(7))
-    recorded = {}
-    for name, part, seed in (("train", words[:16], 11), ("held-out", words[16:], 12)):
-        recorded[name] = folder / f"dit-{name}.safetensors"
-        if not recorded[name].is_file():
-            calibrate(model, [(part, seed)], recorded[name], forward=lambda m, b: dit.paint(m, *b))
-    test = dit.captions(16, torch.Generator().manual_seed(8))
-    want = dit.paint(model, test, 13)
+    painted = Painted(folder)
     print("\n| file | W8A16 | W8A8 | worst | W8A8 behind folds | pictures, dB PSNR |\n|" + 6 * " --- |")
     for name, asked in FILES.items():
-        output = folder / "dit-int8.safetensors"
-        convert_to_int8(
-            str(folder / "dit.safetensors"),
-            str(output),
-            calibration_data=str(recorded["train"]),
-            overwrite=True,
-            **asked,
+        kept = painted.kept(asked)
+        behind = measure.mean({n: db for n, db in kept.w8a8.items() if not n.endswith(_NOT_BEHIND)})
+        line = (
+            f"{measure.mean(kept.w8a16):.2f} | {measure.mean(kept.w8a8):.2f} | {min(kept.w8a8.values()):.2f}"
         )
-        report = verify(folder / "dit.safetensors", output, recorded["held-out"])
-        layers = {r.name: (r.w8a16_db, r.w8a8_db) for r in report.layers if r.w8a8_db is not None}
-        w8a16, w8a8 = ({n: s[i] for n, s in layers.items()} for i in (0, 1))
-        quantized = dit.build().eval().requires_grad_(False)
-        load_quantized(quantized, output)
-        picture = dit.psnr(dit.paint(quantized, test, 13), want)
-        behind = measure.mean({n: db for n, db in w8a8.items() if not n.endswith(_NOT_BEHIND)})
-        line = f"{measure.mean(w8a16):.2f} | {measure.mean(w8a8):.2f} | {min(w8a8.values()):.2f}"
-        print(f"| {name} | {line} | {behind:.2f} | {picture:.2f} |", flush=True)
+        print(f"| {name} | {line} | {behind:.2f} | {kept.pictures:.2f} |", flush=True)
