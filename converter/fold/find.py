@@ -171,11 +171,14 @@ class Place:
 
     def _modulation(self, made: Modulation, width: int) -> Iterator[Rows]:
         rows, _ = self._shape(f"{made.layer}.weight", 2)
-        places = (made.scale, made.shift)
-        if self._shape(f"{made.layer}.bias", 1) != (rows,) or (max(places) + 1) * width > rows:
+        places = [(made.scale, 1.0, False)]
+        if made.shift is not None:
+            places.append((made.shift, 0.0, True))
+        last = max(place for place, _, _ in places)
+        if self._shape(f"{made.layer}.bias", 1) != (rows,) or (last + 1) * width > rows:
             raise Unfit
         layer = self.before + made.layer
-        for place, offset, shifts in ((made.scale, 1.0, False), (made.shift, 0.0, True)):
+        for place, offset, shifts in places:
             yield Rows(f"{layer}.weight", place * width)
             yield Rows(f"{layer}.bias", place * width, offset, shifts)
 
@@ -188,7 +191,7 @@ class Place:
     def _shifts(self, producer: Producer) -> bool:
         """Tell whether a producer can give its input less a mean."""
         if isinstance(producer, Modulation | SharedModulation):
-            return True
+            return producer.shift is not None
         if isinstance(producer, Up):
             return False
         if isinstance(producer, Values) and producer.gate and self.before + producer.gate in self.shapes:

@@ -172,6 +172,7 @@ QWEN_FAMILY = (
         namings=(naming(has("txt_in.in_layer.weight"), has("transformer_blocks.0.attn.to_q.weight")),),
         blocks=(r"^transformer_blocks\.\d+\.",),
         keep=(r"^(img_in|txt_in|time_text_embed|modulation|norm_out|proj_out)\.",),
+        folds=fold_tables.QWEN_IMAGE21,
     ),
     Preset(
         name="lens",

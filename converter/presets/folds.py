@@ -42,12 +42,12 @@ class Norm:
 class Modulation:
     """norm(h) * (1 + scale) + shift, with both from the rows of a Linear with a bias.
 
-    scale, shift: their places among its rows, in units of the input's width.
+    scale, shift: their places among its rows, in units of the input's width; no shift: None.
     """
 
     layer: str
     scale: int
-    shift: int
+    shift: int | None
 
 
 @dataclass(frozen=True)

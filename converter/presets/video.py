@@ -258,6 +258,7 @@ VIDEO = (
         keep=(r"^(x_embedder|t_embedder|t5_y_embedder|t5_yproj|final_layer)\.", DIFFUSERS_KEEP),
         strict=(r"\.mod_[xy]\.", r"\.norm1(_context)?\.linear(_1)?\."),
         aliases=("mochi",),
+        folds=fold_tables.MOCHI,
     ),
     Preset(
         name="kandinsky5",
@@ -290,6 +291,7 @@ VIDEO = (
         blocks=(r"^double_blocks\.\d+\.",),
         keep=(r"^(img_in|condition_embedder|proj_out)\.",),
         aliases=("joy",),
+        folds=fold_tables.JOYIMAGE,
     ),
     Preset(
         name="minimax-h3",

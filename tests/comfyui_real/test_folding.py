@@ -16,12 +16,14 @@ FAMILIES = {
     "hidream_i1": ("hidream-i1", 19, 5),
     "hunyuan3d": ("hunyuan3d-2", 7, 7),
     "ideogram4": ("ideogram4", 8, 0),
+    "joyimage": ("joyimage", 2, 2),
     "kandinsky5": ("kandinsky5", 13, 10),
     "krea2": ("krea2", 6, 0),
     "lens": ("lens", 14, 6),
     "ltx2": ("ltx-2", 40, 32),
     "ltx23": ("ltx-2", 52, 24),
     "minimax_h3": ("minimax-h3", 8, 0),
+    "mochi": ("mochi-preview", 12, 0),
     "omnigen2": ("omnigen2", 20, 0),
 }
 """By the function in `tiny_models`: the preset, the inputs that are folded, and those less their mean."""

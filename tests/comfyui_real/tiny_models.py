@@ -125,6 +125,24 @@ def minimax_h3():
     return model, (x, torch.tensor([700.0]), _draw(*TOKENS)), {}
 
 
+def mochi():
+    from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
+
+    sizes = {"in_channels": 4, "hidden_size_x": 128, "hidden_size_y": 96, "depth": 2, "num_heads": 4}
+    sizes |= {"mlp_ratio_x": 96.0, "use_t5": True, "t5_feat_dim": 48, "qkv_bias": False, "qk_norm": True}
+    model = AsymmDiTJoint(**sizes, learn_sigma=False, timestep_scale=1000.0, **_common())
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    return model, (_draw(1, 4, 2, 8, 8), torch.tensor([0.7]), _draw(*TOKENS), mask), {"num_tokens": 5}
+
+
+def joyimage():
+    from comfy.ldm.joyimage.model import JoyImageTransformer3DModel as JoyImage
+
+    sizes = {"in_channels": 4, "hidden_size": 128, "num_attention_heads": 4, "text_dim": 48, "num_layers": 2}
+    model = JoyImage(**sizes, rope_dim_list=[8, 12, 12], **_common())
+    return model, (_draw(1, 4, 1, 8, 8), torch.tensor([700.0]), _draw(*TOKENS)), {}
+
+
 def krea2():
     from comfy.ldm.krea2.model import SingleStreamDiT
 

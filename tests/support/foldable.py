@@ -164,6 +164,24 @@ def _sdxl(g: torch.Generator) -> dict:
     )
 
 
+def _qwen_image21_model() -> torch.nn.Module:
+    sizes = {"in_channels": 16, "out_channels": 16, "num_layers": 2, "attention_head_dim": 32}
+    sizes |= {"num_attention_heads": 4, "context_in_dim": 48, "axes_dims_rope": (8, 12, 12)}
+    return diffusers.QwenImage21Transformer2DModel(**sizes)
+
+
+def _qwen_image21(g: torch.Generator) -> dict:
+    slots = torch.tensor([[False] * 5 + [True] * 4])  # each is four tokens of the picture
+    return _draw(
+        g,
+        hidden_states=(1, 16, 16),
+        encoder_hidden_states=(1, 5, 48),
+        timestep=_time(g),
+        img_shapes=[[(1, 4, 4)]],
+        img_mask=slots,
+    )
+
+
 def _krea(g: torch.Generator) -> dict:
     return _draw(
         g,
@@ -204,6 +222,7 @@ FAMILIES = {
     "flux2": _diffusers("flux2", (5, 0), _flux2),
     "chroma": _diffusers("chroma", (2, 2), _chroma),
     "qwen-image": _diffusers("qwen-image", (5, 5), preset="qwen-image"),
+    "qwen-image-2.1": Foldable(_qwen_image21_model, _qwen_image21, (4, 0)),
     "z-image": _diffusers("z-image", (12, 0)),
     "lumina2": _diffusers("lumina2", (12, 0), _lumina, "lumina-image-2", num_kv_heads=2),
     "sd3": _diffusers("sd3", (11, 11), _sd3),

@@ -7,22 +7,21 @@ one, fold it and compare what it computes.
 from .flux import CHROMA, FLUX1, FLUX2, HUNYUAN_VIDEO
 from .image import (
     AURAFLOW,
-    BOOGU_IMAGE,
     COSMOS_PREDICT2,
     ERNIE_IMAGE,
     HIDREAM_I1,
-    IDEOGRAM4,
+    JOYIMAGE,
     KREA2,
     LENS,
-    OMNIGEN2,
     PIXART,
     QWEN_IMAGE,
+    QWEN_IMAGE21,
     SD3,
-    Z_IMAGE,
 )
+from .lumina import BOOGU_IMAGE, IDEOGRAM4, OMNIGEN2, Z_IMAGE
 from .text_encoders import CLIP, GEMMA, LLAMA, T5
 from .unet import UNET
-from .video import COGVIDEOX, KANDINSKY5, LTX2, LTX_VIDEO, MINIMAX_H3, WAN
+from .video import COGVIDEOX, KANDINSKY5, LTX2, LTX_VIDEO, MINIMAX_H3, MOCHI, WAN
 
 __all__ = [
     "AURAFLOW",
@@ -38,6 +37,7 @@ __all__ = [
     "HIDREAM_I1",
     "HUNYUAN_VIDEO",
     "IDEOGRAM4",
+    "JOYIMAGE",
     "KANDINSKY5",
     "KREA2",
     "LENS",
@@ -45,9 +45,11 @@ __all__ = [
     "LTX2",
     "LTX_VIDEO",
     "MINIMAX_H3",
+    "MOCHI",
     "OMNIGEN2",
     "PIXART",
     "QWEN_IMAGE",
+    "QWEN_IMAGE21",
     "SD3",
     "T5",
     "UNET",

@@ -95,6 +95,31 @@ COGVIDEOX = (
 )
 
 
+_MOCHI_MLP = Part("kv", 1)
+
+# Its modulation only scales; the text's is one of four parts but in the last block, which gives no text.
+MOCHI = (
+    BlockFolds(
+        r"blocks\.\d+",
+        (
+            *(
+                f
+                for s in "xy"
+                for f in (
+                    fold(f"attn.qkv_{s}", by=Modulation(f"mod_{s}", scale=0, shift=None)),
+                    fold(f"mlp_{s}.w1", by=Modulation(f"mod_{s}", scale=2, shift=None)),
+                    fold(f"mlp_{s}.w2", by=Up(f"mlp_{s}.w1", _MOCHI_MLP)),
+                )
+            ),
+            fold(
+                "attn.proj_x",
+                Use("attn.proj_y", optional=True),
+                by=tuple(Values(f"attn.qkv_{s}", Part("thirds", 2)) for s in "xy"),
+            ),
+        ),
+    ),
+)
+
 # Each of three modalities has rows of its own, and all tokens go through the same layers.
 MINIMAX_H3 = (
     BlockFolds(
