@@ -7,6 +7,20 @@ from .facts import Preset, dim, has, lacks
 from .rows import DIFFUSERS_KEEP, DIFFUSERS_MODULATION, diffusers, naming, variant
 
 IMAGE = (
+    # A Qwen3 8B with a second set of weights that makes images, and no encoder of its own.
+    Preset(
+        name="sensenova-u1.5",
+        title="SenseNova-U1.5",
+        namings=(
+            naming(
+                has("language_model.model.layers.0.self_attn.q_proj_mot_gen.weight"),
+                has("fm_modules.fm_head.conv1.weight"),
+            ),
+        ),
+        blocks=(r"^language_model\.model\.layers\.\d+\.",),
+        keep=(r"^(vision_model|fm_modules)\.", r"\b(embed_tokens|lm_head)\b"),
+        aliases=("sensenova",),
+    ),
     Preset(
         name="anima",
         title="Anima",

@@ -185,7 +185,15 @@ LANGUAGE_MODELS = (
         lacks("model.layers.0.post_feedforward_layernorm.weight"),
         _NO_DEEPSTACK,
     ),
-    _language_model("te-qwen3-8b", "Qwen3 8B", _QWEN3, _hidden(4096), _NO_DEEPSTACK),
+    # SenseNova-U1.5 is this model with a second set of weights; it has a row of its own.
+    _language_model(
+        "te-qwen3-8b",
+        "Qwen3 8B",
+        _QWEN3,
+        _hidden(4096),
+        _NO_DEEPSTACK,
+        lacks("model.layers.0.self_attn.q_proj_mot_gen.weight"),
+    ),
     _language_model(
         "te-qwen3-vl-4b",
         "Qwen3-VL 4B",

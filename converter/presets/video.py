@@ -279,6 +279,31 @@ VIDEO = (
         aliases=("kandinsky",),
         folds=fold_tables.KANDINSKY5,
     ),
+    # Video and audio in one; ComfyUI renames diffusers' tensors, scales with them.
+    Preset(
+        name="kandinsky6",
+        title="Kandinsky 6",
+        namings=(
+            naming(
+                has("visual_blocks.0.videoT.self_attention.to_query.weight"),
+                has("audio_embeddings.in_layer.weight"),
+            ),
+            diffusers(
+                has("visual_transformer_blocks.0.video_dec_block.self_attention.to_query.weight"),
+                has("audio_embeddings.in_layer.weight"),
+            ),
+        ),
+        blocks=(r"^(visual_blocks|visual_transformer_blocks|(video|audio)_text_transformer_blocks)\.\d+\.",),
+        keep=(
+            r"^((video|audio)_(time|text|pooled_text)_embeddings|(visual|audio)_embeddings"
+            r"|visual_token_type_embeddings|out_layer|audio_outLayer|audio_out_layer)\.",
+        ),
+        strict=(r"(text|visual|va|av)_modulation\.",),
+        variants=(
+            variant("kandinsky6-pro", dim("visual_embeddings.in_layer.weight", 0, 4096)),
+            variant("kandinsky6-lite", dim("visual_embeddings.in_layer.weight", 0, 1792)),
+        ),
+    ),
     Preset(
         name="joyimage",
         title="JoyImage",
