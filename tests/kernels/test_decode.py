@@ -57,7 +57,7 @@ def test_the_linear_is_the_int8_linear_of_what_it_decodes(kind, rotation):
         assert torch.equal(got, kernels.int8_linear(x, *whole, output_activation=activation))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["int4", "w4 codebook"])
 def test_declared_as_torch_wants(kind):
     q, bits, scale, codebook = weight(kind, 16, 64)
     scale = None if scale is None else scale.view(torch.uint8)

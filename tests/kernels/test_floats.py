@@ -138,7 +138,7 @@ def test_a_cpu_has_no_fp8_product_and_a_gpu_is_asked(monkeypatch):
     module.has_fp8_product.cache_clear()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["e4m3", "nvfp4"])
 def test_declared_as_torch_wants(kind):
     q, name, scale, blocks = weight(kind, 16, 64)
     ops = torch.ops.convert_to_quant

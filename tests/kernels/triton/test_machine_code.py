@@ -76,7 +76,7 @@ def test_the_default_is_the_models_choice(target, bounds):
         assert default.programs == max(b.programs for b in others) == 2
 
 
-PACKED = [("sm_80", "w4a8", 0.50, 0.90), ("sm_80", "w6a8", 0.90, 0.80), ("sm_90", "int4", 0.60, 1.26)]
+PACKED = [("sm_80", "w4a8", 0.50, 0.90), ("sm_90", "int4", 0.60, 1.26)]
 
 
 @pytest.mark.parametrize(("target", "kind", "issue", "shared"), PACKED)
