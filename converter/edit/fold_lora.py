@@ -53,7 +53,7 @@ def fold_lora(lora: str, model: str, output: str | None = None, overwrite: bool 
     with open_checkpoint(model) as checkpoint, open_checkpoint(lora) as source:
         if KEY not in checkpoint.metadata:
             raise ConversionError(f"{checkpoint.path}: is not folded: the LoRA fits it as it is")
-        require_target(target, [*checkpoint.files, *files_behind(Path(lora))], "folded LoRA")
+        require_target(target, [*checkpoint.local_files, *files_behind(Path(lora))], "folded LoRA")
         inputs, factors = decoded(checkpoint.metadata)
         folds = Folds(renamed(inputs, checkpoint.tensors), factors, _no_gain)
         shapes = _shapes(checkpoint)

@@ -56,8 +56,9 @@ class Rows:
     def of(cls, quantized: Quantized) -> "Rows":
         """Make room for the rows of a layer."""
         n, k = quantized.shape
-        by_row = (torch.zeros(n, dtype=torch.float64) for _ in range(7))
-        return cls(k, quantized.grid, *by_row, by_column=torch.zeros(3, k, dtype=torch.float64))
+        signal, error, least, along, power, top, reach = torch.zeros(7, n, dtype=torch.float64)
+        by_column = torch.zeros(3, k, dtype=torch.float64)
+        return cls(k, quantized.grid, signal, error, least, along, power, top, reach, by_column)
 
     @property
     def nearest(self) -> torch.Tensor:
