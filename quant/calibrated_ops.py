@@ -21,7 +21,7 @@ def _ldlq_(func: Any, args: tuple, kwargs: dict) -> torch.Tensor:
     """Run ``ldlq_(q, w, hessian, scale)``: re-quantize q [N, K] from the float weight w [N, K], in place.
 
     hessian: [K, K] float32 of the inputs, in the space of q's integers (`accumulate_hessian_` with q's
-    rotation); it is damped by 0.01 of its mean diagonal. scale: float32, shaped like q's own, which it
+    rotation); it is damped as by default. scale: float32, shaped like q's own, which it
     replaces. Returns the errors W - Q [N, K] float32, in that space too.
     """
     names = ("q", "w", "feedback", "scale")

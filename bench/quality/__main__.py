@@ -4,6 +4,7 @@
     python bench/quality                     # tables and docs/quality.png; some 20 minutes on a busy core
     python bench/quality --quick             # the main table on two of the six layers
     python bench/quality --formats           # every format by rounding and LDLQ, and nothing else
+    python bench/quality --domains           # LDLQ's damping on several kinds of text, and nothing else
     python bench/quality --fold --folder F   # what folding gains: MiniLM, and a small Flux that it trains
 
 Calibrates on one text and measures on another (text.py). SQNR is of each Linear's output, in dB, as the mean
@@ -29,17 +30,19 @@ import torch
 from methods import BASE, BEST, MAIN, MORE, TOKENS, formats, options
 
 from convert_to_quant import kernels
+from convert_to_quant.formats.work import DAMPING
 from convert_to_quant.quant.algorithms import quantize_layer
 from convert_to_quant.quant.calibration import CalibrationData, calibrate
 
+OTHERS = ("eval", "licences", "prompts")
 CURVE = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class Bench:
     """The model, its layers, and what was recorded of both texts."""
 
-    def __init__(self, folder: Path, quick: bool, tokens: int) -> None:
-        self.model = minilm.load()
+    def __init__(self, folder: Path, quick: bool, tokens: int, damping: float) -> None:
+        self.model, self.damping, self.folder = minilm.load(), damping, folder
         train = minilm.batches(text.paragraphs("train"), 3 * max(CURVE))
         held_out = minilm.batches(text.paragraphs("eval"), 4 * tokens)
         self.train = self._record(folder / "train.safetensors", train, max(CURVE))
@@ -65,7 +68,7 @@ class Bench:
         results = {}
         for name, weight in self.layers.items():
             zero = torch.zeros(weight.shape[0])
-            chosen = options(method, weight.shape[1], tokens)
+            chosen = options(method, weight.shape[1], tokens, self.damping)
             results[name] = quantize_layer(weight, self.train.stats(name), chosen, zero, name)
         return results
 
@@ -96,6 +99,30 @@ def table(bench: Bench, methods: dict) -> dict[str, measure.Scores]:
             flush=True,
         )
     return found
+
+
+def domains(bench: Bench) -> None:
+    """Print what damping is worth on three kinds of text, none of them the calibration's."""
+    print(f"\n| tokens, damping | {' | '.join(OTHERS)} |\n|{' --- |' * (1 + len(OTHERS))}")
+    methods = {"round to nearest + ConvRot": (MAIN[BASE], TOKENS)} | {
+        f"{tokens}, {damping}": ({**MAIN[BEST], "damping": damping}, tokens)
+        for tokens in (TOKENS, TOKENS // 4)
+        for damping in (0.01, 0.03, 0.1, 0.3)
+    }
+    held_out = {}
+    for split in OTHERS:
+        batches = minilm.batches(text.paragraphs(split), 4096)
+        held_out[split] = bench._record(bench.folder / f"{split}.safetensors", batches, 4096)
+    for name, (method, tokens) in methods.items():
+        cells = []
+        results = bench.quantize(method, tokens)
+        for data in held_out.values():
+            pairs = [
+                measure.layer_scores(data.stats(n).samples.float(), bench.layers[n], r)
+                for n, r in results.items()
+            ]
+            cells.append(" / ".join(f"{sum(p[i] for p in pairs) / len(pairs):.2f}" for i in (0, 1)))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def ceilings(bench: Bench) -> None:
@@ -139,7 +166,8 @@ def against_float64(bench: Bench, scores: measure.Scores) -> float:
         columns = weight.shape[1]
         samples = bench.train.stats(name).samples
         chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:TOKENS]
-        exact = reference.quip(weight, samples[chosen.sort().values], kernels.largest_group(columns))
+        group = kernels.largest_group(columns)
+        exact = reference.quip(weight, samples[chosen.sort().values], group, bench.damping)
         x = bench.held_out(name).double()
         got = measure.sqnr(x @ weight.double().T, x @ exact.T)
         worst = max(worst, abs(got - scores.w8a16[name]))
@@ -195,6 +223,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the main table on two of six layers")
     parser.add_argument("--formats", action="store_true", help="only every format, with pictures")
     parser.add_argument("--fold", action="store_true", help="only the tables of folded inputs")
+    parser.add_argument("--damping", type=float, default=DAMPING, help=f"of all methods (default {DAMPING})")
+    parser.add_argument("--domains", action="store_true", help="only the table of dampings and kinds of text")
     parser.add_argument("--tokens", type=int, default=4096, help="held-out tokens (default 4096)")
     parser.add_argument("--folder", type=Path, help="keeps the recorded activations for another run")
     parser.add_argument("--plot", type=Path, default=Path(__file__).parents[2] / "docs" / "quality.png")
@@ -205,7 +235,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = a.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        bench = Bench(folder, a.quick, a.tokens)
+        bench = Bench(folder, a.quick, a.tokens, a.damping)
+        if a.domains:
+            domains(bench)
+            return 0
         if a.formats:
             table(bench, formats())
             painted.table(folder)

@@ -9,6 +9,7 @@ from typing import Any
 from convert_to_quant.formats import Asked, Format, Int8Blockwise, Int8Tensorwise
 from convert_to_quant.formats.choose import chosen
 from convert_to_quant.formats.choose import options as names
+from convert_to_quant.formats.work import DAMPING
 from convert_to_quant.kernels import largest_group
 from convert_to_quant.quant.algorithms import QuantizeOptions
 
@@ -61,9 +62,15 @@ def _format(name: str, columns: int) -> Format:
     return found.make(Asked(rotation=largest_group(columns) if found.rotates else 0, option=name))
 
 
-def options(method: dict[str, Any], columns: int, tokens: int = TOKENS) -> QuantizeOptions:
-    """Return the options of a method for a layer with `columns` in_features and at most `tokens` samples."""
+def options(
+    method: dict[str, Any], columns: int, tokens: int = TOKENS, damping: float = DAMPING
+) -> QuantizeOptions:
+    """Return the options of a method for a layer with `columns` in_features and at most `tokens` samples.
+
+    damping: of methods that say nothing of it.
+    """
     rest = {k: v for k, v in method.items() if k not in ("block", "rotate", "format")}
+    rest = {"damping": damping, **rest}
     if "format" in method:
         return QuantizeOptions(format=_format(method["format"], columns), max_tokens=tokens, **rest)
     rotation = largest_group(columns) if method.get("rotate") else 0

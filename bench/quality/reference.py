@@ -13,7 +13,7 @@ def rotate(x: torch.Tensor, group: int) -> torch.Tensor:
     return (x.view(*x.shape[:-1], -1, group) @ hadamard(group, torch.float64)).reshape(x.shape)
 
 
-def quip(weight: torch.Tensor, samples: torch.Tensor, group: int, damping: float = 0.01) -> torch.Tensor:
+def quip(weight: torch.Tensor, samples: torch.Tensor, group: int, damping: float) -> torch.Tensor:
     """Return the weight [N, K] as LDLQ in the rotated space leaves it, rotated back, float64."""
     w = rotate(weight.double(), group)
     x = rotate(samples.double(), group)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ...formats.algorithms import help_text
+from ...formats.work import DAMPING
 from .values import algorithm_name, option
 
 STREAMING_MODES = ("off", "minimal", "balanced", "aggressive", "auto")
@@ -204,14 +205,14 @@ class QualityOptions:
         help="random seed: which tokens --calib-samples picks, where learned rounding starts (default 0)",
     )
     quip_damping: float = option(
-        0.01,
+        DAMPING,
         "--quip-damping",
         "--quip_damping",
         group="quality",
         metavar="D",
         type=positive,
-        help="share of the Hessian's mean diagonal that is added to its diagonal, so that it can be "
-        "factored (default 0.01)",
+        help="share of the Hessian's mean diagonal that is added to its diagonal: more of it fits the "
+        f"calibration less closely, and other inputs better (default {DAMPING})",
     )
     num_iter: int = option(
         100,

@@ -8,6 +8,7 @@ import torch
 from ...formats import Format
 from ...formats.algorithms import ALGORITHMS, ROUNDING, canonical
 from ...formats.choose import default_format
+from ...formats.work import DAMPING
 from ..tensor import QuantizedTensor
 
 
@@ -60,7 +61,7 @@ class QuantizeOptions:
     actorder: bool = False
     passes: int | None = None
     seed: int = 0
-    damping: float = 0.01
+    damping: float = DAMPING
     max_tokens: int | None = None
     row_chunk: int | None = None
     in_place: bool = False

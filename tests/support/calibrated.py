@@ -5,6 +5,7 @@ import oracle
 import torch
 from inputs import heavy
 
+from convert_to_quant.formats.work import DAMPING
 from convert_to_quant.quant.algorithms import LayerStats
 
 
@@ -36,7 +37,7 @@ def spread_scale(result) -> np.ndarray:
     return np.broadcast_to(scale, shape)
 
 
-def damped(stats, rotation: int = 0, damping: float = 0.01) -> np.ndarray:
+def damped(stats, rotation: int = 0, damping: float = DAMPING) -> np.ndarray:
     """The damped Hessian in float64."""
     x = oracle.array(stats.samples)
     h = oracle.hessian(x, rotation) / len(x)
