@@ -42,6 +42,9 @@ from .not_a_model import require_model
 from .recorded import planned
 from .steps import LEFT_OVER, Plan, Step, layer_outputs
 
+_SMALL = 1 << 17
+"""Elements below which a folded matrix is a table of vectors, not a weight."""
+
 NO_MIX: Mapping[str, str] = {}
 """All layers have the settings' format."""
 
@@ -211,7 +214,7 @@ class _Steps:
         bias_merges: tuple[Merge, ...] = ()
         if bias is not None:
             source = self.checkpoint.tensors[bias]
-            outputs = (*outputs, OutputTensor(bias, source.dtype, source.shape))
+            outputs = (*outputs, OutputTensor(bias, self._vector(source), source.shape))
             companions = {**companions, "bias": source}
             bias_merges = merges_of(source, True, self.scaled, self.merges)
         return Step(
@@ -240,7 +243,8 @@ class _Steps:
     def _keep(self, info: TensorInfo, reason: str) -> Iterator[Step]:
         merges = merges_of(info, True, self.scaled, self.merges)
         kept = _kept(info, _with_note(reason, merges), merges=merges)
-        yield replace(kept, folded=info.name in self.folded)
+        output = OutputTensor(info.name, self._vector(info), info.shape)
+        yield replace(kept, outputs=(output,), folded=info.name in self.folded)
         quant = self.stored.get(info.name)
         if quant is None:
             return
@@ -251,6 +255,14 @@ class _Steps:
             data = quant.config_json.encode("utf-8")
             out = OutputTensor(tensor_name(_layer(info.name), CONFIG), "U8", (len(data),))
             yield Step(info, "write", "format of a layer kept as it was", (out,), data=data)
+
+    def _vector(self, info: TensorInfo) -> str:
+        """Return the dtype of a kept tensor: F32 for folded vectors and tables, whose rounding would add up.
+
+        What a bias loses in BF16 is the same error in every token and step: as much as a mean brings.
+        """
+        small = len(info.shape) != 2 or info.numel < _SMALL
+        return "F32" if info.name in self.folded and small else info.dtype
 
     def _scale_of(self, info: TensorInfo) -> dict[str, TensorInfo]:
         """Return the scale that a stored FP8 weight is read with, by role."""

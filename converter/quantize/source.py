@@ -4,6 +4,7 @@ import torch
 
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import FLOAT8, torch_dtype
+from ...files.header import OutputTensor
 from ...files.memory import in_huge_pages
 from ...formats.errors import ConversionError
 from ..fold.factors import Folds
@@ -43,12 +44,12 @@ def _read_whole(checkpoint: Checkpoint, step: Step, folds: Folds | None) -> torc
 
 
 def read_changed(checkpoint: Checkpoint, step: Step, folds: Folds | None) -> torch.Tensor:
-    """Read a kept tensor, merge its LoRAs and fold it, in its own dtype. ConversionError if it overflows."""
-    return _narrowed(read_weight(checkpoint, step, folds), step.source, step.merges)
+    """Read a kept tensor, merged and folded, in its output's dtype. ConversionError if it overflows."""
+    return _narrowed(read_weight(checkpoint, step, folds), step.outputs[0], step.merges)
 
 
 def read_bias(checkpoint: Checkpoint, step: Step, folds: Folds | None = None) -> torch.Tensor | None:
-    """Read the bias among a step's companions, merged and folded, in its own dtype; None without one."""
+    """Read the bias among a step's companions, merged and folded, in its output's dtype; None without one."""
     info = step.companions.get("bias")
     if info is None:
         return None
@@ -57,7 +58,8 @@ def read_bias(checkpoint: Checkpoint, step: Step, folds: Folds | None = None) ->
     if not step.bias_merges and not folded:
         return bias
     merged = merge_into(bias, step.bias_merges, checkpoint.read_tensor)
-    return _narrowed(merged if folds is None else folds.apply(info.name, merged), info, step.bias_merges)
+    output = next(o for o in step.outputs if o.name == info.name)
+    return _narrowed(merged if folds is None else folds.apply(info.name, merged), output, step.bias_merges)
 
 
 def read_bytes_of(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
@@ -67,7 +69,7 @@ def read_bytes_of(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
     return data
 
 
-def _narrowed(merged: torch.Tensor, info: TensorInfo, merges: tuple[Merge, ...]) -> torch.Tensor:
+def _narrowed(merged: torch.Tensor, info: OutputTensor, merges: tuple[Merge, ...]) -> torch.Tensor:
     narrow = merged.to(torch_dtype(info.dtype))
     if not bool(torch.isfinite(narrow.float()).all()):
         what, way_out = "folded", "convert with --fold off"

@@ -5,6 +5,7 @@ import torch
 from format_cases import WRITTEN
 from safetensors.torch import load_file, save_file
 
+from convert_to_quant.converter.stored.inspect import inspect_file
 from convert_to_quant.formats import FORMATS
 from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import save as save_calibration
@@ -12,6 +13,7 @@ from convert_to_quant.quantization import convert_to_int8
 
 FAMILIES = ("flux", "flux2", "hunyuan_video", "ltxv", "sd3", "wan")
 SMOOTH = "smooth rotated"
+FOLDED = "row, folded"
 FORMATS_TRIED = {c.id: c.options for c in WRITTEN if "tensor r" not in c.id} | {SMOOTH: None}
 STOCK = [k for k, o in FORMATS_TRIED.items() if o is not None and "block" not in k]
 PACK_ONLY = {"block 32": "int8_blockwise", SMOOTH: "int8_smooth"}
@@ -32,9 +34,10 @@ def converted(tiny, tmp_path_factory):
     def of(family: str, kind: str):
         if (family, kind) not in made:
             target = folder / f"{family}-{kind}.safetensors"
-            if kind == SMOOTH:
+            if kind in (SMOOTH, FOLDED):
                 inputs = measured(tiny(family), folder / f"{family}-inputs.safetensors")
-                options = {"smoothquant": True, "calibration_data": str(inputs), "simple": True}
+                how = {"smoothquant": True} if kind == SMOOTH else {"fold": "auto"}
+                options = {**how, "calibration_data": str(inputs), "simple": True}
             else:
                 options = FORMATS_TRIED[kind]
             convert_to_int8(str(tiny(family)), str(target), **options)
@@ -52,6 +55,7 @@ def measured(model, path):
         if name.endswith(".weight") and weight.dim() == 2:
             x = torch.randn(64, weight.shape[1], generator=g)
             x[:, ::40] *= 8
+            x += torch.randn(weight.shape[1], generator=g)
             records[name.removesuffix(".weight")] = LayerStats(x.bfloat16(), x.abs().amax(0), x.mean(0), 0.1)
     return save_calibration(path, records)
 
@@ -63,6 +67,15 @@ def test_stock_comfyui_reads_them(stock, tiny, converted, family, kind):
         "loading", "quality", original=tiny(family), quantized=converted(family, kind), family=family
     )
     assert floor(kind) < found < 100
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_comfyui_computes_with_folded_files_what_it_did(stock, tiny, converted, family):
+    """A reader or a producer that a fold misses in ComfyUI's own forward passes is noise."""
+    path = converted(family, FOLDED)
+    assert inspect_file(path).folded
+    found = stock.call("loading", "quality", original=tiny(family), quantized=path, family=family)
+    assert floor(FOLDED) < found < 100
 
 
 @pytest.mark.parametrize("kind", PACK_ONLY)

@@ -106,6 +106,19 @@ def test_a_folded_file_is_what_stock_loaders_know(flux, folded_flux, tmp_path):
     assert inspect_file(plain).folded == ""
 
 
+def test_folded_vectors_of_a_bf16_file_are_stored_in_float32(flux, tmp_path):
+    """And only those: what is rounded there is the same error in every token and step."""
+    tensors = {n: t.bfloat16() for n, t in load_file(flux.source).items()}
+    source, output = save(tmp_path / "m.safetensors", tensors), tmp_path / "q.safetensors"
+    convert_to_int8(str(source), str(output), calibration_data=str(flux.calibration), fold="auto")
+    stored = load_file(output)
+    wide = {n for n, t in stored.items() if t.dtype == torch.float32 and not n.endswith("weight_scale")}
+    assert {"double_blocks.0.img_mod.lin.bias", "single_blocks.0.linear2.bias"} < wide
+    assert all(n.endswith(".bias") for n in wide)
+    assert stored["double_blocks.0.img_mlp.2.bias"].dtype == stored["img_in.weight"].dtype == torch.bfloat16
+    assert verify(source, output).ok
+
+
 def test_a_verification_folds_the_original(flux, folded_flux):
     report = verify(flux.source, folded_flux)
     assert report.ok
