@@ -102,7 +102,8 @@ def hidream_i1():
     sizes = {"patch_size": 2, "in_channels": 4, "num_layers": 1, "num_single_layers": 1, "text_emb_dim": 32}
     sizes |= {"attention_head_dim": 32, "num_attention_heads": 4, "axes_dims_rope": (8, 12, 12)}
     model = HiDream(**sizes, caption_channels=[48, 48], llama_layers=[0, 1], **_common())
-    given = (_draw(1, 4, 8, 8), torch.tensor([700.0]), _draw(1, 32), _draw(*TOKENS), _draw(1, 2, 5, 48))
+    # As many tokens as it takes for each of the four experts to be chosen.
+    given = (_draw(1, 4, 16, 16), torch.tensor([700.0]), _draw(1, 32), _draw(*TOKENS), _draw(1, 2, 5, 48))
     return model, given, {}
 
 

@@ -122,6 +122,11 @@ def _ltx(g: torch.Generator) -> dict:
     )
 
 
+def _wan_i2v(g: torch.Generator) -> dict:
+    """Inputs whose picture is looked at: what stands before 512 tokens of text."""
+    return {**MODELS["wan"][1](g), "encoder_hidden_states": torch.randn(1, 512, 64, generator=g)}
+
+
 def _wan_t2v(g: torch.Generator) -> dict:
     return {k: v for k, v in MODELS["wan"][1](g).items() if not k.endswith("_image")}
 
@@ -211,7 +216,7 @@ def _krea_model() -> torch.nn.Module:
 
 
 def _diffusers(family: str, inside: tuple[int, int], inputs=None, preset: str = "auto", **sizes) -> Foldable:
-    """A family of `running_models`, with more blocks where all have to be in one fold."""
+    """A family of `running_models`; two blocks where all are in one fold, or the last one gives no text."""
     known = MODELS.get(family)
     build = (lambda: known[0](**sizes)) if known else (lambda: builder(family, **sizes)())
     return Foldable(build, inputs or known[1], inside, preset)
@@ -221,12 +226,12 @@ FAMILIES = {
     "flux": _diffusers("flux", (7, 7)),
     "flux2": _diffusers("flux2", (5, 0), _flux2),
     "chroma": _diffusers("chroma", (2, 2), _chroma),
-    "qwen-image": _diffusers("qwen-image", (5, 5), preset="qwen-image"),
+    "qwen-image": _diffusers("qwen-image", (10, 10), preset="qwen-image", num_layers=2),
     "qwen-image-2.1": Foldable(_qwen_image21_model, _qwen_image21, (4, 0)),
     "z-image": _diffusers("z-image", (12, 0)),
     "lumina2": _diffusers("lumina2", (12, 0), _lumina, "lumina-image-2", num_kv_heads=2),
     "sd3": _diffusers("sd3", (11, 11), _sd3),
-    "wan": _diffusers("wan", (12, 10), num_layers=2),
+    "wan": _diffusers("wan", (12, 10), _wan_i2v, num_layers=2),
     "wan2.1-t2v": _diffusers("wan", (12, 10), _wan_t2v, image_dim=None, added_kv_proj_dim=None, num_layers=2),
     "hunyuan-video": _diffusers("hunyuan-video", (7, 7), _hunyuan),
     "ltx-video": _diffusers("ltx-video", (10, 8), _ltx, num_layers=2),

@@ -33,17 +33,18 @@ def flux_inputs(g: torch.Generator) -> dict:
     }
 
 
-def qwen_image() -> torch.nn.Module:
-    return diffusers.QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=64,
-        axes_dims_rope=(8, 12, 12),
-    )
+def qwen_image(**changes) -> torch.nn.Module:
+    sizes = {
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 1,
+        "attention_head_dim": 32,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 64,
+        "axes_dims_rope": (8, 12, 12),
+    }
+    return diffusers.QwenImageTransformer2DModel(**{**sizes, **changes})
 
 
 def qwen_image_inputs(g: torch.Generator) -> dict:

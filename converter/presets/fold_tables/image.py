@@ -161,8 +161,9 @@ SD3 = (
             *(
                 fold(f"{s}.{layer}", by=Modulation(f"{s}.adaLN_modulation.1", scale=place + 1, shift=place))
                 for s in (_X, _CONTEXT)
-                for layer, place in (("attn.qkv", 0), ("mlp.fc1", 3), ("attn2.qkv", 6))
+                for layer, place in (("attn.qkv", 0), ("mlp.fc1", 3))
             ),
+            fold(f"{_X}.attn2.qkv", by=Modulation(f"{_X}.adaLN_modulation.1", scale=7, shift=6)),
             fold(
                 f"{_X}.attn.proj",
                 Use(f"{_CONTEXT}.attn.proj", optional=True),  # the last block gives no text
