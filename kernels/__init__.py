@@ -18,6 +18,7 @@ from .int8_linear import int8_linear
 from .int8_mm import int8_mm
 from .ldlq import ldlq_
 from .packed_linear import packed_linear
+from .packing import pack
 from .rotation import hadamard, rotate
 from .rowwise import quantize_rowwise
 from .tensorwise import quantize_tensorwise
@@ -39,6 +40,7 @@ __all__ = [
     "int8_weight_only_linear",
     "largest_group",
     "ldlq_",
+    "pack",
     "packed_linear",
     "quantize_blockwise",
     "quantize_float8",

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from convert_to_quant import kernels
-from convert_to_quant.kernels.packing import pack
 
 op = torch.ops.convert_to_quant.decode.default
 KINDS = ("int4", "w4 codebook", "w4", "w6")
@@ -111,9 +110,9 @@ def test_packing_is_undone():
     """What `pack` wrote is what is decoded, with scales that leave the codes as they are."""
     codes = torch.randint(-31, 32, (5, 64), generator=torch.Generator().manual_seed(0)).to(torch.int8)
     one = torch.ones(5, 4).to(torch.float8_e4m3fn)
-    assert torch.equal(kernels.decode(pack(codes, 6, 32), 6, one), codes)
-    assert torch.equal(kernels.decode(pack(codes.clamp(-8, 7), 4), 4), codes.clamp(-8, 7))
-    assert pack(codes[:, ::2], 4).shape == (5, 16)
+    assert torch.equal(kernels.decode(kernels.pack(codes, 6, 32), 6, one), codes)
+    assert torch.equal(kernels.decode(kernels.pack(codes.clamp(-8, 7), 4), 4), codes.clamp(-8, 7))
+    assert kernels.pack(codes[:, ::2], 4).shape == (5, 16)
     for wrong, error in ((codes[:, :62], ValueError), (codes.float(), TypeError), (codes[0], ValueError)):
         with pytest.raises(error):
-            pack(wrong, 6)
+            kernels.pack(wrong, 6)

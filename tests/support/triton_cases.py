@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 
 from convert_to_quant import kernels
-from convert_to_quant.kernels import packing
 from convert_to_quant.kernels.tiled_scales import tiled
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -538,4 +537,4 @@ def float_linear(ops, place, kind, m, dtype):
 def pack(ops, place, bits, shape):
     offset = 32 if bits == 6 else 0
     codes = integers(-32 if bits == 6 else -8, 31 if bits == 6 else 7, shape)
-    same(ops.pack(place(codes), bits, offset), packing.pack(codes, bits, offset))
+    same(ops.pack(place(codes), bits, offset), kernels.pack(codes, bits, offset))
