@@ -12,9 +12,13 @@ from ...files.report import require_report, save_html, save_json
 from ...formats.errors import ConversionError
 from ..pictures.report import DTYPES
 from ..plan.inputs import files_behind
+from ..recording.prompts import read_prompts, spread
 from .show_pictures import pictures_text
 from .suggest import SuggestingParser
 from .text import say
+
+BUILT_IN_COUNT = 4
+"""Prompts of the built-in list that are run."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,7 +33,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--candidate", required=True, help="the quantized checkpoint, in ComfyUI's or diffusers' names"
     )
-    p.add_argument("--prompts", required=True, metavar="FILE", help="text file with one prompt per line")
+    p.add_argument("--prompts", metavar="FILE", help="text file with one prompt per line (default: built in)")
+    p.add_argument(
+        "--count",
+        type=int,
+        metavar="N",
+        help="prompts to run, evenly over the list (default: 4 built in, or all)",
+    )
     p.add_argument(
         "--component", help="the component that the checkpoint is for (default: its transformer or UNet)"
     )
@@ -78,17 +88,20 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.steps is not None and args.steps < 1:
         raise ConversionError(f"--steps must be at least 1, not {args.steps}")
-    from ..pictures.cases import read_prompts  # torch is loaded only once the command line is right
-    from ..pictures.run import compare_pictures
+    if args.count is not None and args.count < 1:
+        raise ConversionError(f"--count must be at least 1, not {args.count}")
+    from ..pictures.run import compare_pictures  # torch is loaded only once the command line is right
 
-    inputs = [args.candidate, *files_behind(Path(args.candidate)), args.prompts]
+    prompts = read_prompts(Path(args.prompts) if args.prompts else None)
+    prompts = spread(prompts, args.count or (None if args.prompts else BUILT_IN_COUNT))
+    inputs = [args.candidate, *files_behind(Path(args.candidate)), *([args.prompts] if args.prompts else [])]
     for place in (args.html, args.json):
         require_report(place, inputs)
     _quiet_libraries()
     result = compare_pictures(
         args.pipeline,
         args.candidate,
-        read_prompts(args.prompts),
+        prompts,
         seeds=args.seeds,
         sizes=args.sizes,
         edges=not args.no_edge_cases,

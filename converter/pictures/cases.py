@@ -2,23 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import cycle, islice
-from pathlib import Path
 
-from ...files.regular import read_text
-from ...formats.errors import ConversionError
 from .report import Case
 
 LONG_WORDS = 300
 """Words of the long prompt: more than any text encoder of these pipelines takes tokens of one part."""
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Return the prompts of a UTF-8 file, one per line; ConversionError for a file without any."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ConversionError(f"{path}: holds no prompt; write one per line")
-    return prompts
 
 
 def plan_cases(

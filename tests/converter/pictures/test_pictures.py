@@ -93,6 +93,12 @@ def test_refusals_are_one_line(folder, capsys, change, message):
     assert "Traceback" not in "".join(errors)
 
 
+def test_prompts_are_built_in(folder, capsys):
+    command = ["compare", "--pipeline", str(folder), "--candidate", str(folder / WEIGHTS), "--dtype", "fp32"]
+    assert ctq([*command, "--sizes", "16x16", "--steps", "1", "--no-edge-cases", "--count", "2"]) == 0
+    assert capsys.readouterr().out.count("equal") == 2
+
+
 def test_a_size_that_is_none_is_a_wrong_command_line(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         compared(folder, folder / "q.safetensors", "--sizes", "big")
