@@ -92,6 +92,8 @@ class CalibrationData:
         if most is not None and not bool(((most >= 0) & most.isfinite()).all()):
             raise CheckpointError(self._damaged(record, "a channel_max that is NaN, infinite or negative"))
         samples, channel_max, channel_mean = (tensors.get(name) for name in FIELDS[:3])
+        if samples is not None and samples.dtype not in _COMPUTED:
+            samples = samples.float()  # FP8 and float64, which kernels do not take
         return LayerStats(samples, channel_max, channel_mean, scale, synthetic=self.synthetic)
 
     def _damaged(self, record: str, what: str) -> str:
@@ -157,6 +159,7 @@ def _require_field(info: TensorInfo, kind: str, path: Path) -> None:
         )
 
 
+_COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
 _SHARED = table(text())
 _RECORD = record(
     {

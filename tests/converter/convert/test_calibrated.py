@@ -326,3 +326,17 @@ def test_the_order_of_columns_is_a_choice(tmp_path, model):
         made[flag] = load_file(str(output))["blocks.0.mlp.fc2.weight"]
     assert torch.equal(made[""], made["--no-quip-actorder"])
     assert not torch.equal(made[""], made["--quip-actorder"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn], ids=str)
+def test_samples_in_any_float_dtype_are_computed_with(tmp_path, model, dtype):
+    """As their values in float32."""
+    tensors = load_file(record(tmp_path / "c.safetensors", layers()))
+    files = {}
+    for name, kind in {"own": dtype, "same": torch.float32}.items():
+        given = {n: t.to(dtype).to(kind) if n.endswith(".samples") else t for n, t in tensors.items()}
+        save_file(given, tmp_path / f"{name}.safetensors", {"format": "pt"})
+        files[name] = tmp_path / f"{name}-int8.safetensors"
+        convert_to_int8(model, files[name], calibration_data=str(tmp_path / f"{name}.safetensors"))
+    own, same = (load_file(f) for f in files.values())
+    assert all(torch.equal(own[n], same[n]) for n in same)
