@@ -2,7 +2,7 @@
 
 JSON: ``version``; ``inputs`` and ``means``, how many inputs are folded and how many of them less their mean;
 ``data``: base64 of zlib of the places as JSON, one line, then every exponent as int8, then every mean as
-float32 by planes of bytes. Exponents are small and means are rounded, so a channel takes about one byte.
+float32 by planes of bytes. Exponents are small and means are rounded, so a channel takes about two bytes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 t = sqrt(rms(x) / rms(w)) per channel, with a geometric mean of one (Xiao et al. 2023, SmoothQuant, eq. 4 at
 alpha 0.5, with energies for maxima because a rotation follows), rounded to a quarter of an octave; mu = E[x],
-rounded to a sixteenth of the channel's spread: a fold is exact with any, and these are short in the file.
+rounded to an eighth of the channel's spread: a fold is exact with any, and these are short in the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .coding import KEY, encoded
 from .factors import MOST, STEPS, Factors, Folds, narrowed, product, widened
 from .inputs import Columns, FoldedInput
 
-_FINE = 16
+_FINE = 8
 """Parts of a channel's rms that its mean is rounded to."""
 
 _ROWS = 1 << 20
