@@ -12,7 +12,14 @@ def test_tiny_run_writes_its_record(tmp_path):
     command = [sys.executable, "bench/kernels", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     record = json.loads(next(tmp_path.glob("*.json")).read_text())
-    assert {row["section"] for row in record["rows"]} == {"Quantize", "Dequantize", "Linear", "LDLQ"}
+    linears = {"Linear", "Packed linear", "Linear of small floats"}
+    assert {row["section"] for row in record["rows"]} == {
+        "Quantize",
+        "Decode",
+        "Dequantize",
+        "LDLQ",
+        *linears,
+    }
     assert record["machine"]["torch"]
     linear = next(row for row in record["rows"] if row["name"] == "int8_linear")
     assert "bf16 F.linear" in linear["rivals"]
