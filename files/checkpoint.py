@@ -8,7 +8,7 @@ the kernel likes, and fault if the file is replaced.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,6 +121,15 @@ class Checkpoint:
                 return None
             found.append((self.descriptor(piece.file), piece.offset, piece.nbytes))
         return found
+
+    def expect(self, infos: Iterable[TensorInfo]) -> None:
+        """Fetch small tensors that will be read next, several at once, as far as they are elsewhere."""
+        places: dict[RemoteFile, list[tuple[int, int]]] = {}
+        for piece in (piece for info in infos for piece in info.pieces):
+            if isinstance(piece.file, RemoteFile):
+                places.setdefault(piece.file, []).append((piece.offset, piece.nbytes))
+        for file, wanted in places.items():
+            self._readers[file].expect(wanted)
 
     def read(self, name: str, huge_pages: bool = True) -> torch.Tensor:
         """Return the tensor in its stored dtype and shape, in fresh memory.

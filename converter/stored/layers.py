@@ -76,6 +76,7 @@ def stored_file(checkpoint: Checkpoint) -> StoredFile:
     entries = header.get("layers", {}) if header and not error else {}
     names = [_layer_name(n) for n, t in checkpoint.tensors.items() if _is_layer(checkpoint, n, t)]
     listed_as, unknown = _match(entries, names)
+    checkpoint.expect(t for n, t in checkpoint.tensors.items() if n.endswith(f".{CONFIG}"))
     layers = {n: _layer(checkpoint, n, entries, listed_as.get(n, "")) for n in names}
     owned = {t.name for layer in layers.values() for t in layer.companions()}
     orphans = tuple(

@@ -1,14 +1,15 @@
 """Reading ahead of a reader, within a fixed amount of memory.
 
 One that reads on where it stopped finds the next blocks on their way, over several connections at once: what
-one connection carries is less than most networks do. Small reads here and there get a page, and no more: a
-look at headers and configurations moves little.
+one connection carries is less than most networks do. Small reads here and there get a page, or what they ask
+for, and no more: a look at headers and configurations moves little.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from .source import RangeSource
@@ -17,9 +18,12 @@ BLOCK = 8 << 20
 AHEAD = 4
 """Blocks on their way for one reader: 32 MiB."""
 
-PAGE = 16 << 10
-_PAGES = 64
-_SMALL = PAGE
+PAGE = 4 << 10
+PAGES = 2048
+"""Pages that are kept: 8 MiB, for the configurations of 2048 layers wherever they lie."""
+
+ASIDE = 256 << 10
+"""The largest read that leaves what is on its way as it is: of a bias, say, between two weights."""
 
 
 class RemoteReader:
@@ -34,9 +38,16 @@ class RemoteReader:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from `offset` on; errors as `RangeSource.read_into`."""
-        ahead = self._ahead()
-        if len(buffer) <= _SMALL and not ahead.covers(offset):
+        if len(buffer) <= PAGE and all(start in self._pages for start in _pages_of(offset, len(buffer))):
             self._from_pages(offset, buffer)
+            return
+        ahead = self._ahead()
+        if len(buffer) <= ASIDE and not ahead.reads_on(offset):
+            ahead.aside = offset + len(buffer)
+            if len(buffer) <= PAGE:
+                self._from_pages(offset, buffer)
+            else:
+                self.source.read_into(offset, buffer)
             return
         while len(buffer):
             got = ahead.read(offset, buffer)
@@ -47,6 +58,14 @@ class RemoteReader:
         data = bytearray(count)
         self.read_into(offset, memoryview(data))
         return bytes(data)
+
+    def expect(self, places: Iterable[tuple[int, int]]) -> None:
+        """Fetch the pages of small reads (offset, count) that will come, several at once."""
+        starts = {start for offset, count in places for start in _pages_of(offset, min(count, PAGE))}
+        wanted = sorted(start for start in starts if start not in self._pages)[:PAGES]
+        self._ahead()
+        if self._pool is not None:
+            list(self._pool.map(self._page, wanted))
 
     def close(self) -> None:
         """Stop every read that is under way, and forget what was read ahead; reading again begins anew."""
@@ -78,23 +97,36 @@ class RemoteReader:
     def _page(self, start: int) -> bytes:
         with self._mutex:
             if start in self._pages:
-                self._pages.move_to_end(start)
                 return self._pages[start]
         page = self.source.read(start, max(0, min(PAGE, self.source.size - start)))
         with self._mutex:
             self._pages[start] = page
-            while len(self._pages) > _PAGES:
+            while len(self._pages) > PAGES:
                 self._pages.popitem(last=False)
         return page
 
 
+def _pages_of(offset: int, count: int) -> range:
+    return range(offset // PAGE * PAGE, offset + count, PAGE)
+
+
 class _Ahead:
-    """The blocks on their way for one thread: consecutive, from where it is on."""
+    """The blocks on their way for one thread: consecutive, from where it is on.
+
+    aside: where its last read ended that was none of them.
+    """
 
     def __init__(self, source: RangeSource, pool: ThreadPoolExecutor):
         self._source, self._pool = source, pool
         self._blocks: deque[tuple[int, int, Future[bytes]]] = deque()
-        self._next = -1
+        self._next = self.aside = -1
+
+    def reads_on(self, offset: int) -> bool:
+        """Return whether a read goes on where one stopped, or into what is on its way."""
+        if offset == self.aside and not self.covers(offset):
+            self._drop()
+            self._next = offset
+        return offset == self._next or self.covers(offset)
 
     def covers(self, offset: int) -> bool:
         return bool(self._blocks) and self._blocks[0][0] <= offset < self._end()

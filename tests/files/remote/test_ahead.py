@@ -37,7 +37,7 @@ class Memory(RangeSource):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    for name, value in {"BLOCK": 100, "PAGE": 16, "_SMALL": 16, "_PAGES": 4}.items():
+    for name, value in {"BLOCK": 100, "PAGE": 16, "ASIDE": 30, "PAGES": 4}.items():
         monkeypatch.setattr(ahead, name, value)
 
 
@@ -69,9 +69,31 @@ def test_one_that_reads_on_finds_the_next_blocks_on_their_way():
 def test_small_reads_get_pages():
     source = Memory()
     reader = RemoteReader(source)
-    for start in (1000, 1004, 1008, 2000, 1001):
+    for start in (1000, 1005, 1009, 2000, 1001):
         assert reader.read(start, 4) == DATA[start : start + 4]
     assert source.asked == [(992, 16), (1008, 16), (2000, 16)]
+    reader.expect([(1000, 4), (500, 10), (490, 10), (2999, 1)])
+    assert sorted(source.asked[3:]) == [(480, 16), (496, 16), (2992, 8)]
+    asked = len(source.asked)
+    assert reader.read(500, 10) == DATA[500:510]
+    assert len(source.asked) == asked
+
+
+def test_small_tensors_that_lie_one_after_the_other_are_read_ahead():
+    source = Memory()
+    reader = RemoteReader(source)
+    for start in range(100, 2100, 20):
+        assert reader.read(start, 20) == DATA[start : start + 20]
+    assert len(source.asked) < 30
+
+
+def test_a_look_aside_leaves_what_is_on_its_way():
+    source = Memory()
+    reader = RemoteReader(source)
+    for start in range(0, 1000, 50):
+        assert reader.read(start, 50) == DATA[start : start + 50]
+        assert reader.read(2900 - start, 20) == DATA[2900 - start : 2920 - start]
+    assert sum(1 for _, count in source.asked if count == 100) <= 10 + ahead.AHEAD
 
 
 def test_reading_behind_the_end_is_refused():
