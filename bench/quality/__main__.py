@@ -5,6 +5,7 @@
     python bench/quality --quick             # the main table on two of the six layers
     python bench/quality --formats           # every format by rounding and LDLQ, and nothing else
     python bench/quality --domains           # LDLQ's damping on several kinds of text, and nothing else
+    python bench/quality --random-tokens     # calibration without data, and nothing else
     python bench/quality --fold --folder F   # what folding gains: MiniLM, and a small Flux that it trains
 
 Calibrates on one text and measures on another (text.py). SQNR is of each Linear's output, in dB, as the mean
@@ -24,6 +25,7 @@ import fold
 import measure
 import minilm
 import painted
+import random_tokens
 import reference
 import text
 import torch
@@ -224,6 +226,7 @@ def main() -> int:
     parser.add_argument("--formats", action="store_true", help="only every format, with pictures")
     parser.add_argument("--fold", action="store_true", help="only the tables of folded inputs")
     parser.add_argument("--damping", type=float, default=DAMPING, help=f"of all methods (default {DAMPING})")
+    parser.add_argument("--random-tokens", action="store_true", help="only calibration on random ids")
     parser.add_argument("--domains", action="store_true", help="only the table of dampings and kinds of text")
     parser.add_argument("--tokens", type=int, default=4096, help="held-out tokens (default 4096)")
     parser.add_argument("--folder", type=Path, help="keeps the recorded activations for another run")
@@ -236,6 +239,9 @@ def main() -> int:
         folder = a.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, a.quick, a.tokens, a.damping)
+        if a.random_tokens:
+            random_tokens.show(bench)
+            return 0
         if a.domains:
             domains(bench)
             return 0
