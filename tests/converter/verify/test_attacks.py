@@ -308,7 +308,7 @@ def test_feedback_onto_weak_inputs_beside_strong_ones_is_no_fault(tmp_path, form
     convert_to_int8(model, out, format=form, calibration_data=str(inputs), preset="none")
     report = verify(model, out)
     assert report.ok, report.faults
-    assert min(r.weight_db for r in report.layers) < 20
+    assert min(r.weight_db for r in report.layers) < 24  # rounding keeps more in fp8 and mxfp8
 
     def swap(t: Tensors, m: dict[str, str]) -> None:
         w = _bytes(t["blocks.0.fc.weight"])
