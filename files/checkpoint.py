@@ -68,12 +68,13 @@ class Checkpoint:
         """Close the files; reading again opens them again."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
-        self.interrupt()
-
-    def interrupt(self) -> None:
-        """Stop every thread that waits for bytes from elsewhere: its read raises CheckpointError."""
         for reader in self._readers.values():
             reader.close()
+
+    def interrupt(self) -> None:
+        """Stop every read of bytes from elsewhere that waits or will wait, until `close`: CheckpointError."""
+        for reader in self._readers.values():
+            reader.interrupt()
 
     def with_tensors(self, tensors: dict[str, TensorInfo]) -> Checkpoint:
         """Return it with other tensors, made from these: renamed or `joined`. Closing one closes both."""

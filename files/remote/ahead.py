@@ -67,6 +67,10 @@ class RemoteReader:
         if self._pool is not None:
             list(self._pool.map(self._page, wanted))
 
+    def interrupt(self) -> None:
+        """Stop every read that waits or will wait, until `close`."""
+        self.source.interrupt()
+
     def close(self) -> None:
         """Stop every read that is under way, and forget what was read ahead; reading again begins anew."""
         with self._mutex:

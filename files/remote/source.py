@@ -94,11 +94,15 @@ class RangeSource(ABC):
         self.read_into(offset, memoryview(data))
         return bytes(data)
 
-    def close(self) -> None:
-        """Stop every read that is under way, which raises CheckpointError; reading again begins anew."""
-        patience, self._patience = self._patience, Patience()
-        patience.interrupt()
+    def interrupt(self) -> None:
+        """Stop every read that waits or will wait, until `close`: it raises CheckpointError."""
+        self._patience.interrupt()
         self.disconnect()
+
+    def close(self) -> None:
+        """Stop every read that is under way, as `interrupt`; reading again begins anew."""
+        self.interrupt()
+        self._patience = Patience()
 
     @abstractmethod
     def disconnect(self) -> None:
