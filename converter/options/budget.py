@@ -24,7 +24,7 @@ class BudgetOptions:
         None,
         "--min-format",
         "--min_format",
-        group="format",
+        group="layers",
         metavar="NAME",
         type=format_option,
         help="with --target-size, store no layer smaller than this format does",
@@ -33,7 +33,7 @@ class BudgetOptions:
         None,
         "--max-format",
         "--max_format",
-        group="format",
+        group="layers",
         metavar=f"NAME|{KEEP}",
         type=largest_format,
         help=f"with --target-size, store no layer larger than this format does; {KEEP}: leave them as they "

@@ -91,7 +91,7 @@ class Settings(LayerOptions, LoraOptions, QualityOptions, BudgetOptions):
         128,
         "--block_size",
         "--block-size",
-        group="format",
+        group="layers",
         metavar="N",
         type=block_edge,
         help="rows and columns of a block with --scaling_mode block: a power of two (default 128)",
