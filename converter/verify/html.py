@@ -6,6 +6,7 @@ from html import escape
 
 from ..pages.page import page
 from ..quantize.check import WARN_DB
+from .html_depth import depth
 from .html_terms import OUTPUT_TERMS, TERMS
 from .report import Family, VerifiedLayer, VerifyReport, histogram
 
@@ -28,6 +29,7 @@ def _parts(report: VerifyReport) -> Iterator[str]:
     yield "</header>"
     yield _tiles(report)
     yield _problems(report)
+    yield depth(report)
     yield _plots(report)
     yield _table(report)
     yield _terms(report)

@@ -2,8 +2,10 @@
 
 import html.parser
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from convert_to_quant.converter.cli.main import main
 from convert_to_quant.converter.stored.inspect import inspect_file
 from convert_to_quant.converter.verify import weights
 from convert_to_quant.converter.verify.html import render
+from convert_to_quant.converter.verify.html_depth import depth
 from convert_to_quant.converter.verify.report import family_of, histogram
 from convert_to_quant.converter.verify.run import verify
 from convert_to_quant.formats.errors import ConversionError
@@ -391,10 +394,24 @@ def test_the_page_is_whole_and_holds_every_layer(pair, tmp_path):
     assert "a<b>&c" in words
     assert page.bars >= len(report.families())
     assert "prefers-color-scheme: dark" in text
-    assert text.count('class="mark" x1=') == len(report.families()), (
-        "the threshold's line, in every histogram"
-    )
+    histograms = text[text.index("by layer family") :]
+    assert histograms.count('class="mark" x1=') == len(report.families()), "the threshold's line in every one"
     assert "Signal to quantization noise ratio" in words
+
+
+def test_the_page_has_every_layer_along_the_depth(pair):
+    report = verify(*pair)
+    page = render(report)
+    assert page.count("<circle") == len(LAYERS)
+    at = [page.index(f"<title>{name}: weight") for name in sorted(LAYERS, key=natural)]
+    assert at == sorted(at)
+    assert "The dashed line" not in depth(report)
+    assert "The dashed line" in depth(replace(report, threshold=60.0))
+    assert depth(replace(report, layers=report.layers[:2])) == ""
+
+
+def natural(name):
+    return [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)]
 
 
 def test_the_command_writes_both_reports(pair, tmp_path, capsys):
