@@ -13,13 +13,13 @@ import measure
 from methods import BEST, MAIN, TOKENS, options
 from painted import Painted
 
-from convert_to_quant.converter.convert.progress import Silent
 from convert_to_quant.converter.fold.find import find_inputs
-from convert_to_quant.converter.fold.measure import measured
 from convert_to_quant.converter.options.settings import Settings
 from convert_to_quant.converter.plan.build import build_plan
 from convert_to_quant.converter.presets import Match, Preset
 from convert_to_quant.converter.presets.folds import BlockFolds, Norm, Up, Values, fold
+from convert_to_quant.converter.progress import Silent
+from convert_to_quant.converter.quantize.measure import measured
 from convert_to_quant.files.checkpoint import open_checkpoint
 from convert_to_quant.files.save import save_tensors
 from convert_to_quant.quant.algorithms import quantize_layer

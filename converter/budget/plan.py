@@ -40,7 +40,7 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     Reads weights and calibration to find out what each layer loses in each format. ConversionError where
     not even the smallest formats fit; it names the size that they need.
     """
-    from ..fold.measure import knowing, with_folds
+    from ..quantize.measure import knowing, with_folds
     from .sensitivity import measure
 
     assert settings.target_size is not None
@@ -100,7 +100,7 @@ def _fitted(
     rest: bytes of the smallest file beside the items. A header depends a little on the formats in it, so
     what is too much is taken off the budget until the file fits, as the smallest does.
     """
-    from ..fold.measure import knowing
+    from ..quantize.measure import knowing
 
     budget = target - rest
     while True:

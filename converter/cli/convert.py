@@ -92,8 +92,8 @@ def _push(report: Any, settings: Settings, command: CommandOptions) -> None:
 def _report(settings: Settings, command: CommandOptions) -> Any:
     if command.dry_run:
         return plan_conversion(settings)
-    from ..convert.progress import Silent
     from ..convert.run import convert
+    from ..progress import Silent
     from .bar import Bar
 
     return convert(settings, Bar() if sys.stderr.isatty() and not command.quiet else Silent())

@@ -104,9 +104,9 @@ def main(argv: Sequence[str]) -> int:
         overwrite=args.overwrite,
     )
     from ...files.report import require_report, save_json
-    from ..convert.progress import Silent
     from ..edit.run import edit  # torch is loaded only once the command line is known to be right
     from ..plan.inputs import files_named
+    from ..progress import Silent
     from .bar import Bar
     from .show_edit import show_edit
 

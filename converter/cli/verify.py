@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
     """Run a verification; returns 0 when all is well, else 1. ConversionError as `verify` does."""
     args = parser().parse_args(argv)
     from ...files.report import require_report, save_html, save_json
-    from ..convert.progress import Silent
     from ..plan.inputs import files_named
+    from ..progress import Silent
     from ..quantize.check import REFUSE_DB  # torch is loaded only once the command line is known to be right
     from ..verify.html import render
     from ..verify.run import verify

@@ -19,9 +19,9 @@ from ..lora.low_rank import low_rank
 from ..options.settings import Settings
 from ..plan.error_lora import ErrorLoraPlan, lora_outputs
 from ..plan.steps import Step
+from ..progress import Progress
 from ..quantize.check import decibels, written_rows
 from ..quantize.source import read_weight
-from .progress import Progress
 from .report import Correction, ErrorLora
 
 _ROWS = 1024

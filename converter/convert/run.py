@@ -16,7 +16,6 @@ from ...files.writer import OutputFile
 from ...formats.errors import CheckpointError, ConversionError
 from ...quant.calibration.held_back import hold_back
 from ..budget.plan import make_plan
-from ..fold.measure import with_folds
 from ..options.settings import Settings
 from ..plan.error_lora import plan_error_lora
 from ..plan.estimate import bytes_held, in_flight_limit, is_carried
@@ -24,14 +23,15 @@ from ..plan.inputs import all_inputs, job_metadata, other_inputs, stamps_of
 from ..plan.merges import merged_note
 from ..plan.output_path import output_path
 from ..plan.steps import Plan, Step
+from ..progress import Progress, Silent
 from ..quantize.check import Inputs, Sample, check_layer, sample_rows
 from ..quantize.layer import cast_weight, layer_options, quantize_step
+from ..quantize.measure import with_folds
 from ..quantize.source import read_bias, read_bytes_of, read_changed, read_weight
 from ..stored.record import filled
 from . import pipeline
 from .error_lora import require_error_lora, write_error_lora
 from .finite import NotFinite, not_finite
-from .progress import Progress, Silent
 from .report import ConversionReport, KeptTensor, LayerReport
 
 

@@ -16,9 +16,9 @@ from ...files.stamp import identity, require_unchanged
 from ...files.target import require_target
 from ...files.writer import OutputFile
 from ...formats.errors import CheckpointError
-from ..convert.progress import Progress, Silent
 from ..plan.output_path import model_stem
 from ..plan.steps import Plan, Step
+from ..progress import Progress, Silent
 from ..stored.judge import Examined, Problem
 from ..stored.layers import stored_file
 from ..stored.record import filled

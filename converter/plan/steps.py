@@ -88,7 +88,7 @@ class Plan:
     notes: lines worth telling a person (the preset and why, layers that cannot rotate, ...).
     loras: what became of each LoRA file that is merged. calibration: what is known of the layers' inputs.
     mix: how the formats were chosen for a target size, None without one.
-    inputs: what is folded. folds: its factors, None until `fold.measure` has read them off the weights.
+    inputs: what is folded. folds: its factors, None until `quantize.measure` has read them off the weights.
     """
 
     steps: tuple[Step, ...]

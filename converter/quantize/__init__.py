@@ -1,1 +1,1 @@
-"""One layer: its weight is read, quantized, and compared with what was written."""
+"""One layer: its weight is read, folded, quantized, and compared with what was written."""

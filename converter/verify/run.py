@@ -15,9 +15,9 @@ from ...formats.errors import ConversionError
 from ...formats.names import INPUT_SCALE
 from ...quant.algorithms import LayerStats
 from ...quant.calibration import CalibrationData
-from ..convert.progress import Progress, Silent
 from ..fold.factors import Folds
 from ..plan.naming import named_as
+from ..progress import Progress, Silent
 from ..quantize.check import REFUSE_DB
 from ..stored.faults import examine_file
 from ..stored.judge import Examined, Problem

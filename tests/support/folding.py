@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from models import save
 
-from convert_to_quant.converter.fold.measure import with_folds
 from convert_to_quant.converter.options.settings import Settings
 from convert_to_quant.converter.plan.build import build_plan
 from convert_to_quant.converter.plan.steps import Plan
+from convert_to_quant.converter.quantize.measure import with_folds
 from convert_to_quant.converter.quantize.source import read_weight
 from convert_to_quant.files.checkpoint import open_checkpoint
 from convert_to_quant.quant.calibration import calibrate

@@ -11,7 +11,7 @@ from peers import peer
 from safetensors.torch import load_file, save_file
 
 peer("diffusers")
-from pipelines import save_pipeline  # noqa: E402
+from tiny_pipelines import save_flux_pipeline  # noqa: E402
 
 from convert_to_quant.converter.cli.main import main as ctq  # noqa: E402
 from convert_to_quant.converter.pictures.cases import edge_cases, plan_cases  # noqa: E402
@@ -23,7 +23,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = save_pipeline(tmp_path_factory.mktemp("pipeline"))
+    path = save_flux_pipeline(tmp_path_factory.mktemp("pipeline"))
     (path / "prompts.txt").write_text("a photo of a red house\n\n<b>a cat</b> at night\n")
     convert_to_int8(path / WEIGHTS, path / "q.safetensors")
     return path

@@ -13,13 +13,13 @@ from dataclasses import replace
 import torch
 
 from ...files.checkpoint import Checkpoint
-from ..convert.progress import Progress, Silent
+from ..fold.coding import KEY, encoded
+from ..fold.factors import MOST, STEPS, Factors, Folds, narrowed, product, widened
+from ..fold.inputs import Columns, FoldedInput
 from ..plan.calibration import Calibration
 from ..plan.steps import Plan
-from ..quantize.source import read_weight
-from .coding import KEY, encoded
-from .factors import MOST, STEPS, Factors, Folds, narrowed, product, widened
-from .inputs import Columns, FoldedInput
+from ..progress import Progress, Silent
+from .source import read_weight
 
 _FINE = 8
 """Parts of a channel's rms that its mean is rounded to."""
