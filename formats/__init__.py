@@ -9,9 +9,6 @@ from .base import (
     FORMATS,
     Asked,
     Format,
-    Shape,
-    StoredTensor,
-    Tensors,
     companion_suffixes,
     format_class,
     read_format,
@@ -24,6 +21,7 @@ from .int8_smooth import Int8Smooth
 from .int8_tensorwise import Int8Tensorwise
 from .mxfp8 import MXFP8
 from .nvfp4 import NVFP4
+from .tensors import Shape, StoredTensor, Tensors
 
 __all__ = [
     "FORMATS",

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from .base import Asked, Format, Shape, StoredTensor, Tensors
+from .base import Asked, Format
 from .config import shown, whole_number
 from .convrot import DEFAULT_GROUP, required_rotation
 from .errors import CheckpointError
 from .names import WEIGHT
+from .tensors import Shape, StoredTensor, Tensors
 
 S_REL = "weight_s_rel"
 S_CHANNEL = "weight_s_channel"

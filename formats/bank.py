@@ -8,21 +8,19 @@ rest only what it knows by name: not the rotation of INT8.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .config import shown, whole_number
 from .errors import CheckpointError
 from .names import SCALE, WEIGHT
-
-if TYPE_CHECKING:
-    from .base import StoredTensor, Tensors
+from .tensors import StoredTensor, Tensors
 
 KEY = "num_experts"
 SINCE = "0.33"
 """The first ComfyUI that reads banks."""
 
 
-def experts_in(config: Mapping[str, Any], tensors: "Tensors") -> int:
+def experts_in(config: Mapping[str, Any], tensors: Tensors) -> int:
     """Return E of a weight [E, N, ..], 0 for one that is no bank.
 
     A bank says how many experts it has, or has scales for each.
@@ -34,7 +32,7 @@ def experts_in(config: Mapping[str, Any], tensors: "Tensors") -> int:
     return weight.shape[0] if apart or whole_number(config.get(KEY)) else 0
 
 
-def require_experts(config: Mapping[str, Any], tensors: "Tensors", where: str) -> int:
+def require_experts(config: Mapping[str, Any], tensors: Tensors, where: str) -> int:
     """Return `experts_in`; CheckpointError, naming `where`, where ``num_experts`` is not that."""
     found = experts_in(config, tensors)
     if config.get(KEY) is not None and whole_number(config[KEY]) != found:
@@ -43,19 +41,19 @@ def require_experts(config: Mapping[str, Any], tensors: "Tensors", where: str) -
     return found
 
 
-def matrix(tensors: "Tensors", experts: int) -> "Tensors":
+def matrix(tensors: Tensors, experts: int) -> Tensors:
     """Return a bank's tensors as those of a matrix of E x N rows; as they are for no experts."""
     return {s: _joined(t, experts) for s, t in tensors.items()}
 
 
-def _joined(tensor: "StoredTensor", experts: int) -> "StoredTensor":
+def _joined(tensor: StoredTensor, experts: int) -> StoredTensor:
     shape = tensor.shape
     if not experts or len(shape) < 2 or shape[0] != experts:
         return tensor
     return replace(tensor, shape=(experts * shape[1], *shape[2:]))
 
 
-def taken_apart(tensor: "StoredTensor", rows: int, experts: int) -> "StoredTensor":
+def taken_apart(tensor: StoredTensor, rows: int, experts: int) -> StoredTensor:
     """Return a tensor of a matrix of so many rows as a bank has it; what is not per row as it is."""
     shape = tensor.shape
     if not experts or shape[:1] != (rows,):

@@ -8,6 +8,7 @@ from . import bank
 from .config import checked_config, flag, flattened, shown
 from .errors import CheckpointError
 from .names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
+from .tensors import Shape, StoredTensor, Tensors
 
 FORMATS: dict[str, type["Format"]] = {}
 """Every format by its name in ``comfy_quant``; defining a subclass of Format with a `name` adds it."""
@@ -15,44 +16,12 @@ FORMATS: dict[str, type["Format"]] = {}
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Safetensors dtypes of plain floats."""
 
-Shape = tuple[int, int]
-"""[N, K] of a linear weight: out_features, in_features."""
-
 Report = Callable[..., None]
 """Takes a fault: ``report(kind, text, fix="", fatal=True)``.
 
 kind: a few words that faults of one sort share. text: a sentence on what is wrong with the layer. fix: what
 was done about it, "" for nothing. fatal: whether the layer cannot be used as it is.
 """
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a stored layer.
-
-    suffix: what follows the layer's name and a dot. dtype: its safetensors name ("F32"). shape: as stored,
-    which for a packed weight is not [N, K].
-    """
-
-    suffix: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Return the number of elements."""
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count
-
-    def per_row(self, rows: int) -> bool:
-        """Return whether it has one element per row of the weight: [N, 1], [N] or [1, N]."""
-        return self.numel == rows and rows in self.shape
-
-
-Tensors = Mapping[str, StoredTensor]
-"""The tensors of a layer by suffix, ``comfy_quant`` aside."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ as they are.
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from .base import Format, Shape, Tensors
+from .base import Format
 from .names import SCALE
+from .tensors import Shape, Tensors
 
 ROWS = 128
 """Rows of a tile of scales."""

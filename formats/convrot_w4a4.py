@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from .base import Format, Shape, StoredTensor, Tensors
+from .base import Format
 from .config import shown
 from .convrot import DEFAULT_GROUP, required_rotation
 from .errors import CheckpointError
 from .names import SCALE, WEIGHT
+from .tensors import Shape, StoredTensor, Tensors
 
 _STEP = 64
 """K is a multiple of it: what ComfyUI's kernels take at a time."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from .base import Format, Report, Shape, StoredTensor, Tensors
+from .base import Format, Report
 from .config import flag
 from .errors import CheckpointError
 from .names import SCALE, WEIGHT
+from .tensors import Shape, StoredTensor, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)

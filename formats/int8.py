@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from . import bank
-from .base import FLOATS, FORMATS, Format, Report, Tensors
+from .base import FLOATS, FORMATS, Format, Report
 from .config import flag, shown, whole_number
 from .convrot import DEFAULT_GROUP, GROUPS
 from .names import PRE_QUANT_SCALE, SCALE, WEIGHT
+from .tensors import Tensors
 
 DEFAULT_BLOCK = 128
 """Edge of a block where ``comfy_quant`` gives none; the scale's shape must agree."""

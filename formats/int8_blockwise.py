@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import Format, Shape, StoredTensor, Tensors
+from .base import Format
 from .config import shown
 from .errors import CheckpointError
 from .int8 import DEFAULT_BLOCK, LARGEST_BLOCK, Int8, edge_of, given_edge
 from .names import PRE_QUANT_SCALE, SCALE, WEIGHT
+from .tensors import Shape, StoredTensor, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from .base import Format, Shape, StoredTensor, Tensors
+from .base import Format
 from .convrot import rotation_config, rotation_of
 from .errors import CheckpointError
 from .int8 import Int8
 from .names import SCALE, WEIGHT
+from .tensors import Shape, StoredTensor, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ weight float8_e4m3fn [N, K]; weight_scale float8_e8m0fnu in cuBLAS' order (`bloc
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Shape, StoredTensor
 from .blockscaled import BlockScaled
 from .names import SCALE, WEIGHT
+from .tensors import Shape, StoredTensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ rotated.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Shape, StoredTensor
 from .blockscaled import BlockScaled
 from .names import SCALE, WEIGHT
+from .tensors import Shape, StoredTensor
 
 SCALE_2 = "weight_scale_2"
 
