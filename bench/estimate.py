@@ -4,10 +4,10 @@
 
 Converts a checkpoint of Flux-sized layers (3072 x 12288, bfloat16, heavy tails) in each kind of format, and
 one of 2048 x 2048 layers with each algorithm and 1024 calibration tokens per layer. The first table is what
-a whole conversion, check included, does per second of one processor core, which other work on the machine
-disturbs little, and the elapsed and the processor's seconds; times two, for two cores, it goes into `speed`
-of each format (formats/). The second is the processor's seconds of each algorithm beside those that
-formats/work.py counts, for one core, and the rates with which its counts would fit best, times two.
+a whole conversion, check included, does per second that elapses, and the elapsed and the processor's
+seconds: on two idle cores it goes into `speed` of each format (formats/). The second is the processor's
+seconds of each algorithm beside those that formats/work.py counts, for one core, and the rates with which
+its counts would fit best, times two.
 """
 
 import argparse
@@ -76,9 +76,9 @@ def checkpoint(path: Path, layers: int, rows: int, columns: int) -> Path:
 
 
 def show(kind: str, work: int, runs: int, model: Path, options: dict) -> None:
-    """Time conversions and print one row of a table: work per processor second."""
+    """Time conversions and print one row of a table: work per elapsed second."""
     busy, seconds = min(timed(model, options) for _ in range(runs))
-    print(f'    "{kind}": {work / busy:.1e},  # {seconds:.2f} s, processor {busy:.2f} s', flush=True)
+    print(f'    "{kind}": {work / seconds:.1e},  # {seconds:.2f} s, processor {busy:.2f} s', flush=True)
 
 
 def algorithm(

@@ -130,6 +130,10 @@ class AsymW4A8Int8(Format):
         """Return w4a8 or w6a8."""
         return self.asked_as()
 
+    def speed(self) -> float:
+        """Return what was measured at 4 and at 6 bits."""
+        return 2.7e7 if self.bits == 4 else 2.4e7
+
     def describe(self) -> str:
         """Return ``w4a8 group 16 + convrot 256`` or the like."""
         return f"{self.asked_as()} group {self.group_size} + convrot {self.rotation}"

@@ -89,6 +89,10 @@ class ConvRotW4A4(Format):
         """Return int4."""
         return self.option
 
+    def speed(self) -> float:
+        """Return what was measured."""
+        return 5.4e7
+
     def describe(self) -> str:
         """Return ``int4 row + convrot 256`` or the like."""
         return f"int4 row + convrot {self.rotation}{self.bank_words()}"
