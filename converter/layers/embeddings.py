@@ -31,7 +31,10 @@ def stored_table(weight: TensorInfo, decision: Decision, settings: Settings) -> 
 
 def note(tables: list[str]) -> str:
     """Say what reads these tables."""
+    one = len(tables) == 1
+    which = f"a table of embeddings is INT8 ({tables[0]})"
+    which = which if one else f"{len(tables)} tables of embeddings are INT8 ({tables[0]}, ...)"
     return (
-        f"{len(tables)} tables of embeddings are INT8 ({tables[0]}, ...): ComfyUI reads them since July 2026 "
-        f"and fails where it offloads them (its issues 15291 and 15545)"
+        f"{which}: ComfyUI reads {'it' if one else 'them'} since July 2026 and fails where it offloads "
+        f"{'it' if one else 'them'} (its issues 15291 and 15545)"
     )

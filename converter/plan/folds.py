@@ -59,9 +59,11 @@ def fold_notes(
     inputs: Sequence[FoldedInput],
 ) -> Iterator[str]:
     """Say what is folded, or why nothing is."""
-    if not settings.folds or not calibration.measured:
+    if not settings.folds:
         return
-    if inputs:
+    if not calibration.measured:
+        yield "nothing is folded: --fold needs measured inputs, which --calibration-data gives"
+    elif inputs:
         smooth, mean = (sum(getattr(one, kind) for one in inputs) for kind in ("smooth", "mean"))
         yield (
             f"{len(inputs)} inputs are folded into what produces them ({smooth} smoothed, {mean} less their "

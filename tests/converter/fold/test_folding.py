@@ -241,7 +241,9 @@ def test_a_target_size_counts_the_factors_in(flux, tmp_path):
 def test_folds_need_measured_inputs(flux, tmp_path):
     with pytest.raises(ConversionError, match=r"--fold mean,smooth needs measured inputs"):
         convert_to_int8(str(flux.source), str(tmp_path / "q.safetensors"), fold="smooth,mean")
-    assert not any("fold" in n for n in plan_int8(str(flux.source), fold="auto").notes)
+    notes = plan_int8(str(flux.source), fold="auto").notes
+    assert "nothing is folded: --fold needs measured inputs, which --calibration-data gives" in notes
+    assert not any("fold" in n for n in plan_int8(str(flux.source)).notes)
     with pytest.raises(ValueError, match="must be auto, off"):
         plan_int8(str(flux.source), fold="median")
 
