@@ -1,8 +1,9 @@
 """ComfyUI node pack of convert_to_quant: link or copy this folder into ``custom_nodes/``.
 
 ``ctq install-nodes PATH_TO_COMFYUI`` does it. Importing it inside ComfyUI adds ``int8_blockwise`` and
-``pre_quant_scale`` for INT8 to what checkpoints may hold; a ComfyUI without the needed hooks is left
-as it is, with one line in the log per missing hook. Outside ComfyUI importing it changes nothing.
+``pre_quant_scale`` for INT8 to what checkpoints may hold, and fits LoRAs to folded files; a ComfyUI without
+the needed hooks is left as it is, with one line in the log per missing hook. Outside ComfyUI importing it
+changes nothing.
 """
 
 import logging

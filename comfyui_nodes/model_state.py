@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from convert_to_quant.files.checkpoint import open_checkpoint
+from convert_to_quant.folding.coding import KEY as FOLD
 from convert_to_quant.formats.names import CONFIG, METADATA_KEY
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -41,22 +42,28 @@ def patched_state(model: Any) -> dict[str, torch.Tensor]:
 
 def loaded_from(model: Any) -> str:
     """Return the file that ComfyUI loaded a MODEL from, "" where it does not say."""
+    files = loaded_files(model)
+    return files[0] if len(files) == 1 else ""
+
+
+def loaded_files(model: Any) -> list[str]:
+    """Return the files that a patcher's model was loaded from: one, several text encoders, or none known."""
     init = getattr(model, "cached_patcher_init", None)
-    path = init[1][0] if init and len(init) > 1 and init[1] else ""
-    return path if isinstance(path, str) else ""
+    paths = init[1][0] if init and len(init) > 1 and init[1] else []
+    return [p for p in (paths if isinstance(paths, list | tuple) else [paths]) if isinstance(p, str) and p]
 
 
 def source_metadata(model: Any) -> dict[str, str]:
     """Return the header's texts of the file that a MODEL was loaded from, which some models are read by.
 
-    Without what says how that file was quantized; {} where there is no such safetensors file.
+    Without what says how that file was quantized, with its folds; {} where there is no such safetensors file.
     """
     path = loaded_from(model)
     if not path.endswith(".safetensors") or not os.path.isfile(path):
         return {}
     with open_checkpoint(path) as file:
         own = (METADATA_KEY, "convert_to_quant.")
-        return {k: v for k, v in file.metadata.items() if not k.startswith(own)}
+        return {k: v for k, v in file.metadata.items() if k == FOLD or not k.startswith(own)}
 
 
 def patched_names(model: Any) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from .knapsack import Choice, Option, best_choice, least_bytes
 from .uniform import uniform_or
 
 if TYPE_CHECKING:
-    from ..fold.factors import Folds
+    from ...folding.factors import Folds
     from .sensitivity import Sensitivity
 
 POINTS = 10

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from ...files.checkpoint import Checkpoint
+from ...folding.factors import Folds
 from ...formats.errors import ConversionError
 from ...quant.algorithms import LayerResult, LayerStats, quantize_layer
-from ..fold.factors import Folds
+from ..fold.stats import folded_stats
 from ..options.settings import Settings
 from ..plan.calibration import Calibration
 from ..plan.steps import Step
@@ -60,7 +61,7 @@ def measure(
         read_weight(checkpoint, ways[0], folds), max(w.format.row_step if w.format else 1 for w in ways)
     )
     stats = calibration.stats(layer)
-    stats = stats if folds is None else folds.stats(layer, stats)
+    stats = folded_stats(folds, layer, stats)
     fit, held_back = _split(stats)
     energy = None if stats is None or stats.channel_max is None else stats.channel_max.float().square()
     metric: Metric = (

@@ -13,8 +13,9 @@ import torch
 from ...files.checkpoint import Checkpoint
 from ...files.target import require_absent
 from ...files.writer import OutputFile
+from ...folding.changes import MADE_FOR
+from ...folding.factors import Folds
 from ...formats.errors import ConversionError
-from ..fold.factors import Folds
 from ..lora.low_rank import low_rank
 from ..options.settings import Settings
 from ..plan.error_lora import ErrorLoraPlan, lora_outputs
@@ -51,6 +52,8 @@ def write_error_lora(
 ) -> ErrorLora:
     """Write the LoRA, layer by layer, from the source and the quantized layers as they stand in `written`."""
     metadata = {"format": "pt", "convert_to_quant.error_of": written.path.name}
+    if folds is not None:
+        metadata[MADE_FOR] = written.path.name
     file = OutputFile(asked.path, asked.outputs, metadata, f"error lora {job}", overwrite=settings.overwrite)
     progress.start(sum(s.source.nbytes for s, _ in asked.layers), 0)
     try:

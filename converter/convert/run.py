@@ -16,6 +16,7 @@ from ...files.writer import OutputFile
 from ...formats.errors import CheckpointError, ConversionError
 from ...quant.calibration.held_back import hold_back
 from ..budget.plan import make_plan
+from ..fold.stats import folded_stats
 from ..options.settings import Settings
 from ..plan.error_lora import plan_error_lora
 from ..plan.estimate import bytes_held, in_flight_limit, is_carried
@@ -199,7 +200,9 @@ class _Run:
         assert step.format is not None
         # Whether anything is measured or not, so that the check changes no bit of the output.
         measured, folds = self._plan.calibration.stats(step.layer_name), self._plan.folds
-        stats, tokens = hold_back(measured if folds is None else folds.stats(step.layer_name, measured))
+        stats, tokens = hold_back(
+            measured if folds is None else folded_stats(folds, step.layer_name, measured)
+        )
         options = layer_options(step, self._settings)
         tensors, note = quantize_step(step, read.weight, read.bias, stats, options)
         sample = inputs = None

@@ -17,10 +17,9 @@ from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.header import TensorInfo
 from ...files.save import save_tensors
 from ...files.target import require_target
+from ...folding.changes import MADE_FOR, folded_pair, stored_folds
+from ...folding.factors import Folds
 from ...formats.errors import ConversionError
-from ..fold.coding import KEY, decoded
-from ..fold.factors import Folds
-from ..fold.inputs import renamed
 from ..lora.delta import read_finite
 from ..lora.merge import Merge, plan_merges
 from ..plan.error_lora import lora_name
@@ -51,11 +50,14 @@ def fold_lora(lora: str, model: str, output: str | None = None, overwrite: bool 
     """
     target = Path(output or f"{lora.removesuffix('.safetensors')}-folded.safetensors")
     with open_checkpoint(model) as checkpoint, open_checkpoint(lora) as source:
-        if KEY not in checkpoint.metadata:
+        folds = stored_folds(checkpoint.metadata, checkpoint.tensors)
+        if folds is None:
             raise ConversionError(f"{checkpoint.path}: is not folded: the LoRA fits it as it is")
+        if MADE_FOR in source.metadata:
+            raise ConversionError(
+                f"{lora}: was made for {source.metadata[MADE_FOR]:.300} already: it fits as it is"
+            )
         require_target(target, [*checkpoint.local_files, *files_behind(Path(lora))], "folded LoRA")
-        inputs, factors = decoded(checkpoint.metadata)
-        folds = Folds(renamed(inputs, checkpoint.tensors), factors, _no_gain)
         shapes = _shapes(checkpoint)
         planned = plan_merges([lora], shapes).by_tensor
         merges = {name: found for name, found in planned.items() if name in folds.tensors}
@@ -65,13 +67,9 @@ def fold_lora(lora: str, model: str, output: str | None = None, overwrite: bool 
         copied = len(tensors)
         for name, found in merges.items():
             tensors |= _module(name, found, shapes[name], folds, source, matches)
-        metadata = {**source.metadata, "convert_to_quant.folded_for": checkpoint.path.name}
+        metadata = {**source.metadata, MADE_FOR: checkpoint.path.name}
     save_tensors(target, tensors, metadata, overwrite)
     return FoldedLora(target, len(merges), copied)
-
-
-def _no_gain(number: int, layer: str) -> torch.Tensor:
-    raise AssertionError("what the means give is made of the LoRA's own change")
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -97,10 +95,8 @@ def _module(
             "is of a folded file; merge it into the float model instead (--merge-lora)"
         )
     ups, downs = zip(*(_pair(m, shape[0], source) for m in merges), strict=True)
-    up, down, dtype = torch.cat(ups, 1), torch.cat(downs), source.read_tensor(_up(merges[0])).dtype
-    gain = [up @ (down[:, c.start :][:, : len(m)] @ m) for c, m in folds.means(layer)]
-    bias = folds.divided(f"{layer}.bias", torch.stack(gain).sum(0), shift=False) if gain else None
-    down, up = folds.columns(name, down), folds.divided(name, up)
+    dtype = source.read_tensor(_up(merges[0])).dtype
+    up, down, bias = folded_pair(folds, layer, torch.cat(ups, 1), torch.cat(downs))
     key = lora_name(layer, matches)
     made = {
         f"{key}.lora_up.weight": up.to(dtype),

@@ -1,9 +1,8 @@
-"""Folding: what calibration knows of a model's inputs, moved into the weights that produce them.
+"""Folding while converting.
 
-inputs   the places of a fold in a checkpoint: columns that are multiplied, rows that are divided
-find     from a preset's folds to these places, by names and shapes
-factors  the factors and means of each input, and what they do to tensors
-coding   the factors in a header's metadata
+find     from a preset's folds to their places in a checkpoint, by names and shapes
+stats    what calibration has seen of an input, as it is behind its fold
 
-`quantize.measure` finds the factors, for which it reads calibration and weights.
+`folding` has the places, their factors and the arithmetic; `quantize.measure` finds the factors, for which it
+reads calibration and weights.
 """

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from ...folding.inputs import Columns, FoldedInput, Rows, by_tensor
 from ..presets import Match
 from ..presets.folds import BlockFolds, Fold, Modulation, Norm, Producer, SharedModulation, Up, Use, Values
-from .inputs import Columns, FoldedInput, Rows, by_tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 

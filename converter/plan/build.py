@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import QUANTIZABLE
 from ...files.header import OutputTensor
+from ...folding.inputs import by_tensor
 from ...formats import bank, companion_suffixes
 from ...formats.config import encode_config
 from ...formats.convrot import PREFERRED_GROUPS, largest_group
 from ...formats.errors import ConversionError
 from ...formats.names import CONFIG, INPUT_SCALE, METADATA_KEY, OLD_NAMES, tensor_name
-from ..fold.inputs import by_tensor
 from ..layers import embeddings
 from ..layers.choice import choose
 from ..layers.recast import recast

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ...files.checkpoint import Checkpoint
 from ...files.dtypes import FLOAT8, QUANTIZABLE
+from ...folding.coding import KEY
+from ...folding.inputs import FoldedInput
 from ...formats.errors import ConversionError
-from ..fold.coding import KEY
 from ..fold.find import find_inputs
-from ..fold.inputs import FoldedInput
 from ..layers.selection import Decision
 from ..options.settings import Settings
 from ..presets import Match
@@ -67,8 +67,8 @@ def fold_notes(
         smooth, mean = (sum(getattr(one, kind) for one in inputs) for kind in ("smooth", "mean"))
         yield (
             f"{len(inputs)} inputs are folded into what produces them ({smooth} smoothed, {mean} less their "
-            "mean): LoRAs that are loaded onto this file do a third or more of what they do wrongly; merge "
-            "them now (--merge-lora), or make each fit it (ctq edit FILE --fold-lora LORA)"
+            "mean): a LoRA added to this file in stock ComfyUI does a third or more wrongly; merge LoRAs now "
+            "(--merge-lora), make each fit (ctq edit FILE --fold-lora LORA), or use our node pack, which does"
         )
     elif KEY in checkpoint.metadata:
         yield "nothing is folded: the file is folded already"

@@ -18,9 +18,9 @@ from .calibration import NONE, Calibration
 from .mix import Mix
 
 if TYPE_CHECKING:
+    from ...folding.factors import Folds
+    from ...folding.inputs import FoldedInput
     from ...quant.placement import Placement
-    from ..fold.factors import Folds
-    from ..fold.inputs import FoldedInput
 
 
 LEFT_OVER = "left over from an earlier quantization, beside a weight of floats"

@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from ...files.checkpoint import Checkpoint
-from ..fold.coding import KEY, encoded
-from ..fold.factors import MOST, STEPS, Factors, Folds, narrowed, product, widened
-from ..fold.inputs import Columns, FoldedInput
+from ...folding.coding import KEY, encoded
+from ...folding.factors import MOST, STEPS, Factors, Folds, narrowed, product, widened
+from ...folding.inputs import Columns, FoldedInput
 from ..plan.calibration import Calibration
 from ..plan.steps import Plan
 from ..progress import Progress, Silent

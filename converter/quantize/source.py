@@ -6,8 +6,8 @@ from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import FLOAT8, torch_dtype
 from ...files.header import OutputTensor
 from ...files.memory import in_huge_pages
+from ...folding.factors import Folds
 from ...formats.errors import ConversionError
-from ..fold.factors import Folds
 from ..lora.delta import merge_into
 from ..lora.merge import Merge
 from ..plan.steps import Step

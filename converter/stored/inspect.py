@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files.checkpoint import open_checkpoint
-from ..fold.coding import summary
+from ...folding.coding import summary
 from ..presets import detect
 from .faults import examine_file
 from .judge import Examined, Problem

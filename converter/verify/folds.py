@@ -6,11 +6,11 @@ import torch
 
 from ...files.checkpoint import Checkpoint
 from ...files.dtypes import QUANTIZABLE
+from ...folding.coding import KEY, decoded
+from ...folding.factors import Folds, product, widened
+from ...folding.inputs import FoldedInput, renamed
 from ...formats.errors import CheckpointError
 from ...names.prefixes import CHECKPOINT
-from ..fold.coding import KEY, decoded
-from ..fold.factors import Folds, product, widened
-from ..fold.inputs import FoldedInput, renamed
 from .weights import Source
 
 _ELEMENTS = 1 << 20

@@ -4,7 +4,7 @@ import torch
 
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import torch_dtype
-from ..fold.factors import Folds
+from ...folding.factors import Folds
 from ..stored.judge import Problem
 from ..stored.record import Record, digest
 

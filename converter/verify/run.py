@@ -9,13 +9,14 @@ import torch
 
 from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.memory import return_freed_buffers
+from ...folding.factors import Folds
 from ...formats import Format
 from ...formats.algorithms import ROUNDING
 from ...formats.errors import ConversionError
 from ...formats.names import INPUT_SCALE
 from ...quant.algorithms import LayerStats
 from ...quant.calibration import CalibrationData
-from ..fold.factors import Folds
+from ..fold.stats import folded_stats
 from ..plan.naming import named_as
 from ..progress import Progress, Silent
 from ..quantize.check import REFUSE_DB
@@ -111,7 +112,7 @@ class _Inputs:
             return None
         stats: LayerStats | None = self._data.stats(self.found[layer])
         if self._folds is not None:
-            stats = self._folds.stats(layer, stats)
+            stats = folded_stats(self._folds, layer, stats)
         samples = stats.samples if stats is not None else None
         if samples is None or not len(samples):
             return None

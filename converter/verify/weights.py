@@ -12,6 +12,7 @@ import torch
 
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import FLOAT8, nbytes, torch_dtype
+from ...folding.factors import Folds
 from ...formats import Format, Tensors
 from ...formats.bank import matrix_shape
 from ...formats.errors import ConversionError
@@ -20,7 +21,6 @@ from ...kernels import rotate
 from ...quant.grid import Grid
 from ...quant.layouts import WeightLayout, weight_layout
 from ...quant.layouts.weight import smoothed
-from ..fold.factors import Folds
 from ..stored.companions import stored_quant
 from ..stored.judge import Examined
 from .kept import read_elements

@@ -172,7 +172,9 @@ def test_everything_can_be_taken_back(pack, comfy):
     patched = comfy.ops.mixed_precision_ops
     hooks.install()
     assert comfy.ops.mixed_precision_ops is patched
+    folding = comfy.model_patcher.ModelPatcher.add_patches
     hooks.uninstall()
+    assert comfy.model_patcher.ModelPatcher.add_patches is folding.__wrapped__
     assert comfy.quant_ops.QUANT_ALGOS.keys() == {"int8_tensorwise"}
     assert comfy.quant_ops.QUANT_ALGOS["int8_tensorwise"]["parameters"] == {"weight_scale"}
     assert comfy.ops.mixed_precision_ops is patched.__wrapped__

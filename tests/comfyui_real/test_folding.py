@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from folding import folded
 from safetensors.torch import load_file, save_file
 
 from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import save as save_calibration
+from folding import folded
 
 FAMILIES = {
     "boogu_image": ("boogu-image", 25, 0),

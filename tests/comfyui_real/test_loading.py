@@ -7,9 +7,8 @@ from safetensors.torch import load_file, save_file
 
 from convert_to_quant.converter.stored.inspect import inspect_file
 from convert_to_quant.formats import FORMATS
-from convert_to_quant.quant.algorithms import LayerStats
-from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.quantization import convert_to_int8
+from folding import measured
 
 FAMILIES = ("flux", "flux2", "hunyuan_video", "ltxv", "sd3", "wan")
 SMOOTH = "smooth rotated"
@@ -45,19 +44,6 @@ def converted(tiny, tmp_path_factory):
         return made[family, kind]
 
     return of
-
-
-def measured(model, path):
-    """A calibration of made inputs for every two-dimensional weight of a file."""
-    g = torch.Generator().manual_seed(3)
-    records = {}
-    for name, weight in load_file(model).items():
-        if name.endswith(".weight") and weight.dim() == 2:
-            x = torch.randn(64, weight.shape[1], generator=g)
-            x[:, ::40] *= 8
-            x += torch.randn(weight.shape[1], generator=g)
-            records[name.removesuffix(".weight")] = LayerStats(x.bfloat16(), x.abs().amax(0), x.mean(0), 0.1)
-    return save_calibration(path, records)
 
 
 @pytest.mark.parametrize("kind", STOCK)

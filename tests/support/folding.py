@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from models import save
+from safetensors.torch import load_file
 
 from convert_to_quant.converter.options.settings import Settings
 from convert_to_quant.converter.plan.build import build_plan
@@ -11,7 +12,9 @@ from convert_to_quant.converter.plan.steps import Plan
 from convert_to_quant.converter.quantize.measure import with_folds
 from convert_to_quant.converter.quantize.source import read_weight
 from convert_to_quant.files.checkpoint import open_checkpoint
+from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import calibrate
+from convert_to_quant.quant.calibration import save as save_calibration
 
 
 def record(model: torch.nn.Module, batches: list[dict], path: Path) -> Path:
@@ -42,3 +45,16 @@ def merged(path: Path, lora: Path) -> dict[str, torch.Tensor]:
 def save_model(model: torch.nn.Module, path: Path) -> Path:
     """Write a model's weights under its own names, those that share memory once each."""
     return save(path, {n: t.contiguous().clone() for n, t in model.state_dict().items()}, {"format": "pt"})
+
+
+def measured(model, path):
+    """A calibration of made inputs for every two-dimensional weight of a file."""
+    g = torch.Generator().manual_seed(3)
+    records = {}
+    for name, weight in load_file(model).items():
+        if name.endswith(".weight") and weight.dim() == 2:
+            x = torch.randn(64, weight.shape[1], generator=g)
+            x[:, ::40] *= 8
+            x += torch.randn(weight.shape[1], generator=g)
+            records[name.removesuffix(".weight")] = LayerStats(x.bfloat16(), x.abs().amax(0), x.mean(0), 0.1)
+    return save_calibration(path, records)

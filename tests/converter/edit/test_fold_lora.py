@@ -3,7 +3,6 @@
 import pytest
 import torch
 from foldable import FAMILIES, uneven
-from folding import folded, merged, record, save_model
 from lora_files import low_rank, save_lora
 from models import save
 from safetensors.torch import load_file
@@ -12,6 +11,7 @@ from convert_to_quant.converter.cli.main import main
 from convert_to_quant.converter.edit.fold_lora import fold_lora
 from convert_to_quant.formats.errors import ConversionError
 from convert_to_quant.runtime import load_quantized
+from folding import folded, merged, record, save_model
 
 
 def outputs(made, path, batches):

@@ -6,20 +6,20 @@ import json
 import pytest
 import torch
 from foldable import FAMILIES, uneven
-from folding import folded, record, save_model
 from lora_files import low_rank, save_lora
 from models import save
 from running_models import sqnr
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from convert_to_quant.converter.fold.coding import KEY
 from convert_to_quant.converter.stored.inspect import inspect_file
 from convert_to_quant.converter.verify.run import verify
 from convert_to_quant.files.writer import OutputFile
+from convert_to_quant.folding.coding import KEY
 from convert_to_quant.formats.errors import CheckpointError, ConversionError
 from convert_to_quant.quantization import convert_to_int8, plan_int8
 from convert_to_quant.runtime import load_quantized
+from folding import folded, record, save_model
 
 
 class Case:

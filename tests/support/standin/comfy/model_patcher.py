@@ -23,6 +23,13 @@ class ModelPatcher:
         made.wrappers = {kind: {k: list(w) for k, w in by.items()} for kind, by in self.wrappers.items()}
         return made
 
+    def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
+        self.patches.update(patches)
+        return list(patches)
+
+    def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
+        return self.add_patches(patches)
+
     def add_wrapper_with_key(self, kind, key, wrapper):
         self.wrappers.setdefault(kind, {}).setdefault(key, []).append(wrapper)
 

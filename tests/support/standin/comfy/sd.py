@@ -19,3 +19,7 @@ def load_diffusion_model(path):
     state = {n.removeprefix("model.diffusion_model."): t for n, t in load_file(path).items()}
     model.load_state_dict(state)
     return ModelPatcher(BaseModel(diffusion_model=model.requires_grad_(False)), path)
+
+
+def load_bypass_lora_for_models(model, clip, lora, strength_model, strength_clip):
+    raise NotImplementedError

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 
-from ...quant.algorithms import LayerStats
 from .inputs import Columns, FoldedInput, Rows, TensorFolds, by_tensor
 
 STEPS = 4
@@ -129,21 +127,6 @@ class Folds:
             return None
         return sum(self.gain(number, c.layer) for number, c in folds.added)  # type: ignore[return-value]
 
-    def stats(self, layer: str, stats: LayerStats | None) -> LayerStats | None:
-        """Return the statistics of a layer's folded inputs: (x - mu) / t in the columns that a fold has."""
-        folds = self.tensors.get(f"{layer}.weight")
-        if stats is None or folds is None or not folds.columns:
-            return stats
-        width = max(c.start + self.inputs[i].width for i, c in folds.columns)
-        shift, scale = torch.zeros(width), torch.ones(width)
-        for number, c in folds.columns:
-            one, made = self.inputs[number], self.factors[number]
-            part = slice(c.start, c.start + one.width)
-            scale[part] *= widened(made.scale, one)
-            if made.mean is not None:
-                shift[part] += widened(made.mean, one)
-        return _folded(stats, shift, scale)
-
 
 def _divide_(values: torch.Tensor, rows: Rows, made: Factors, first: int) -> None:
     """Make v of the rows that a fold has (v + offset - mu) / t - offset, of rows from `first` on."""
@@ -158,26 +141,3 @@ def _divide_(values: torch.Tensor, rows: Rows, made: Factors, first: int) -> Non
     part /= made.scale[own].view(-1, *[1] * (values.dim() - 1))
     if rows.offset:
         part -= rows.offset
-
-
-def _folded(stats: LayerStats, shift: torch.Tensor, scale: torch.Tensor) -> LayerStats:
-    """Return statistics of (x - shift) / scale; channels beyond these stay as they are."""
-    width = len(shift)
-
-    def fold(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        x = x.float().clone()
-        x[..., :width] = (x[..., :width] - shift) / scale
-        return x
-
-    changed: dict[str, Any] = {}
-    if stats.samples is not None:
-        changed["samples"] = fold(stats.samples, shift)
-    if stats.channel_mean is not None:
-        changed["channel_mean"] = fold(stats.channel_mean, shift)
-    if stats.extra_directions is not None:
-        changed["extra_directions"] = fold(stats.extra_directions, torch.zeros_like(shift))
-    if stats.channel_max is not None:
-        # What is known is |x| <= channel_max: |x - mu| <= channel_max + |mu|.
-        changed["channel_max"] = fold(stats.channel_max, -shift.abs())
-    peak = changed["channel_max"].amax().item() / 127 if "channel_max" in changed else None
-    return replace(stats, **changed, input_scale=peak, kept=None)

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from ...files.regular import parse_json
-from ...files.schema import listing, number, record, text, truth, whole
-from ...formats.errors import CheckpointError
+from ..files.regular import parse_json
+from ..files.schema import listing, number, record, text, truth, whole
+from ..formats.errors import CheckpointError
 from .inputs import Columns, FoldedInput, Rows, by_tensor
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ...names.prefixes import CHECKPOINT
+from ..names.prefixes import CHECKPOINT
 
 
 @dataclass(frozen=True)
