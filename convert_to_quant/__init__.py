@@ -24,6 +24,7 @@ _warn_of_namesake()
 
 _LAZY = {
     "convert": ".quantization",
+    "convert_many": ".quantization",
     "convert_to_int8": ".quantization",
     "quantize": ".quantization",
     "calibrate": ".quant.calibration",
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "convert",
+    "convert_many",
     "convert_to_int8",
     "load_quantized",
     "quantize",
@@ -52,7 +54,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .comfy.quant_ops import QuantizedLayout, QuantizedTensor, register_layout_op
     from .quant.calibration import calibrate
-    from .quantization import convert, convert_to_int8, quantize
+    from .quantization import convert, convert_many, convert_to_int8, quantize
     from .runtime import load_quantized, quantize_model, save_quantized
 
 

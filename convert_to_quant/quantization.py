@@ -7,7 +7,7 @@ Example::
     print(report.summary())
 """
 
-from .converter.api import convert, convert_many_to_int8, convert_to_int8, plan_int8, quantize
+from .converter.api import convert, convert_many, convert_many_to_int8, convert_to_int8, plan_int8, quantize
 from .converter.convert.batch import BatchReport
 from .converter.convert.report import ConversionReport, LayerReport
 from .converter.preview.dry_run import PlanReport
@@ -20,6 +20,7 @@ __all__ = [
     "LayerReport",
     "PlanReport",
     "convert",
+    "convert_many",
     "convert_many_to_int8",
     "convert_to_int8",
     "plan_int8",

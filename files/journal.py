@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..formats.errors import ConversionError
+from ..formats.errors import OutputBusyError
 
 try:
     import fcntl
@@ -47,7 +47,7 @@ class Entry:
 class Journal:
     """The journal of one output, locked until `close`.
 
-    ConversionError when another process has it. found: whether a journal was there before.
+    OutputBusyError when another process has it. found: whether a journal was there before.
     """
 
     def __init__(self, path: Path, output: Path):
@@ -155,7 +155,7 @@ def _lock(fd: int, output: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ConversionError(f"{output}: another conversion is writing this output") from None
+        raise OutputBusyError(f"{output}: another conversion is writing this output") from None
     except OSError as e:
         if e.errno not in _NO_LOCKS:
             raise

@@ -8,5 +8,9 @@ class ConversionError(Exception):
     """
 
 
+class OutputBusyError(ConversionError):
+    """Another process is writing the output."""
+
+
 class CheckpointError(ConversionError, ValueError):
     """A checkpoint cannot be read, does not fit the model, or cannot be written; says where and why."""

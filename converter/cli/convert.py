@@ -5,6 +5,7 @@ torch is loaded by a conversion only: a dry run takes a tenth of the time that l
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ from ...files.atomic import new_file
 from ...files.remote.push import push, require_push
 from ...files.report import require_report, save_html
 from ...formats.errors import ConversionError
-from ..convert.batch import plan_batch, run_batch
+from ..convert.batch import plan_batch, run_on
+from ..executor import Executor
 from ..options.command import CommandOptions
 from ..options.settings import Settings
 from ..plan.inputs import inputs_of, other_inputs
 from ..preview.dry_run import create_template, plan_conversion
+from ..progress import Progress, Silent
 from .show_batch import show_batch
 from .text import say
 
 
 def run_one(settings: Settings, command: CommandOptions) -> int:
     """Convert or plan one model and show the result; returns 0. ConversionError when it fails."""
+    _require_conversion(command)
     if command.dry_run == "create-template":
         _write_template(settings)
         return 0
@@ -34,7 +38,8 @@ def run_one(settings: Settings, command: CommandOptions) -> int:
         if command.dry_run:
             raise ConversionError("--push-to uploads a result, and a dry run makes none; leave one out")
         require_push(command.push_to)
-    report = _report(settings, command)
+    with _executor(command) as executor:
+        report = _report(settings, command, executor)
     if settings.json:
         report.save_json(settings.json)
     if command.html:
@@ -49,6 +54,7 @@ def run_one(settings: Settings, command: CommandOptions) -> int:
 
 def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions) -> int:
     """Convert or plan several models, show each as it is done, then a table; returns 1 when any failed."""
+    _require_conversion(command)
     if command.dry_run == "create-template":
         raise ConversionError("--dry-run create-template makes the template of one model; name one with -i")
     if command.html:
@@ -61,11 +67,15 @@ def run_many(inputs: Sequence[str], settings: Settings, command: CommandOptions)
     batch = plan_batch(inputs, settings, command.pattern, command.lora_map, make_folder=not command.dry_run)
 
     def one(job: Settings) -> Any:
-        report = _report(job, command)
+        report = _report(job, command, executor)
         _show(report, job, command)
         return report
 
-    report = run_batch(batch, one, lambda line: say(line, file=sys.stderr, flush=True))
+    def show(job: Settings, report: Any) -> None:
+        _show(report, job, command)
+
+    with _executor(command) as executor:
+        report = run_on(executor, batch, one, _tell, _progress(command), show)
     if settings.json:
         report.save_json(settings.json)
     show_batch(report)
@@ -89,14 +99,36 @@ def _push(report: Any, settings: Settings, command: CommandOptions) -> None:
         say("note: the license in its README.md is for you to fill in", file=sys.stderr)
 
 
-def _report(settings: Settings, command: CommandOptions) -> Any:
+def _report(settings: Settings, command: CommandOptions, executor: Executor | None) -> Any:
     if command.dry_run:
         return plan_conversion(settings)
     from ..convert.run import convert
-    from ..progress import Silent
+
+    return convert(settings, _progress(command), executor)
+
+
+def _progress(command: CommandOptions) -> Progress:
     from .bar import Bar
 
-    return convert(settings, Bar() if sys.stderr.isatty() and not command.quiet else Silent())
+    return Bar() if sys.stderr.isatty() and not command.quiet else Silent()
+
+
+def _require_conversion(command: CommandOptions) -> None:
+    if command.ray is not None and command.dry_run:
+        raise ConversionError("--ray is for conversions, and a dry run is made here; leave one out")
+
+
+def _executor(command: CommandOptions) -> AbstractContextManager[Executor | None]:
+    """Return what ``--ray`` asks for; None without it."""
+    if command.ray is None:
+        return nullcontext()
+    from ..cluster.ray_executor import RayExecutor
+
+    return RayExecutor(command.ray or None, (lambda line: None) if command.quiet else _tell)
+
+
+def _tell(line: str) -> None:
+    say(line, file=sys.stderr, flush=True)
 
 
 def _show(report: Any, settings: Settings, command: CommandOptions) -> None:

@@ -27,6 +27,7 @@ PACKAGES = {
     "peft": "adapters on top",
     "huggingface_hub": "models on the hub",
     "fsspec": "s3:// and other addresses",
+    "ray": "--ray: more than one machine",
     "safetensors": "",
     "numpy": "",
 }

@@ -13,11 +13,14 @@ from ...files.checkpoint import open_checkpoint
 from ...files.remote.address import Location, located
 from ...files.report import save_json
 from ...formats.errors import ConversionError
+from ..executor import Executor
 from ..failures import in_words
 from ..options.settings import Settings
 from ..options.values import nearest
 from ..plan.build import build_plan
+from ..plan.estimate import PROCESS_BYTES, estimate
 from ..plan.output_path import asked_output, default_output
+from ..progress import Progress
 from .lora_map import LoraMap, read_lora_map
 
 _SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.safetensors$")
@@ -69,11 +72,27 @@ class BatchReport:
 
 
 @dataclass(frozen=True)
+class Foreseen:
+    """What a model will take. nbytes: of its tensors; 0 of one that cannot be planned.
+
+    memory: bytes, where a CPU does it. slow: whether layers are more than rounded to nearest.
+    """
+
+    nbytes: int = 0
+    memory: int = PROCESS_BYTES
+    slow: bool = False
+
+
+@dataclass(frozen=True)
 class Batch:
-    """The conversions of a batch, one Settings per model, and lines worth telling a person."""
+    """The conversions of a batch, one Settings per model, and lines worth telling a person.
+
+    foreseen: what is known of each from its plan.
+    """
 
     jobs: tuple[Settings, ...]
     notes: tuple[str, ...] = ()
+    foreseen: tuple[Foreseen, ...] = ()
 
 
 def plan_batch(
@@ -100,10 +119,10 @@ def plan_batch(
         raise ConversionError(
             "--lora-output names one file; leave it out: each LoRA then stands by its output"
         )
-    outputs = {model: _output(model, settings, folder) for model in dict.fromkeys(models)}
-    results = {output.resolve() for output in outputs.values()}
+    outputs = {model: _planned(model, settings, folder) for model in dict.fromkeys(models)}
+    results = {output.resolve() for output, _ in outputs.values()}
     own = [model for model in outputs if isinstance(model, Path) and model.resolve() in results]
-    jobs = {model: output for model, output in outputs.items() if model not in own}
+    jobs = {model: output for model, (output, _) in outputs.items() if model not in own}
     _require_distinct(jobs)
     loras = read_lora_map(lora_map) if lora_map else LoraMap()
     loras.require_use([model.name for model in jobs])
@@ -115,6 +134,7 @@ def plan_batch(
             for model, output in jobs.items()
         ),
         tuple(f"{model}: left out: it is this batch's own output" for model in own),
+        tuple(outputs[model][1] for model in jobs),
     )
 
 
@@ -122,13 +142,16 @@ def _named(model: Location) -> str:
     return str(model) if isinstance(model, Path) else model.given or model.address
 
 
-def _output(model: Location, settings: Settings, folder: Path | None) -> Path:
+def _planned(model: Location, settings: Settings, folder: Path | None) -> tuple[Path, Foreseen]:
     """Name a model's output. One that cannot be planned fails when its turn comes, under a plain name."""
     try:
         with open_checkpoint(model) as checkpoint:
-            return default_output(model, build_plan(checkpoint, settings), folder)
+            plan = build_plan(checkpoint, replace(settings, device="cpu"))
+            slow = any(s.placement is not None for s in plan.quantized)
+            foreseen = Foreseen(checkpoint.nbytes, estimate(plan, settings).peak_bytes, slow)
+            return default_output(model, plan, folder), foreseen
     except ConversionError:
-        return asked_output(model, settings, folder)
+        return asked_output(model, settings, folder), Foreseen()
 
 
 def run_batch(batch: Batch, convert: Callable[[Settings], Any], tell: Callable[[str], None]) -> BatchReport:
@@ -140,12 +163,33 @@ def run_batch(batch: Batch, convert: Callable[[Settings], Any], tell: Callable[[
     outcomes = []
     for number, job in enumerate(batch.jobs, 1):
         tell(f"[{number}/{len(batch.jobs)}] {located(job.input_file)}")
-        outcomes.append(_outcome(job, convert))
+        outcomes.append(outcome_of(job, convert))
         tell(f"error: {outcomes[-1].error}" if outcomes[-1].error else outcomes[-1].summary)
     return BatchReport(tuple(outcomes), batch.notes)
 
 
-def _outcome(job: Settings, convert: Callable[[Settings], Any]) -> Outcome:
+def run_on(
+    executor: Executor | None,
+    batch: Batch,
+    convert: Callable[[Settings], Any],
+    tell: Callable[[str], None],
+    progress: Progress,
+    show: Callable[[Settings, Any], None] = lambda job, report: None,
+) -> BatchReport:
+    """Convert all models: with `run_batch` here, or with `spread.run_spread` where an executor takes models.
+
+    progress, show: for the latter; `convert` brings its own.
+    """
+    if executor is not None:
+        from .spread import goes_by_model, run_spread
+
+        if goes_by_model(batch, executor):
+            return run_spread(batch, executor, tell, progress, show)
+    return run_batch(batch, convert, tell)
+
+
+def outcome_of(job: Settings, convert: Callable[[Settings], Any]) -> Outcome:
+    """Convert a model; return its report, or what went wrong, in words."""
     started = time.perf_counter()
     error, report = "", None
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """Another part of the pipeline failed: leave quietly."""
 
 
@@ -27,7 +27,7 @@ class _Budget:
             while self._used and self._used + count > self._limit:
                 self._changed.wait(0.2)
                 if self._stop.is_set():
-                    raise _Stopped
+                    raise Stopped
             self._used += count
 
     def release(self, count: int) -> None:
@@ -62,7 +62,7 @@ class _Channel:
     def _wait(self) -> None:
         self._changed.wait(0.2)
         if self._stop.is_set():
-            raise _Stopped
+            raise Stopped
 
 
 def run(
@@ -73,23 +73,25 @@ def run(
     work: Callable[[Any, Any], Any],
     write: Callable[[Any, Any], None],
     limit: int,
+    ahead: int = 2,
     stopped: Callable[[], None] = lambda: None,
 ) -> None:
     """Do ``write(item, work(item, read(item)))`` for each item, the three overlapping.
 
     cost: bytes an item occupies from its reading to its writing; `limit` bounds their sum.
-    `work` runs in the calling thread. stopped: called when one of them has failed, so that a read or a write
-    that waits for long can be ended.
+    ahead: results of `work` that may wait to be written.
+    `work` runs in the calling thread. stopped: called when one of them has failed, so that what waits long
+    can be ended: it raises `Stopped`.
     """
     stop = threading.Event()
     budget = _Budget(limit, stop)
-    to_work, to_write = _Channel(2, stop), _Channel(2, stop)
+    to_work, to_write = _Channel(2, stop), _Channel(ahead, stop)
     failures: list[BaseException] = []
 
     def guarded(body: Callable[[], None]) -> None:
         try:
             body()
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException as e:
             failures.append(e)

@@ -16,28 +16,34 @@ from ...files.writer import OutputFile
 from ...formats.errors import CheckpointError, ConversionError
 from ...quant.calibration.held_back import hold_back
 from ..budget.plan import make_plan
+from ..executor import Executor
 from ..fold.stats import folded_stats
 from ..options.settings import Settings
 from ..plan.error_lora import plan_error_lora
-from ..plan.estimate import bytes_held, in_flight_limit, is_carried
+from ..plan.estimate import bytes_held, is_carried
 from ..plan.inputs import all_inputs, job_metadata, other_inputs, stamps_of
 from ..plan.merges import merged_note
 from ..plan.output_path import output_path
 from ..plan.steps import Plan, Step
 from ..progress import Progress, Silent
 from ..quantize.check import Inputs, Sample, check_layer, sample_rows
-from ..quantize.layer import cast_weight, layer_options, quantize_step
+from ..quantize.layer import cast_weight, layer_options
 from ..quantize.measure import with_folds
 from ..quantize.source import read_bias, read_bytes_of, read_changed, read_weight
 from ..stored.record import filled
 from . import pipeline
 from .error_lora import require_error_lora, write_error_lora
 from .finite import NotFinite, not_finite
+from .making import Made, Maker, maker_of
 from .report import ConversionReport, KeptTensor, LayerReport
 
 
-def convert(settings: Settings, progress: Progress | None = None) -> ConversionReport:
+def convert(
+    settings: Settings, progress: Progress | None = None, executor: Executor | None = None
+) -> ConversionReport:
     """Convert a checkpoint as `settings` say; returns the report once the output has its name.
+
+    executor: computes the layers that take long (LDLQ, learned rounding); by default this process does.
 
     ConversionError for anything wrong with the input, the settings, the disk or a layer, for inputs that
     change meanwhile, and for an output that exists unless `overwrite` is set. After an interruption the same
@@ -48,7 +54,8 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
     stamps = stamps_of(other_inputs(settings))
     with open_checkpoint(settings.input_file) as checkpoint:
         stamps = {**stamps, **checkpoint.stamps}
-        plan = make_plan(checkpoint, settings)
+        maker = maker_of(settings, executor)
+        plan = maker.plan(make_plan(checkpoint, maker.settings))
         broken = tuple(not_finite(checkpoint, plan))
         if broken and settings.strict:
             more = f" (and {len(broken) - 1} more tensors)" if len(broken) > 1 else ""
@@ -73,7 +80,7 @@ def convert(settings: Settings, progress: Progress | None = None) -> ConversionR
             if file.already_there:
                 layers = tuple(_layer_report(s, _LayerNote()) for s in plan.quantized)
             else:
-                run = _Run(checkpoint, plan, file, settings, progress or Silent())
+                run = _Run(checkpoint, plan, file, settings, progress or Silent(), maker)
                 layers = run.execute()
                 told += run.lost
                 file.amend(filled(file.metadata, plan.outputs, file.read))
@@ -119,22 +126,27 @@ class _Read:
 
 @dataclass(frozen=True)
 class _Done:
-    """A quantized layer: its tensors by output name, rows and inputs to check them against, a note."""
+    """A layer that is quantized, or is being: what waits for its values, rows and inputs to check them."""
 
-    tensors: dict[str, torch.Tensor]
+    made: Made
     sample: Sample | None
     inputs: Inputs | None
-    note: str | None
 
 
 class _Run:
     """The pipeline's three parts over one plan."""
 
     def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, file: OutputFile, settings: Settings, progress: Progress
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        file: OutputFile,
+        settings: Settings,
+        progress: Progress,
+        maker: Maker,
     ):
         self._checkpoint, self._plan, self._file = checkpoint, plan, file
-        self._settings, self._progress = settings, progress
+        self._settings, self._progress, self._maker = settings, progress, maker
         self._layers: dict[str, LayerReport] = {}
         self._lost: dict[str, str] = {}
 
@@ -155,12 +167,17 @@ class _Run:
                 read=self._read,
                 work=self._work,
                 write=self._write,
-                limit=in_flight_limit(self._plan, self._settings.low_memory),
-                stopped=self._checkpoint.interrupt,
+                limit=self._maker.limit(self._plan),
+                ahead=self._maker.ahead,
+                stopped=self._stopped,
             )
         finally:
             self._progress.stop()
         return tuple(self._layers[s.name] for s in self._plan.quantized)
+
+    def _stopped(self) -> None:
+        self._checkpoint.interrupt()
+        self._maker.stop()
 
     def _is_done(self, step: Step) -> bool:
         """Tell whether an interrupted run did the step; take its layer's report over."""
@@ -204,13 +221,13 @@ class _Run:
             measured if folds is None else folded_stats(folds, step.layer_name, measured)
         )
         options = layer_options(step, self._settings)
-        tensors, note = quantize_step(step, read.weight, read.bias, stats, options)
+        made = self._maker.make(step, read.weight, read.bias, stats, options)
         sample = inputs = None
         if self._settings.verify:
             sample = sample_rows(read.weight, step.format.row_step, self._settings.report_quality)
             mean = None if folds is None else folds.mean_output(step.layer_name)
             inputs = None if tokens is None else Inputs(tokens, read.bias, mean)
-        return _Done(tensors, sample, inputs, note)
+        return _Done(made, sample, inputs)
 
     def _write(self, step: Step, result: Any) -> None:
         note: Any = None
@@ -242,17 +259,18 @@ class _Run:
         return seen.told or None
 
     def _write_layer(self, step: Step, done: _Done) -> dict:
+        tensors, remark = done.made()
         for output in step.outputs:
-            made = done.tensors.get(output.name)
+            made = tensors.get(output.name)
             self._file.write(output.name, step.data if made is None else _bytes(made))
         checked = None
         if done.sample is not None:
             checked = check_layer(self._file, step, done.sample, done.inputs)
         if checked is not None and checked.zeroed and self._settings.strict:
             raise ConversionError(f"--strict: {step.layer_name}: {checked.zeroed}")
-        note = _LayerNote(note=done.note)
+        note = _LayerNote(note=remark)
         if checked is not None:
-            note = _LayerNote(checked.sqnr_db, checked.zeroed, done.note, checked.output_db)
+            note = _LayerNote(checked.sqnr_db, checked.zeroed, remark, checked.output_db)
         report = _layer_report(step, note)
         self._layers[step.name] = report
         return asdict(note)

@@ -84,6 +84,18 @@ class CommandOptions:
         help="take options from this file, YAML or JSON, as ctq recipe prints them; what is also said on the "
         "command line comes first",
     )
+    ray: str | None = option(
+        None,
+        "--ray",
+        group="run",
+        metavar="auto|local|HOST:PORT",
+        nargs="?",
+        const="",
+        type=str,
+        help="compute on a Ray cluster: several models at once, or the calibrated layers of one; auto is the "
+        "cluster that runs on this machine, local one that begins and ends with this run (the default, where "
+        "RAY_ADDRESS names none)",
+    )
     push_to: str | None = option(
         None,
         "--push-to",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...formats import Format
 from ...formats.algorithms import ALGORITHMS
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
-from .steps import Step
+from .steps import Plan, Step
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,27 @@ def _place(
         segments=settings.quip_checkpoint_segments,
         passes=passes,
     )
+
+
+def place_again(plan: Plan, settings: Settings, device: str, free: int | None) -> Plan:
+    """Return a plan whose layers are computed on other machines.
+
+    device: as it is called there. free: bytes of memory that it has; None for the CPU.
+    """
+    mode = "aggressive" if settings.low_memory else settings.streaming_mode
+
+    def placed(step: Step) -> Step:
+        if step.placement is None or step.format is None:
+            return step
+        from ...quant.placement import device_budget
+
+        budget = 0 if free is None else device_budget(mode, free)
+        passes = step.format.passes(settings.quip_passes)
+        return replace(
+            step, device=device, placement=_place(step.shape, step.algorithm, settings, budget, passes)
+        )
+
+    return replace(plan, steps=tuple(placed(step) for step in plan))
 
 
 def describe_placement(step: Step) -> str:
