@@ -9,14 +9,18 @@ from ..formats.convrot import GROUPS, PREFERRED_GROUPS, largest_group
 from ._library import force_eager
 from .blockwise import quantize_blockwise
 from .decode import decode
+from .decoded import quantize_decoded
 from .dequantize import dequantize
 from .descent import descend_
 from .float_linear import float_linear
 from .floats import dequantize_floats, quantize_float8
 from .hessian import accumulate_hessian_
+from .int4 import quantize_int4
 from .int8_linear import int8_linear
 from .int8_mm import int8_mm
 from .ldlq import ldlq_
+from .mxfp8 import quantize_mxfp8
+from .nvfp4 import quantize_nvfp4
 from .packed_linear import packed_linear
 from .packing import pack
 from .rotation import hadamard, rotate
@@ -43,7 +47,11 @@ __all__ = [
     "pack",
     "packed_linear",
     "quantize_blockwise",
+    "quantize_decoded",
     "quantize_float8",
+    "quantize_int4",
+    "quantize_mxfp8",
+    "quantize_nvfp4",
     "quantize_rowwise",
     "quantize_tensorwise",
     "rotate",

@@ -9,6 +9,11 @@ import torch
 _ROWS, _COLUMNS = 128, 4
 
 
+def tiled_shape(rows: int, columns: int) -> tuple[int, int]:
+    """Return the shape of the tiles of scales [rows, columns]."""
+    return -(-rows // _ROWS) * _ROWS, -(-columns // _COLUMNS) * _COLUMNS
+
+
 def tiled(scales: torch.Tensor) -> torch.Tensor:
     """Return scales [N, C], of one byte each, in tiles: [N rounded up to 128, C rounded up to 4], zeros
     beyond."""

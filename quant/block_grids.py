@@ -6,71 +6,60 @@ from typing import ClassVar
 
 import torch
 
-from .decoded_grid import e4m3_bits, e4m3_values
+from ..kernels import mxfp8, nvfp4
+from ..kernels.blocks import in_lanes, side_by_side
+from ..kernels.e4m3 import e4m3_values
 from .group_grid import GroupGrid
 from .level_grid import FloatGrid
-
-_LEAST = 2.0**-126
-"""The smallest power of two that float32 holds without losing bits."""
 
 
 @dataclass(frozen=True)
 class PowerGrid(GroupGrid, FloatGrid):
-    """e4m3 values times a power of two per block.
+    """e4m3 values times a power of two per block, one of two (`kernels.mxfp8.choose_powers`)."""
 
-    The power that reaches the peak, or half of it: the peak is then clipped, and all others lie twice as
-    dense.
-    """
-
-    columns: int = 32
+    columns: int = mxfp8.BLOCK
 
     def fit(
         self, work: torch.Tensor, cost: torch.Tensor | None = None, peak: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return the scales that lose least on rows [n, K], [n, K / columns]."""
-        blocks = work.view(work.shape[0], -1, self.columns)
-        weights = None if cost is None else cost.view(-1, self.columns)
-        return self._choose(blocks, weights)
+        size = side_by_side(work, self.columns).abs_()
+        weights = _spread(cost, self.columns, work.shape[0])
+        found = mxfp8.choose_powers(
+            size, in_lanes if weights is None else lambda e: in_lanes(e.mul_(weights))
+        )
+        return found.view(work.shape[0], -1)
 
     def settle(self, scale: torch.Tensor) -> torch.Tensor:
         """Return the powers of two from `scale` up; NaN and Inf pass through."""
-        powers = torch.exp2(torch.ceil(torch.log2(scale.clamp_min(_LEAST))))
-        return torch.where(torch.isfinite(scale), powers, scale)
+        return mxfp8.next_power(scale)
 
-    def choose(self, work: torch.Tensor, cost: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
+    def choose(self, work: torch.Tensor, cost: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the scales of blocks; see `GroupGrid.choose`."""
-        return self._choose(work, cost)
-
-    def _choose(self, work: torch.Tensor, cost: torch.Tensor | None) -> torch.Tensor:
-        peaks = torch.maximum(work.amax(-1), work.amin(-1).neg_())
-        whole = self.settle(peaks / self.top)
-        half = (whole / 2).clamp_min(_LEAST)
-        lost = [lost_by(self.nearest(work, s.unsqueeze(-1)), work, cost) for s in (whole, half)]
-        return torch.where(lost[1] < lost[0], half, whole)
+        return mxfp8.choose_powers(work.abs(), lambda e: in_lanes(e.mul_(cost.unsqueeze(1))))
 
 
-def lost_by(values: torch.Tensor, work: torch.Tensor, cost: torch.Tensor | None) -> torch.Tensor:
-    """Return the squared error over the last axis, weighted by `cost`; `values` is overwritten."""
-    error = values.sub_(work).square_()
-    return error.sum(-1) if cost is None else (error * cost).sum(-1)
+def _spread(cost: torch.Tensor | None, columns: int, rows: int) -> torch.Tensor | None:
+    """Return the costs of columns [K] as blocks of `rows` rows side by side, [columns, rows K / columns]."""
+    return None if cost is None else cost.view(-1, columns).t().repeat(1, rows)
 
 
 @dataclass(frozen=True)
 class FourBitFloatGrid(GroupGrid):
     """e2m1 values times an e4m3 scale per block times one scale in all: w = value x s x t, with t + i s kept.
 
-    Codes -7 to 7 number the values -6, -4, -3, -2, -1.5, ... 6.
+    Codes -7 to 7 number the values -6, -4, -3, -2, -1.5, ... 6. How scales are chosen: `kernels.nvfp4`.
     """
 
     wants_peak: ClassVar[bool] = True
 
     levels: int = 7
-    columns: int = 16
+    columns: int = nvfp4.BLOCK
 
     @property
     def top(self) -> float:
         """Return the largest value."""
-        return 6.0
+        return nvfp4.TOP
 
     def fit(
         self, work: torch.Tensor, cost: torch.Tensor | None = None, peak: torch.Tensor | None = None
@@ -79,64 +68,38 @@ class FourBitFloatGrid(GroupGrid):
 
         peak: the largest magnitude in the whole weight, []; None for that of these rows.
         """
-        blocks = work.view(work.shape[0], -1, self.columns)
-        peaks = torch.maximum(blocks.amax(-1), blocks.amin(-1).neg_())
-        whole = ((peaks.amax() if peak is None else peak) / (448.0 * self.top)).clamp_min(1e-30)
-        start = torch.complex(whole, torch.ones_like(whole)).expand(peaks.shape)
-        if not torch.isfinite(whole + peaks.sum()):
-            return start * float("nan")
-        weights = None if cost is None else cost.view(-1, self.columns)
-        return self._choose(blocks, weights, start, peaks)
+        size = side_by_side(work, self.columns).abs_()
+        whole = nvfp4.scale_in_all(size.amax() if peak is None else peak)
+        weights = _spread(cost, self.columns, work.shape[0])
+        found = nvfp4.choose_blocks(
+            size, whole, in_lanes if weights is None else lambda e: in_lanes(e.mul_(weights))
+        )
+        return _both(whole, found).view(work.shape[0], -1)
+
+    def scale_in_all(self, peak: torch.Tensor) -> torch.Tensor:
+        """Return the scale in all of a weight with that largest magnitude; see `Grid.scale_in_all`."""
+        return nvfp4.scale_in_all(peak)
 
     def scale_from(self, peaks: torch.Tensor) -> torch.Tensor:
         """Return scales that reach the peaks [n, K / columns], complex."""
-        whole = (peaks.amax() / (448.0 * self.top)).clamp_min(1e-30).expand(peaks.shape)
-        return torch.complex(whole.contiguous(), e4m3_values(peaks)[self._reaching(peaks, whole).long()])
+        whole = nvfp4.scale_in_all(peaks.amax())
+        return _both(whole, nvfp4.reaching(peaks, whole))
 
-    def choose(self, work: torch.Tensor, cost: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
+    def choose(self, work: torch.Tensor, cost: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the scales of blocks, with the scale in all of `scale`; see `GroupGrid.choose`."""
-        peaks = torch.maximum(work.amax(-1), work.amin(-1).neg_())
-        return self._choose(work, cost, scale, peaks)
-
-    def _reaching(self, peaks: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-        return e4m3_bits((peaks / (whole * self.top)).clamp_(2.0**-9, 448.0))
-
-    def _choose(
-        self, work: torch.Tensor, cost: torch.Tensor | None, scale: torch.Tensor, peaks: torch.Tensor
-    ) -> torch.Tensor:
-        """Try scales near the one whose 6 is the peak, and near the one whose 4 is."""
-        whole = scale.real
-        start = self._reaching(peaks, whole)
-        best, found = None, start
-        for move in (0, 1, -1, 4, 5):
-            tried = (start + move).clamp_(1, 126)
-            values = self._snap(work, (e4m3_values(work)[tried.long()] * whole).unsqueeze(-1))
-            lost = lost_by(values, work, cost)
-            if best is None:
-                best, found = lost, tried
-            else:
-                better = lost < best
-                best, found = torch.where(better, lost, best), torch.where(better, tried, found)
-        return torch.complex(whole.expand(found.shape).contiguous(), e4m3_values(work)[found.long()])
-
-    def _snap(self, work: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-        """Return the values nearest to `work` times their scales `product`."""
-        scaled = work * product.reciprocal()
-        size = scaled.abs().clamp_(max=6.0)
-        half = torch.where(size < 2, (size * 2).round_() / 2, size.round())
-        return torch.where(size < 4, half, (size / 2).round_() * 2).copysign_(scaled).mul_(product)
+        found = nvfp4.choose_blocks(work.abs(), scale.real, lambda e: e.mul_(cost.unsqueeze(1)).sum(0))
+        return _both(scale.real, found)
 
     def nearest(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the values nearest to `work`; shapes fit each other."""
-        return self._snap(work, scale.real * scale.imag)
+        product = scale.real * scale.imag
+        scaled = work * product.reciprocal()
+        return nvfp4.round_e2m1_(scaled.abs()).copysign_(scaled).mul_(product)
 
     def round(self, work: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the codes nearest to `work`; shapes fit each other."""
-        ones = torch.ones_like(work)
-        value = self._snap(work * (scale.real * scale.imag).reciprocal(), ones)
-        size = value.abs()
-        code = torch.where(size <= 2, size * 2, torch.where(size <= 4, size + 2, ones * 7))
-        return code.copysign_(value)
+        scaled = work * (scale.real * scale.imag).reciprocal()
+        return nvfp4.e2m1_codes(nvfp4.round_e2m1_(scaled.abs())).float().copysign_(scaled)
 
     def values(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the floats that codes stand for; shapes fit each other."""
@@ -144,3 +107,13 @@ class FourBitFloatGrid(GroupGrid):
         table, index = torch.tensor(levels, device=codes.device), (codes + 7).to(torch.int32)
         level = table.index_select(0, index.flatten()).view(codes.shape)
         return level * (scale.real * scale.imag)
+
+
+def _both(whole: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Return the scale in all and those of blocks, given by their e4m3 bits, as one complex number a block.
+
+    Where the scale in all is NaN or Inf, so is all of it: that shows what was in the weight.
+    """
+    blocks = e4m3_values(bits)
+    blocks = torch.where(torch.isfinite(whole), blocks, float("nan"))
+    return torch.complex(whole.expand(blocks.shape).contiguous(), blocks)

@@ -85,6 +85,13 @@ class Grid:
         """
         return self.scale_from(self.peaks(work))
 
+    def scale_in_all(self, peak: torch.Tensor) -> torch.Tensor:
+        """Return the scale that all of a weight shares besides others, from its largest magnitude, [].
+
+        For a grid that wants the peak: rows can then be rounded without the others (`WeightLayout.round`).
+        """
+        raise TypeError(f"{type(self).__name__} has no scale in all")
+
     def settle(self, scale: torch.Tensor) -> torch.Tensor:
         """Return the nearest scales that can be stored; by default any float32 can."""
         return scale

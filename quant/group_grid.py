@@ -25,11 +25,11 @@ class GroupGrid(LevelGrid):
         """Return the columns of as many groups as `SPAN` holds."""
         return max(SPAN // self.columns, 1) * self.columns
 
-    def choose(self, work: torch.Tensor, cost: torch.Tensor | None, scale: torch.Tensor) -> torch.Tensor:
-        """Return the scales [..] with which groups `work` [.., columns] lose least.
+    def choose(self, work: torch.Tensor, cost: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the scales [n] with which groups `work` [columns, n] lose least.
 
-        cost: what a squared error costs in each column, [columns], None for the same in all. scale: [..], as
-        far as it is settled for the whole row or weight.
+        cost: what a squared error costs in each column, [columns]. scale: [n], as far as it is settled for
+        the whole row or weight.
         """
         raise NotImplementedError(f"{type(self).__name__} must define choose(work, cost, scale)")
 
@@ -50,7 +50,7 @@ class GroupGrid(LevelGrid):
 
         def begin(first: int, part: torch.Tensor, cost: torch.Tensor) -> Nearest:
             at = first // self.columns
-            scale[:, at] = self.choose(part.t(), cost, scale[:, at])
+            scale[:, at] = self.choose(part, cost, scale[:, at])
             return self.rounder(scale[:, at])
 
         stored = feed_back(target, block.square, begin, self.columns)

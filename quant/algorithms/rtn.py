@@ -1,5 +1,7 @@
 """Rounding to nearest: the default, and what every other algorithm has to beat."""
 
+from math import lcm
+
 import torch
 
 from ...kernels.rotation import CHUNK
@@ -21,8 +23,6 @@ def rtn(
     """
     if options.scale_search and not tiles.grid_of(options).fits:
         return _searched(weight, options, name), None
-    if options.row_chunk is not None and tiles.grid_of(options).wants_peak:
-        return _searched(weight, options, name), None
     whole = options.row_chunk is None and tiles.compute_device(weight, options) == weight.device
     return (_whole(weight, options) if whole else _chunked(weight, options, name)), None
 
@@ -36,7 +36,11 @@ def _chunked(weight: torch.Tensor, options: QuantizeOptions, name: str) -> Quant
     n, k = weight.shape
     device, grid = tiles.compute_device(weight, options), tiles.grid_of(options)
     layout = weight_layout(options.format.layout)
-    shared = None if grid.rows else tiles.fitted_scale(weight, options)
+    shared = None
+    if not grid.rows:
+        shared = tiles.fitted_scale(weight, options)
+    elif grid.wants_peak:
+        shared = grid.scale_in_all(tiles.largest(weight, options))
     made: dict[int, tuple[torch.Tensor, Params]] = {}
 
     def quantize(start: int, stop: int) -> None:
@@ -45,10 +49,11 @@ def _chunked(weight: torch.Tensor, options: QuantizeOptions, name: str) -> Quant
         made[start] = (q.to(weight.device), moved)
 
     # A multiple of the kernels' own chunk: the rotation then sees the same shapes, hence the same bits.
-    multiple = grid.rows if grid.rows > 1 else max(1, CHUNK // k)
+    multiple = max(1, CHUNK // k) if grid.rotation else 1
+    multiple = lcm(multiple, max(grid.rows, 1), options.format.row_step)
     chunks.in_chunks(n, options.row_chunk, quantize, multiple=multiple, name=name)
     parts = [made[start] for start in sorted(made)]
-    if shared is not None:
+    if shared is not None and not grid.rows:
         return QuantizedTensor.of((torch.cat([q for q, _ in parts]), parts[0][1]), layout)
     return QuantizedTensor.of(layout.join_rows(parts), layout)
 

@@ -120,13 +120,18 @@ def fitted_scale(
 ) -> torch.Tensor:
     """Return the scales, in `Grid.scale_shape`, that the grid finds for the (rotated) weights by itself."""
     grid, parts = grid_of(options), row_tiles(weight, options, ready=ready)
-    peak = None
-    if grid.wants_peak:
-        peak = torch.stack([absmax_rows(work).amax() for _, work in parts]).amax()
-        parts = row_tiles(weight, options, ready=ready)
+    peak = largest(weight, options, ready) if grid.wants_peak else None
     if grid.rows:
         return torch.cat([grid.fit(work, cost, peak) for _, work in parts])
     return grid.scale_from(torch.cat([grid.peaks(work) for _, work in parts]).amax(0, keepdim=True))
+
+
+def largest(
+    weight: torch.Tensor, options: QuantizeOptions, ready: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the largest magnitude of the (rotated) weight, float32 []; NaN where there is one."""
+    parts = row_tiles(weight, options, ready=ready)
+    return torch.stack([absmax_rows(work).amax() for _, work in parts]).amax()
 
 
 def search_scale(

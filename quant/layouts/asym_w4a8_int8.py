@@ -8,9 +8,9 @@ from ...formats import AsymW4A8Int8, Format
 from ...formats.asym_w4a8_int8 import CODEBOOK, GROUP, S_CHANNEL, S_REL
 from ...formats.convrot import largest_group
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, WEIGHT
+from ...kernels import quantize_decoded
+from ...kernels.decoded import CODEBOOK as LEVELS
 from ...kernels.packing import pack
-from ...kernels.rotation import float_chunks
-from ..decoded_grid import CODEBOOK as LEVELS
 from ..decoded_grid import DecodedGrid
 from ..grid import Grid
 from .base import LAYOUTS
@@ -57,21 +57,17 @@ class AsymW4A8Int8Layout(PackedLayout):
     def round(
         cls, tensor: torch.Tensor, form: Format, scale: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Params]:
-        """Round [N, K] to nearest; scale: complex, as the grid has it, None to choose it.
+        """Round [N, K] to nearest, by one kernel where no `scale` is given; see `WeightLayout.round`.
 
-        ValueError where the rotation takes weights out of the range of float32.
+        scale: complex, as the grid has it. ValueError for NaN or Inf in a weight, or from its rotation.
         """
-        grid, (n, k) = cls.grid(form), tensor.shape
-        codes = torch.empty(n, k, dtype=torch.int8, device=tensor.device)
-        found = []
-        for part, work in float_chunks(tensor, grid.rotation):
-            own = grid.fit(work) if scale is None else scale[part]
-            if not bool(torch.isfinite(own.real).all()):
-                raise ValueError("the weight holds NaN or Inf")  # they would point outside the tables
-            groups = work.view(work.shape[0], -1, grid.columns)
-            codes[part] = grid.round(groups, own.unsqueeze(2)).view(work.shape)
-            found.append(own)
-        return cls.pack(codes, torch.cat(found), form, tensor.dtype)
+        assert isinstance(form, AsymW4A8Int8)
+        if scale is not None:
+            return super().round(tensor, form, scale)
+        q, s_rel, row = quantize_decoded(tensor, form.bits, form.group_size, form.rotation)
+        if not bool(torch.isfinite(row).all()):
+            raise ValueError("the weight holds NaN or Inf")
+        return q, cls._params(s_rel, row.flatten(), form, tuple(tensor.shape), tensor.dtype)
 
     @classmethod
     def pack(
@@ -79,17 +75,24 @@ class AsymW4A8Int8Layout(PackedLayout):
     ) -> tuple[torch.Tensor, Params]:
         """Pack the codes and take the complex scales apart."""
         assert isinstance(form, AsymW4A8Int8)
-        params: Params = {
-            "s_rel": scale.imag.to(torch.float8_e4m3fn),
-            "s_channel": scale.real[:, 0].contiguous(),
-            **({"codebook": torch.tensor(LEVELS, device=codes.device)} if form.bits == 4 else {}),
-        }
+        s_rel, s_channel = scale.imag.to(torch.float8_e4m3fn), scale.real[:, 0].contiguous()
+        packed = pack(codes, form.bits, 1 << (form.bits - 1))
+        return packed, cls._params(s_rel, s_channel, form, tuple(codes.shape), dtype)
+
+    @classmethod
+    def _params(
+        cls,
+        s_rel: torch.Tensor,
+        s_channel: torch.Tensor,
+        form: AsymW4A8Int8,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> Params:
+        params: Params = {"s_rel": s_rel, "s_channel": s_channel}
+        if form.bits == 4:
+            params["codebook"] = torch.tensor(LEVELS, device=s_rel.device)
         params |= {"bits": form.bits, "group_size": form.group_size, "rotation": form.rotation}
-        return pack(codes, form.bits, 1 << (form.bits - 1)), {
-            **params,
-            "orig_shape": tuple(codes.shape),
-            "orig_dtype": dtype,
-        }
+        return params | {"orig_shape": shape, "orig_dtype": dtype}
 
     @classmethod
     def scales(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from ...formats import ConvRotW4A4, Format
 from ...formats.convrot import largest_group
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
+from ...kernels import quantize_int4
 from ...kernels.packing import pack
 from ..clipped_grid import ClippedGrid
 from ..grid import Grid
@@ -49,14 +50,27 @@ class TensorCoreConvRotW4A4Layout(PackedLayout):
         return ClippedGrid(rotation=form.rotation)
 
     @classmethod
+    def round(
+        cls, tensor: torch.Tensor, form: Format, scale: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Params]:
+        """Round [N, K] by one kernel, where no `scale` is given; see `WeightLayout.round`."""
+        if scale is not None:
+            return super().round(tensor, form, scale)
+        q, found = quantize_int4(tensor, form.rotation)
+        return q, cls._params(found, form, tuple(tensor.shape), tensor.dtype)
+
+    @classmethod
     def pack(
         cls, codes: torch.Tensor, scale: torch.Tensor, form: Format, dtype: torch.dtype
     ) -> tuple[torch.Tensor, Params]:
         """Pack the codes two to a byte."""
+        return pack(codes, 4), cls._params(scale, form, tuple(codes.shape), dtype)
+
+    @classmethod
+    def _params(cls, scale: torch.Tensor, form: Format, shape: tuple[int, ...], dtype: torch.dtype) -> Params:
         assert isinstance(form, ConvRotW4A4)
         params: Params = {"scale": scale.flatten(), "linear_dtype": form.linear_dtype}
-        params |= {"rotation": form.rotation, "orig_shape": tuple(codes.shape), "orig_dtype": dtype}
-        return pack(codes, 4), params
+        return params | {"rotation": form.rotation, "orig_shape": shape, "orig_dtype": dtype}
 
     @classmethod
     def form(cls, params: Params) -> Format:

@@ -6,6 +6,7 @@ import torch
 
 from ...formats import MXFP8, Format
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
+from ...kernels import quantize_mxfp8
 from ...kernels.tiled_scales import tiled, untiled
 from ..block_grids import PowerGrid
 from ..grid import Grid
@@ -39,6 +40,16 @@ class TensorCoreMXFP8Layout(FloatLayout):
     def grid(cls, form: Format) -> Grid:
         """Return e4m3's values with powers of two."""
         return PowerGrid()
+
+    @classmethod
+    def round(
+        cls, tensor: torch.Tensor, form: Format, scale: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Params]:
+        """Round [N, K] by one kernel, where no `scale` is given; see `WeightLayout.round`."""
+        if scale is not None:
+            return super().round(tensor, form, scale)
+        q, found = quantize_mxfp8(tensor)
+        return q, {"scale": found, "orig_dtype": tensor.dtype}
 
     @classmethod
     def pack(

@@ -8,6 +8,7 @@ import torch
 from ...formats import NVFP4, Format
 from ...formats.names import INPUT_SCALE, PRE_QUANT_SCALE, SCALE, WEIGHT
 from ...formats.nvfp4 import SCALE_2
+from ...kernels import quantize_nvfp4
 from ...kernels.packing import pack
 from ...kernels.tiled_scales import tiled, untiled
 from ..block_grids import FourBitFloatGrid
@@ -43,6 +44,17 @@ class TensorCoreNVFP4Layout(FloatLayout):
     def grid(cls, form: Format) -> Grid:
         """Return e2m1's values with scales of both kinds."""
         return FourBitFloatGrid()
+
+    @classmethod
+    def round(
+        cls, tensor: torch.Tensor, form: Format, scale: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Params]:
+        """Round [N, K] by one kernel, where at most the scale in all is given; see `WeightLayout.round`."""
+        if scale is not None and scale.is_complex():
+            return super().round(tensor, form, scale)
+        packed, blocks, whole = quantize_nvfp4(tensor, scale)
+        params: Params = {"scale": whole, "block_scale": blocks}
+        return packed, {**params, "orig_shape": tuple(tensor.shape), "orig_dtype": tensor.dtype}
 
     @classmethod
     def pack(

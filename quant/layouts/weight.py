@@ -79,8 +79,8 @@ class WeightLayout(QuantizedLayout):
     ) -> tuple[torch.Tensor, Params]:
         """Round [N, K] to nearest, rotated first where `form` is; return (qdata, params).
 
-        scale: in the grid's `scale_shape`, None for the grid's own. Rows are taken a cache-sized part at a
-        time.
+        scale: in the grid's `scale_shape`, None for the grid's own; float32 [] for `Grid.scale_in_all`, where
+        there is one. Rows are taken a cache-sized part at a time.
         """
         grid, (n, k) = cls.grid(form), tensor.shape
         codes = torch.empty(n, k, dtype=torch.int8, device=tensor.device)

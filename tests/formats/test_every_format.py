@@ -196,6 +196,19 @@ def test_ldlq_stays_on_the_grid_and_beats_rounding(case):
     assert better < 0.7 * rounded
 
 
+@written
+def test_rounding_some_rows_at_a_time_changes_no_bit(case):
+    """Scales of blocks lie in tiles of 128 rows, and one scale serves all rows: parts must agree on both."""
+    w = heavy(288, 256)
+    w[280, 3] = 9 * w.abs().max()
+    made = [
+        quantize_layer(w, None, QuantizeOptions("rtn", case.form, row_chunk=c)).weight for c in (None, 100)
+    ]
+    whole, parts = (weight_layout(q._layout_type).store(q._qdata, q._layout_params)[1] for q in made)
+    assert whole.keys() == parts.keys()
+    assert all(same(whole[s], parts[s]) for s in whole)
+
+
 def refused(config, tensors) -> str:
     """The message with which a layer is refused."""
     with pytest.raises(CheckpointError) as e:

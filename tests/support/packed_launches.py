@@ -6,9 +6,13 @@ from convert_to_quant.kernels.decode import Packed
 from convert_to_quant.kernels.triton import (
     _arch,
     decode,
+    decoded,
     float_linear,
     floats,
+    int4,
     int8_mm,
+    mxfp8,
+    nvfp4,
     packed_linear,
     packing,
 )
@@ -18,6 +22,8 @@ from convert_to_quant.kernels.triton._operands import Operand, empty
 
 META = torch.device("meta")
 N, K = 12288, 3072
+
+QUANTIZERS = ("quantize mxfp8", "quantize nvfp4", "quantize int4", "quantize w4a8", "quantize w6a8")
 
 SOME = (
     ("sm_80", "decode 4"),
@@ -34,6 +40,14 @@ SOME = (
     ("sm_90", "float_linear e4m3"),
     ("sm_120", "float_linear nvfp4"),
     ("gfx942", "float_linear mxfp8"),
+    *(("sm_80", case) for case in QUANTIZERS),
+    ("sm_90", "quantize mxfp8"),
+    ("sm_90", "quantize w4a8"),
+    ("sm_120", "quantize nvfp4"),
+    ("sm_120", "quantize int4"),
+    ("gfx942", "quantize nvfp4"),
+    ("gfx942", "quantize w6a8"),
+    ("gfx1100", "quantize mxfp8"),
 )
 """What is compiled in the tests: the large tiles of sm_80 and sm_90 are there in test_machine_code.py."""
 
@@ -50,6 +64,11 @@ def cases() -> dict:
         "pack 6": lambda: packing.pack.plan(_meta(N, K, dtype=torch.int8), 6, 32).steps,
         "quantize_float8": lambda: floats.quantize_float8.plan(bf16(4096), "e4m3", _meta()).steps,
         "dequantize nvfp4": lambda: floats.dequantize_floats.plan(*small("nvfp4"), torch.bfloat16).steps,
+        "quantize mxfp8": lambda: mxfp8.quantize_mxfp8.plan(bf16(N)).steps,
+        "quantize nvfp4": lambda: nvfp4.quantize_nvfp4.plan(bf16(N)).steps,
+        "quantize int4": lambda: int4.quantize_int4.plan(bf16(N), 256).steps,
+        "quantize w4a8": lambda: decoded.quantize_decoded.plan(bf16(N), 4, 16, 256).steps,
+        "quantize w6a8": lambda: decoded.quantize_decoded.plan(bf16(N), 6, 16, 256).steps,
         **{f"float_linear {kind}": lambda kind=kind: multiplied(kind) for kind in ("e4m3", "mxfp8", "nvfp4")},
     }
 
