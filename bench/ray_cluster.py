@@ -3,8 +3,9 @@
     python bench/ray_cluster.py [--layers 12] [--rows 1024] [--columns 2048] [--tokens 2048] [--rounds 3]
 
 Each round runs both, one after the other, with one thread per process; printed are medians of the wall time
-and of the CPU time of the process that reads, checks and writes and of those that compute. On a machine that
-does other work too, CPU times are what to compare. The files must be the same to the byte.
+and of the CPU time of the process that reads, checks and writes, of its thread that checks and writes, which
+is the busiest, and of the processes that compute. On a machine that does other work too, CPU times are what
+to compare. The files must be the same to the byte.
 """
 
 import argparse
@@ -12,13 +13,16 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import save_file
 
 from convert_to_quant import convert
+from convert_to_quant.converter.convert import pipeline
 from convert_to_quant.quant.algorithms import LayerStats
 from convert_to_quant.quant.calibration import save as save_calibration
 from convert_to_quant.ray import RayExecutor
@@ -53,11 +57,31 @@ def workers_cpu() -> float:
     return total / tick
 
 
-def timed(options: dict[str, str], output: Path, executor: RayExecutor | None) -> tuple[float, float, float]:
-    """Convert; return the seconds on the wall, of this process's CPUs, and of the workers'."""
+class Writing:
+    """The CPU seconds of what the pipeline's writer does."""
+
+    def __init__(self) -> None:
+        self.seconds, self._run = 0.0, pipeline.run
+        pipeline.run = self._counted
+
+    def _counted(self, items: Any, *, write: Callable[[Any, Any], None], **others: Any) -> None:
+        def clocked(item: Any, result: Any) -> None:
+            start = time.thread_time()
+            write(item, result)
+            self.seconds += time.thread_time() - start
+
+        self._run(items, write=clocked, **others)
+
+
+def timed(
+    options: dict[str, str], output: Path, executor: RayExecutor | None, writing: Writing
+) -> tuple[float, ...]:
+    """Convert; return the seconds on the wall, of this process's CPUs, of its writer, and of the workers."""
+    writing.seconds = 0.0
     wall, own, theirs = time.perf_counter(), time.process_time(), workers_cpu()
     convert(output_file=str(output), overwrite=True, executor=executor, **options)
-    return time.perf_counter() - wall, time.process_time() - own, workers_cpu() - theirs
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    return wall, own, writing.seconds, workers_cpu() - theirs
 
 
 def main() -> None:
@@ -69,23 +93,25 @@ def main() -> None:
     torch.set_num_threads(1)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
-    found: dict[str, list[tuple[float, float, float]]] = {"one process": [], "two workers": []}
+    found: dict[str, list[tuple[float, ...]]] = {"one process": [], "two workers": []}
+    writing = Writing()
     with tempfile.TemporaryDirectory() as name, RayExecutor(cluster.address) as executor:
         folder = Path(name)
         options = made(folder, args.layers, args.rows, args.columns, args.tokens)
         places = {"one process": None, "two workers": executor}
         for what, where in places.items():  # once without a clock
-            timed(options, folder / f"{what}.safetensors", where)
+            timed(options, folder / f"{what}.safetensors", where, writing)
         for _ in range(args.rounds):
             for what, where in places.items():
-                found[what].append(timed(options, folder / f"{what}.safetensors", where))
+                found[what].append(timed(options, folder / f"{what}.safetensors", where, writing))
         one, two = ((folder / f"{what}.safetensors").read_bytes() for what in places)
         assert one == two, "the files differ"
     cluster.shutdown()
     print(f"{args.layers} layers [{args.rows}, {args.columns}], {args.tokens} tokens, {args.rounds} rounds")
     for what, runs in found.items():
-        wall, own, theirs = (statistics.median(column) for column in zip(*runs, strict=True))
-        print(f"{what}: {wall:.1f} s, CPU {own:.1f} s here and {theirs:.1f} s in workers")
+        wall, own, writer, theirs = (statistics.median(column) for column in zip(*runs, strict=True))
+        here = f"{own:.2f} s here ({writer:.2f} s of it checking and writing)"
+        print(f"{what}: {wall:.1f} s; CPU {here} and {theirs:.1f} s in workers")
 
 
 if __name__ == "__main__":

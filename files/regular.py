@@ -65,11 +65,17 @@ def unreadable(path: str | os.PathLike[str], error: Exception) -> str:
     return f"{os.fspath(path)!r}: cannot be the name of a file: {error}"
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the content of a UTF-8 text file. CheckpointError as `open_regular`, and for other bytes."""
+def read_text(path: str | os.PathLike[str], most: int | None = None) -> str:
+    """Return the content of a UTF-8 text file. CheckpointError as `open_regular`, and for other bytes.
+
+    most: bytes that it may have, None for any number; CheckpointError where there are more.
+    """
     try:
         with os.fdopen(open_regular(path), "rb") as f:
-            return f.read().decode("utf-8")
+            content = f.read(-1 if most is None else most + 1)
+        if most is not None and len(content) > most:
+            raise CheckpointError(f"{path}: is larger than the {most / 2**20:g} MiB that it may have")
+        return content.decode("utf-8")
     except UnicodeDecodeError as e:
         raise CheckpointError(f"{path}: is not UTF-8 text: byte {e.start} fits no character") from e
     except OSError as e:

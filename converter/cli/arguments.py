@@ -14,6 +14,9 @@ from ..options.settings import Settings
 from ..options.translate import translated
 from .parser import ConvertParser
 
+_MOST = 1 << 20
+"""Bytes that a recipe file may have: one with every option has some thousand."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -47,9 +50,10 @@ def parsed(parser: ConvertParser, argv: Sequence[str]) -> Arguments:
 def recipe_in(path: str) -> dict[str, Any]:
     """Return the options in a recipe file: JSON where its name ends with .json, else YAML.
 
-    ConversionError, naming the file, for what is no recipe, and where no package reads YAML.
+    ConversionError, naming the file, for what is no recipe or too large for one, and where no package reads
+    YAML.
     """
-    text = read_text(path)
+    text = read_text(path, _MOST)
     if path.endswith(".json"):
         return read_recipe(parse_json(text, path), path)
     try:

@@ -16,10 +16,15 @@ _ALONE = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def connect(ray: Any, address: str) -> None:
-    """Connect this process to a cluster; ConversionError where that cannot be done."""
+    """Connect this process to a cluster; ConversionError where that cannot be done.
+
+    What Ray says of its machines is silenced in this process from then on: it would stand in the middle of
+    standard output, which may be a table that a program reads.
+    """
     if address not in (LOCAL, AUTO):
         require_answer(address)
     options = {"include_dashboard": False} if address == LOCAL else {}
+    ray._private.worker.print_to_stdstream = _silent  # log_to_driver=False leaves these lines in
     try:
         with _environment(_ALONE):
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
@@ -33,6 +38,10 @@ def connect(ray: Any, address: str) -> None:
             ray.shutdown()
         reason = " ".join(str(e).split())[:300]
         raise ConversionError(f"--ray {address}: cannot connect: {type(e).__name__}: {reason}") from e
+
+
+def _silent(*args: Any, **options: Any) -> None:
+    """Print nothing."""
 
 
 @contextlib.contextmanager

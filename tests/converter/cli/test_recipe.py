@@ -50,6 +50,18 @@ def test_the_command_line_of_a_recipe_gives_the_recipe(folder, capsys):
 
 
 @pytest.mark.parametrize("name", ["r.yaml", "r.json"])
+def test_a_file_that_is_too_large_for_a_recipe_is_not_read(folder, capsys, name):
+    text = json.dumps({"format": "fp8"})
+    (folder / name).write_text(text + " " * ((1 << 20) - len(text)))
+    assert main(["recipe", "--recipe", name]) == 0
+    assert capsys.readouterr().out == 'format: "fp8"\n'
+    with open(name, "r+b") as f:
+        f.truncate(1 << 40)  # a hole: it takes no room on the disk
+    assert main(["recipe", "--recipe", name]) == 1
+    assert capsys.readouterr().err == (f"error: {name}: is larger than the 1 MiB that it may have\n")
+
+
+@pytest.mark.parametrize("name", ["r.yaml", "r.json"])
 def test_a_conversion_follows_a_recipe(folder, name):
     (folder / name).write_text(json.dumps({"format": "fp8", "save-recipe": True}))
     assert main(["-i", "m.safetensors", "-o", "o.safetensors", "--recipe", name, "--quiet"]) == 1

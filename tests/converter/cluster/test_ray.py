@@ -148,6 +148,18 @@ def test_rounding_stays_here(tmp_path, folder, executor):
     assert "the cluster has no part in it" in report.notes[-1]
 
 
+def test_what_ray_prints_of_its_machines_is_silenced(executor, capfd):
+    """Its lines would stand in the middle of standard output."""
+    from inspect import getsource
+
+    from ray._private import worker
+
+    assert "print_to_stdstream(" in getsource(worker.listen_error_messages), "they are printed elsewhere now"
+    executor.slots(False)
+    worker.print_to_stdstream({"lines": ["a machine was lost"], "pid": "raylet", "is_err": False}, False)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_device_that_no_machine_has(tmp_path, folder, executor):
     for device, message in (("cuda", "no machine of the Ray cluster has a GPU"), ("cuda:1", "its own GPU")):
         with pytest.raises(ConversionError, match=message):

@@ -1,6 +1,10 @@
 """Conversions of models that are elsewhere, from a real web server that fails."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from models import block_weights, save, save_sharded
@@ -11,6 +15,8 @@ from convert_to_quant.converter.cli.main import main
 from convert_to_quant.files.header import OutputTensor, build_header
 from convert_to_quant.files.remote import ahead, source
 from convert_to_quant.formats.names import JOB_KEY
+
+SUPPORT = Path(__file__).parents[2] / "support"
 
 
 @pytest.fixture
@@ -86,6 +92,25 @@ def test_a_run_that_lost_its_connection_is_resumed(server, model, capsys):
     assert server.sent - before < 0.8 * server.files["/a/m.safetensors"].size
     assert main(["-i", "m.safetensors", "-o", "local.safetensors", "--quiet"]) == 0
     assert same("out.safetensors", "local.safetensors")
+
+
+def test_a_run_that_was_killed_is_resumed(server, model, tmp_path):
+    """By SIGKILL, in a process of its own, once four steps are whole."""
+    assert main(["-i", model, "-o", "whole.safetensors", "--quiet"]) == 0
+    size, before = server.files["/a/m.safetensors"].size, server.sent
+    command = [sys.executable, str(SUPPORT / "stopped.py"), "SIGKILL", "-i", model, "-o", "out.safetensors"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert server.sent > before
+    assert sorted(p.name for p in tmp_path.glob("out*")) == [
+        "out.safetensors.part",
+        "out.safetensors.part.journal",
+    ]
+    before = server.sent
+    assert main(["-i", model, "-o", "out.safetensors", "--quiet"]) == 0
+    assert server.sent - before < 0.9 * size, "what was written is not read again"
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("out*")) == ["out.safetensors"]
 
 
 def test_a_run_is_not_resumed_with_another_file(server, model, tmp_path):
