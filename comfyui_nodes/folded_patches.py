@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from convert_to_quant.folding.changes import MADE_FOR, folded_change, folded_pair
+from convert_to_quant.folding.changes import MADE_FOR, LayerFold, folded_change, layer_fold
 from convert_to_quant.folding.factors import Folds
 
 logger = logging.getLogger("convert_to_quant.nodes")
@@ -109,9 +109,9 @@ def _adapter(
         kind = "DoRA" if patch.name == "lora" and parts[4] is not None else patch.name
         raise RuntimeError(f"{os.path.basename(name)}: a {kind} adapter cannot be folded ({name}): {INSTEAD}")
     up, down, alpha = parts[:3]
-    made_up, made_down, bias = folded_pair(
-        folds, name[: -len(".weight")], rows(up.flatten(1)), down.flatten(1), first
-    )
+    up, down = rows(up.flatten(1)), down.flatten(1)
+    fold = layer_fold(folds, name[: -len(".weight")], len(up), down.shape[1], first) or LayerFold()
+    made_up, made_down, bias = fold.pair(up, down)
     if bias is not None and alpha is not None:
         bias *= alpha / down.shape[0]
     pair = made_up.to(up.dtype), made_down.to(down.dtype)

@@ -14,10 +14,11 @@ from torch import nn
 from ..formats import CheckpointError, ConversionError
 from ..quant import QuantizedTensor
 from ..quant.runtime import plain_state_dict
+from ..quant.runtime.adapters import remember_folds
 from ..quant.runtime.stored import as_parameter
 from .config import CtqConfig
 from .layers import LayerPlan, bytes_per_weight
-from .stored import FLOAT8, Shards, put_together, stored_layers, without_companions, without_prefix
+from .stored import FLOAT8, Shards, folds_in, put_together, stored_layers, without_companions, without_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 class CtqDiffusersQuantizer(DiffusersQuantizer):
     """Quantizes a model while it is loaded, or takes one that is stored quantized as it is.
 
-    After loading `skipped` says why layers were left, `plan` what the others are.
+    After loading `skipped` says why layers were left, `plan` what the others are. metadata: the folds of the
+    model's file, as its header has them.
     """
 
     requires_calibration = False
@@ -38,6 +40,7 @@ class CtqDiffusersQuantizer(DiffusersQuantizer):
         self.plan = LayerPlan()
         self._layers: set[str] | None = None
         self._shards = Shards()
+        self.metadata: dict[str, str] = {}
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -72,6 +75,7 @@ class CtqDiffusersQuantizer(DiffusersQuantizer):
         """Return the names that a model has, without those of scales and the like."""
         self._layers = stored_layers(loaded_keys)
         self._shards = Shards(f for f in checkpoint_files if not isinstance(f, dict))
+        self.metadata = folds_in(self._shards.files)
         return without_companions(loaded_keys)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -143,13 +147,14 @@ class CtqDiffusersQuantizer(DiffusersQuantizer):
         return True
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        remember_folds(model, self.metadata)
         return model
 
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Any], safe_serialization: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what ``save_pretrained`` writes: the tensors of a checkpoint, as ComfyUI has them."""
-        return plain_state_dict(state_dict), {}
+        return plain_state_dict(state_dict), dict(self.metadata)
 
     def _dequantize(self, model: Any) -> nn.Module:
         dequantize_model(model)

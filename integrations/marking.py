@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from ..folding.coding import KEY
 from ..formats import ConversionError
 from ..quant import QuantizedTensor
 from .config import CtqConfig
@@ -24,6 +25,8 @@ def mark_quantized(model: Any, config: CtqConfig | None = None) -> None:
         )
     quantizer, config = _quantizer(model), config or CtqConfig()
     model.hf_quantizer = quantizer(config, pre_quantized=True)
+    known = getattr(model, "checkpoint_metadata", {})
+    model.hf_quantizer.metadata = {KEY: known[KEY]} if KEY in known else {}
     model.is_quantized, model.quantization_method = True, config.quant_method
     if hasattr(model, "register_to_config"):
         model.register_to_config(quantization_config=config)  # diffusers' configs cannot be written to

@@ -54,7 +54,9 @@ def register_diffusers() -> type[CtqConfig]:
         raise _moved("diffusers", "tables AUTO_QUANTIZER_MAPPING in diffusers.quantizers.auto")
     _check("diffusers", getattr(base, "DiffusersQuantizer", None), _DIFFUSERS_HOOKS)
     from .diffusers import CtqDiffusersQuantizer
+    from .single_file import watch_single_files
 
+    watch_single_files()
     quantizers, configs = tables
     quantizers[_NAME] = CtqDiffusersQuantizer  # type: ignore[index]  # seen to be dicts
     configs[_NAME] = CtqConfig  # type: ignore[index]

@@ -8,6 +8,7 @@ import torch
 
 from ..files.checkpoint import open_checkpoint
 from ..files.header import read_header
+from ..folding.coding import KEY
 from ..formats import CheckpointError
 from ..formats.names import CONFIG, SCALE, WEIGHT, tensor_name
 from ..names.prefixes import DIFFUSION_MODEL
@@ -50,6 +51,15 @@ class Shards:
             return None
         with open_checkpoint(self._where[name]) as checkpoint:
             return checkpoint.read(name, huge_pages=False)
+
+
+def folds_in(files: Iterable[Path]) -> dict[str, str]:
+    """Return the folds that the headers of a model's files tell of, as metadata; {} for none."""
+    for file in files:
+        text = read_header(file)[1].get(KEY)
+        if text is not None:
+            return {KEY: text}
+    return {}
 
 
 def put_together(

@@ -17,7 +17,7 @@ from ...files.checkpoint import Checkpoint, open_checkpoint
 from ...files.header import TensorInfo
 from ...files.save import save_tensors
 from ...files.target import require_target
-from ...folding.changes import MADE_FOR, folded_pair, stored_folds
+from ...folding.changes import MADE_FOR, LayerFold, layer_fold, stored_folds
 from ...folding.factors import Folds
 from ...formats.errors import ConversionError
 from ..lora.delta import read_finite
@@ -96,7 +96,9 @@ def _module(
         )
     ups, downs = zip(*(_pair(m, shape[0], source) for m in merges), strict=True)
     dtype = source.read_tensor(_up(merges[0])).dtype
-    up, down, bias = folded_pair(folds, layer, torch.cat(ups, 1), torch.cat(downs))
+    up, down = torch.cat(ups, 1), torch.cat(downs)
+    fold = layer_fold(folds, layer, len(up), down.shape[1]) or LayerFold()
+    up, down, bias = fold.pair(up, down)
     key = lora_name(layer, matches)
     made = {
         f"{key}.lora_up.weight": up.to(dtype),

@@ -2,6 +2,7 @@
 
 from ...formats import CheckpointError
 from ...names.keymap import KeyMap, map_for
+from .adapters import fold_lora
 from .empty import empty_weights
 from .int8_linear import Int8Linear
 from .loading import LoadReport, load_quantized, require_fit
@@ -20,6 +21,7 @@ __all__ = [
     "QuantizeReport",
     "apply_lora",
     "empty_weights",
+    "fold_lora",
     "load_quantized",
     "map_for",
     "mixed_precision_ops",

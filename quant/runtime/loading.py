@@ -20,6 +20,7 @@ from ...formats.names import CONFIG, SCALE, WEIGHT, tensor_name
 from ...names.keymap import IDENTITY, KeyMap, Mapped, map_for
 from ...names.prefixes import CHECKPOINT
 from ..tensor import QuantizedTensor
+from .adapters import remember_folds
 from .rows import swap_halves, take_rows
 from .stored import as_parameter, build_weight, companions, layer_format
 
@@ -111,6 +112,7 @@ def load_quantized(
             _place(model, targets, aliases, source, tensor, device)
     _check_no_meta(model, report)
     model.__dict__["checkpoint_metadata"] = report.metadata
+    remember_folds(model, report.metadata, mapper)
     report.seconds = time.perf_counter() - start
     logger.info("%s: %s", path, report.summary())
     return report

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from ...files.checkpoint import open_checkpoint
+from ...folding.changes import MADE_FOR, LayerFold
 from ...formats import CheckpointError
 from ...names.prefixes import lora_readings
 from ..layouts import layout_class
 from ..tensor import QuantizedTensor
+from .folds import FOLDS
 
 _PATCHED: "WeakKeyDictionary[nn.Module, _Patches]" = WeakKeyDictionary()
 _DOWN_UP = re.compile(r"(.+)\.(lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight")
@@ -37,14 +39,17 @@ class LowRank:
 
 @dataclass
 class _Patches:
-    """Per weight: its bits before the first LoRA. The handles in the order they were applied."""
+    """Per parameter: its bits before the first LoRA. The handles in the order they were applied."""
 
     saved: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     active: list["LoraHandle"] = field(default_factory=list)
 
 
 class LoraHandle:
-    """An applied LoRA; `remove` (or leaving a ``with`` block) takes it off."""
+    """An applied LoRA; `remove` (or leaving a ``with`` block) takes it off.
+
+    deltas: by the parameter's name.
+    """
 
     def __init__(self, model: nn.Module, deltas: dict[str, "LowRank | torch.Tensor"], strength: float):
         self.model, self.deltas, self.strength = model, deltas, strength
@@ -79,19 +84,49 @@ def apply_lora(
     the sum is rounded to nearest in the same layout, granularity and rotation: order does not matter
     and nothing accumulates. The original bits are kept until the last LoRA is off.
     Weights keep their storage, so captured CUDA graphs and compiled models see the change.
+    On a model from a folded file (``--fold``) the deltas are folded first, biases included; a LoRA file that
+    was made for it (``ctq edit --fold-lora``) says so and is added as it is.
 
     CheckpointError, with the nearest names, when a key of the LoRA matches no layer or a shape does not fit;
     nothing is changed then.
     """
-    deltas: dict[str, LowRank | torch.Tensor]
-    deltas = {**read_lora(lora, model)} if isinstance(lora, (str, os.PathLike)) else dict(lora)
-    _check(model, deltas)
-    handle = LoraHandle(model, deltas, strength)
+    given: dict[str, LowRank | torch.Tensor]
+    given = {**read_lora(lora, model)} if isinstance(lora, (str, os.PathLike)) else dict(lora)
+    _check(model, given)
+    folds = {} if _made_for_folded(lora) else model.__dict__.get(FOLDS) or {}
+    handle = LoraHandle(model, _by_parameter(given, folds), strength)
     patches = _PATCHED.setdefault(model, _Patches())
     patches.active.append(handle)
-    for name in deltas:
+    for name in handle.deltas:
         _update(model, name, patches)
     return handle
+
+
+def _made_for_folded(lora: object) -> bool:
+    if not isinstance(lora, (str, os.PathLike)):
+        return False
+    with open_checkpoint(lora) as file:
+        return MADE_FOR in file.metadata
+
+
+def _by_parameter(
+    given: Mapping[str, LowRank | torch.Tensor], folds: Mapping[str, LayerFold]
+) -> dict[str, LowRank | torch.Tensor]:
+    """Return changes of layers as changes of their parameters, folded where the layer is."""
+    made: dict[str, LowRank | torch.Tensor] = {}
+    for layer, delta in given.items():
+        bias: torch.Tensor | None = None
+        if layer in folds:
+            fold = folds[layer]
+            if isinstance(delta, LowRank):
+                up, down, bias = fold.pair(delta.up.flatten(1), delta.down.flatten(1))
+                delta, bias = LowRank(down, up, delta.scale), None if bias is None else delta.scale * bias
+            else:
+                delta, bias = fold.change(delta)
+        made[f"{layer}.weight"] = delta
+        if bias is not None:
+            made[f"{layer}.bias"] = bias
+    return made
 
 
 def _bits(weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -100,8 +135,9 @@ def _bits(weight: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _update(model: nn.Module, name: str, patches: _Patches) -> None:
-    """Bring weight `name` to its original bits plus the active deltas."""
-    weight: Any = model.get_submodule(name).weight
+    """Bring parameter `name` to its original bits plus the active deltas."""
+    layer, _, leaf = name.rpartition(".")
+    weight: Any = getattr(model.get_submodule(layer), leaf)
     if name not in patches.saved:
         patches.saved[name] = {k: t.clone() for k, t in _bits(weight).items()}
     _restore(weight, patches.saved[name])
