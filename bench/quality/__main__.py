@@ -65,6 +65,14 @@ class Bench:
         """Return tokens [n, K] of a layer that no method has seen."""
         return self.eval.stats(name).samples.float()
 
+    def others(self) -> dict[str, CalibrationData]:
+        """Return what was recorded of each kind of text that is not the calibration's."""
+        found = {"eval": self.eval}
+        for split in OTHERS[1:]:
+            batches = minilm.batches(text.paragraphs(split), 4096)
+            found[split] = self._record(self.folder / f"{split}.safetensors", batches, 4096)
+        return found
+
     def quantize(self, method: dict, tokens: int = TOKENS) -> dict:
         """Return {name: LayerResult} of every layer."""
         results = {}
@@ -111,10 +119,7 @@ def domains(bench: Bench) -> None:
         for tokens in (TOKENS, TOKENS // 4)
         for damping in (0.01, 0.03, 0.1, 0.3)
     }
-    held_out = {}
-    for split in OTHERS:
-        batches = minilm.batches(text.paragraphs(split), 4096)
-        held_out[split] = bench._record(bench.folder / f"{split}.safetensors", batches, 4096)
+    held_out = bench.others()
     for name, (method, tokens) in methods.items():
         cells = []
         results = bench.quantize(method, tokens)

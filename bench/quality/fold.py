@@ -14,6 +14,7 @@ from methods import BEST, MAIN, TOKENS, options
 from painted import Painted
 
 from convert_to_quant.converter.fold.find import find_inputs
+from convert_to_quant.converter.fold.stats import folded_stats
 from convert_to_quant.converter.options.settings import Settings
 from convert_to_quant.converter.plan.build import build_plan
 from convert_to_quant.converter.presets import Match, Preset
@@ -41,38 +42,46 @@ FOLDABLE = {
 
 
 def minilm(bench) -> None:
-    """Print W8A16 and W8A8 of QuIP on MiniLM's layers by what is folded, as means over the layers."""
-    print("\n| folded | inputs | W8A16 | W8A8 | worst |\n| --- | --- | --- | --- | --- |")
+    """Print W8A16 and W8A8 of QuIP on MiniLM's layers by what is folded, as means, on every kind of text."""
+    texts = bench.others()
+    print(f"\n| folded | layers | {' | '.join(f'{n}: W8A16 | W8A8' for n in texts)} | worst |")
+    print("|" + (3 + 2 * len(texts)) * " --- |")
     for where, folds in FOLDABLE.items():
         for kind, kinds in KINDS.items():
             if kind == "nothing" and where != next(iter(FOLDABLE)):
                 continue
-            scores = _layers(bench, folds, kinds)
+            scores = _layers(bench, texts, folds, kinds)
             name = "nothing" if kind == "nothing" else f"{where}: {kind}"
-            w8a16, w8a8 = ({n: s[i] for n, s in scores.items()} for i in (0, 1))
-            line = f"{measure.mean(w8a16):.2f} | {measure.mean(w8a8):.2f} | {min(w8a8.values()):.2f}"
-            print(f"| {name} | {len(scores)} | {line} |", flush=True)
+            cells = []
+            for found in scores.values():
+                w8a16, w8a8 = ({n: s[i] for n, s in found.items()} for i in (0, 1))
+                cells += [f"{measure.mean(w8a16):.2f}", f"{measure.mean(w8a8):.2f}"]
+            worst = min(w8a8 for found in scores.values() for _, w8a8 in found.values())
+            print(f"| {name} | {len(bench.layers)} | {' | '.join(cells)} | {worst:.2f} |", flush=True)
 
 
-def _layers(bench, folds: tuple, kinds: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """Quantize every layer on folded inputs; return W8A16 and W8A8 by layer."""
+def _layers(
+    bench, texts: dict, folds: tuple, kinds: tuple[str, ...]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Quantize every layer on folded inputs; return W8A16 and W8A8 by text and layer."""
     made = _folds(bench, folds, kinds)
-    scores = {}
+    scores: dict[str, dict[str, tuple[float, float]]] = {split: {} for split in texts}
     for name, weight in bench.layers.items():
-        x, stats = bench.held_out(name), bench.train.stats(name)
+        stats = bench.train.stats(name)
         folded = made.apply(f"{name}.weight", weight.clone())
-        result = quantize_layer(
-            folded, made.stats(name, stats), options(MAIN[BEST], weight.shape[1], TOKENS), None, name
-        )
-        inner = made.stats(name, replace(stats, samples=x)).samples
+        chosen = options(MAIN[BEST], weight.shape[1], TOKENS, bench.damping)
+        result = quantize_layer(folded, folded_stats(made, name, stats), chosen, None, name)
         mean = made.mean_output(name)
         extra = 0.0 if mean is None else mean
-        exact = (inner @ folded.T).double() + extra
-        dense = (inner @ result.weight.dequantize().float().T).double() + extra
-        scores[name] = (
-            measure.sqnr(exact, dense),
-            measure.sqnr(exact, measure.integer_output(inner, result).double() + extra),
-        )
+        for split, data in texts.items():
+            x = data.stats(name).samples.float()
+            inner = folded_stats(made, name, replace(stats, samples=x)).samples
+            exact = (inner @ folded.T).double() + extra
+            dense = (inner @ result.weight.dequantize().float().T).double() + extra
+            scores[split][name] = (
+                measure.sqnr(exact, dense),
+                measure.sqnr(exact, measure.integer_output(inner, result).double() + extra),
+            )
     return scores
 
 

@@ -18,11 +18,15 @@ READER_GONE = 141
 """What a shell shows for a program whose reader went away (``| head``): 128 + SIGPIPE."""
 
 
+RESUMES = "no output was written; the same command resumes where it stopped"
+
+
 def guarded(command: Callable[[], int], name: str = "error") -> int:
     """Run a command and return its exit code, whatever happens in it.
 
     0 done, 1 refused or failed (one line on stderr says why), 130 interrupted, 141 when the reader of its
-    output went away. SystemExit, of a wrong command line or of --help, passes through. With
+    output went away. A KeyboardInterrupt's own text, if any, says what becomes of work that is not resumed.
+    SystemExit, of a wrong command line or of --help, passes through. With
     CONVERT_TO_QUANT_TRACEBACK=1 the trace of a failure is shown before its line.
     """
     _open_standard_streams()
@@ -34,8 +38,8 @@ def guarded(command: Callable[[], int], name: str = "error") -> int:
             raise
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        _tell("interrupted: no output was written; the same command resumes where it stopped")
+    except KeyboardInterrupt as e:
+        _tell(f"interrupted: {e if str(e) else RESUMES}")
         return 130
     except BrokenPipeError:
         _stdout_failure()

@@ -20,6 +20,9 @@ tokens is kept, over all prompts and steps. Record on what the model is used for
 many kinds of text is used."""
 
 
+_ANEW = "no output was written; what was recorded is lost, and the same command begins again"
+
+
 def size(text: str) -> tuple[int, int]:
     """Return (width, height) of ``1024x768``; else ValueError."""
     width, x, height = text.lower().partition("x")
@@ -127,7 +130,10 @@ def main(argv: Sequence[str]) -> int:
         args.overwrite,
         runs,
     )
-    say(record(request, None if args.quiet else _Lines()))
+    try:
+        say(record(request, None if args.quiet else _Lines()))
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(_ANEW) from e
     return 0
 
 

@@ -57,6 +57,7 @@ def run(*argv, **kwargs):
         (RecursionError("maximum recursion depth"), 1, "unexpected RecursionError"),
         (KeyError("x\n\x1b[31m"), 1, "unexpected KeyError"),
         (KeyboardInterrupt(), 130, "interrupted: no output was written"),
+        (KeyboardInterrupt("begins again"), 130, "interrupted: begins again"),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else "",
 )

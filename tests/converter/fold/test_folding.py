@@ -253,3 +253,9 @@ def test_what_is_not_known_is_told_and_not_folded(flux, tmp_path):
     assert any("nothing is folded: no layer behind a known norm" in n for n in report.notes)
     with safe_open(output, "pt") as f:
         assert KEY not in f.metadata()
+
+
+def test_a_dry_run_counts_the_weights_that_are_read_for_factors(flux):
+    options = {"calibration_data": str(flux.calibration), "force": True, "device": "cpu"}
+    folded, unfolded = (plan_int8(flux.source, fold=fold, **options) for fold in ("auto", "off"))
+    assert folded.seconds > unfolded.seconds > 0

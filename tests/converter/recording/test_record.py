@@ -186,3 +186,13 @@ def test_a_model_in_the_hubs_cache_is_found_by_its_id(qwen, tmp_path, monkeypatc
     (cache / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert run("me/tiny", tmp_path / "out.safetensors", "--count", 2, "--quiet") == 0
+
+
+def test_interrupted_it_says_that_it_begins_again(qwen, tmp_path, monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convert_to_quant.converter.recording.text.TextModel.run", interrupt)
+    assert run(qwen, tmp_path / "out.safetensors", "--quiet") == 130
+    assert "the same command begins again" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
