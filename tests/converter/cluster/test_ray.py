@@ -18,6 +18,7 @@ from fatal import Fatal
 from models import block_weights, layers, save
 
 from convert_to_quant import convert_many
+from convert_to_quant.converter.cli.main import main
 from convert_to_quant.converter.cluster import ray_executor
 from convert_to_quant.converter.convert.run import convert
 from convert_to_quant.converter.options.settings import Settings
@@ -291,20 +292,20 @@ def test_an_interruption_ends_the_work_and_leaves_what_can_be_gone_on_with(
 # The command line
 
 
-def ctq(address, folder, output, *more, program=("-m", "convert_to_quant")):
-    command = [sys.executable, *program, "-i", str(folder / "a.safetensors"), "-o", str(output)]
-    command += ["--calibration-data", str(folder / "calibration.safetensors"), "--ray", address, *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-
-
-def test_a_killed_run_is_gone_on_with_and_ray_says_nothing(tmp_path, address, folder, whole):
+def test_a_killed_run_is_gone_on_with_and_ray_says_nothing(tmp_path, address, folder, executor, whole, capfd):
     output = tmp_path / "q.safetensors"
-    ended = ctq(address, folder, output, program=(str(SUPPORT / "stopped.py"), "SIGKILL"))
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    options = ["-i", str(folder / "a.safetensors"), "-o", str(output), "--quiet"]
+    options += ["--calibration-data", str(folder / "calibration.safetensors"), "--ray"]
+    command = [sys.executable, str(SUPPORT / "stopped.py"), "SIGKILL", *options, address]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGKILL, "", "")
     assert not output.exists()
     assert output.with_name(f"{output.name}.part").exists()
-    finished = ctq(address, folder, output, "--quiet")
-    assert (finished.returncode, finished.stderr) == (0, "")
-    assert len(finished.stdout.splitlines()) == 1
+    executor.slots(False)
+    assert main(options) == 0, "this process is connected already: no address is needed"
+    told = capfd.readouterr()
+    assert (len(told.out.splitlines()), told.err) == (1, "")
     assert output.read_bytes() == whole
+    assert main([*options, "127.0.0.1:1"]) == 1
+    assert "connected to a Ray cluster already: name no address" in capfd.readouterr().err
