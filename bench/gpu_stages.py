@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from gpu_record import Session
+from quantizers import KINDS, wrong
 from report import environment
 from rivals import RIVALS, Missing
 from timing import Timer, copy_bandwidth, int8_tops
@@ -107,7 +108,10 @@ def _run_once(args: tuple, choice: Choice, candidate, device: str) -> dict:
 
 
 def exact(session: Session) -> None:
-    """Every candidate bit for bit against ``torch._int_mm`` (float64 where it refuses) and its epilogue."""
+    """Every candidate bit for bit against ``torch._int_mm`` (float64 where it refuses) and its epilogue.
+
+    Then the quantizers of weights against their twins.
+    """
     sizes = [(33, 70, 64), (20, 24, 128)] if session.tiny else None
     sizes = sizes or [(m, n, k) for n, k, _ in SHAPES[:6] for m in RAGGED] + list(BEYOND)
     for m, n, k in sizes:
@@ -123,6 +127,17 @@ def exact(session: Session) -> None:
         for engine, name in zip(engines, names, strict=True):
             if not session.measure("exact", name, partial(_wrong, engine, a, q, row, scale, bias, want), 20):
                 return
+
+    for n, k, r in _shapes(session)[0][:5]:
+        for name, kind in KINDS.items():
+            w = torch.randn(n, k, device=session.device, dtype=torch.bfloat16)
+            job = partial(_wrong_quantizer, name, w, r)
+            if k % kind.columns == 0 and not session.measure("exact", f"{n} {k} quantize {name}", job, 20):
+                return
+
+
+def _wrong_quantizer(name: str, weight: torch.Tensor, rotation: int) -> dict:
+    return {"wrong": wrong(name, weight, rotation)}
 
 
 def _expected(a, q, row, scale, bias) -> torch.Tensor:
@@ -171,7 +186,7 @@ def _called(call) -> dict:
 
 
 def table(session: Session) -> None:
-    """Microseconds of ours and of the rivals, and the floor that nothing can beat."""
+    """Microseconds of ours and of the rivals, and the floor that nothing can beat; quantizers of weights."""
     shapes, rows = _shapes(session)
     timer = Timer(session.device, 2 if session.tiny else 15)
     bandwidth = copy_bandwidth(timer, 1 << 20 if session.tiny else 1 << 30)
@@ -194,6 +209,11 @@ def table(session: Session) -> None:
                 job = partial(_timed, timer, partial(call, x), floor if name == "ours" else None)
                 if not session.measure("table", f"{m} {n} {k} {name}", job, 15):
                     return
+        for name, kind in KINDS.items():
+            floor = (2 + kind.stored) * n * k / bandwidth / 1e3
+            job = partial(_timed, timer, partial(kind.call, weight, r), floor)
+            if k % kind.columns == 0 and not session.measure("table", f"{n} {k} quantize {name}", job, 15):
+                return
 
 
 def _timed(timer: Timer, call, floor: float | None = None) -> dict:

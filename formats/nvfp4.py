@@ -43,8 +43,8 @@ class NVFP4(BlockScaled):
         return stored[0], 2 * stored[1]
 
     def speed(self) -> float:
-        """Return what was measured."""
-        return 7e6
+        """Return what two cores did before the search took a sixth of the time, measured on one thread."""
+        return 4.2e7
 
     def instead(self) -> str:
         """Return eight bits with the same kind of scales."""

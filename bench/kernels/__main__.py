@@ -3,7 +3,7 @@
     python bench/kernels                 every shape, every M (about an hour on one GPU)
     python bench/kernels --short         five shapes
     python bench/kernels --device cpu --tiny --out DIR   runs the code, measures nothing
-    python bench/kernels --static [sm_80 sm_90 ..]       no GPU: bounds of the tiles, from their machine code
+    python bench/kernels --static [sm_80 sm_90 ..]       no GPU: bounds from machine code
 
 Writes JSON and Markdown to bench/results. Refuses to time an op whose answer is wrong. Columns: "of
 floor" is the least possible time over ours; "x RIVAL" is the rival's time over ours; "host µs" is
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import packed
+import quantizers as weight_quantizers
 import shapes
 import small_floats
 import static
@@ -176,6 +177,8 @@ def main() -> int:
     given = arguments.parse_args()
     if given.static is not None:
         static.show(given.static or static.TARGETS)
+        print()
+        weight_quantizers.show(given.static or static.TARGETS)
         return 0
     table, rows, big, ldlq_shapes = shapes.LINEARS, shapes.M, ((16384, 3072), (4096, 12288)), shapes.LDLQ
     if given.short:
@@ -188,6 +191,7 @@ def main() -> int:
     jobs += [(linears, (n, k, rotation, rows)) for n, k, rotation, _ in table]
     jobs += [(packed.linears, (n, k, g, rows)) for n, k, g, _ in table if k % 64 == 0]
     jobs += [(small_floats.linears, (n, k, rows)) for n, k, _, _ in table]
+    jobs += [(weight_quantizers.quantizers, (n, k, g)) for n, k, g, _ in table if k % 16 == 0]
     jobs += [(whole_ldlq, shape) for shape in ldlq_shapes]
     for job, shape in jobs:
         try:

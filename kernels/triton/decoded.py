@@ -21,7 +21,7 @@ from ._planned import planned
 from ._rows import piece_offsets, rounded, row_arguments, row_tiles, store_pairs
 from ._tiles import magnitude
 
-ELEMENTS = 16
+ELEMENTS = 24
 """Of a row that a thread should hold."""
 
 GROUP = 16

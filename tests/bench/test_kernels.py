@@ -15,6 +15,7 @@ def test_tiny_run_writes_its_record(tmp_path):
     linears = {"Linear", "Packed linear", "Linear of small floats"}
     assert {row["section"] for row in record["rows"]} == {
         "Quantize",
+        "Quantize weights",
         "Decode",
         "Dequantize",
         "LDLQ",

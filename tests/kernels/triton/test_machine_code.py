@@ -9,6 +9,7 @@ pytest.importorskip("triton.backends.nvidia")
 sys.path.insert(0, str(Path(__file__).parents[3] / "bench" / "kernels"))
 
 import machine_code
+import quantizers
 import static
 import triton
 
@@ -87,6 +88,18 @@ def test_decoding_hides_behind_the_products(target, kind, issue, shared):
     assert b.registers <= 248
     assert b.issue <= issue
     assert b.shared <= shared
+
+
+@pytest.mark.parametrize(("name", "most", "narrow"), [("mxfp8", 52, 0), ("nvfp4", 98, 1)])
+def test_quantizers_of_blocks_stay_in_registers(name, most, narrow):
+    """A block per thread: 16-byte loads, but for the scale in all; counted are instructions a weight."""
+    needs, code, weights = quantizers.compiled("sm_80", name)
+    assert (needs.stack, needs.local) == (0, 0)
+    assert needs.registers <= 64
+    assert needs.shared <= 512
+    assert len(quantizers.straight(code)) <= most * weights
+    reached = machine_code.accesses(code)
+    assert sum(c for (kind, size), c in reached.items() if kind == "LDG" and size < 16) == narrow
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
