@@ -35,7 +35,11 @@ class Bench:
         save_file(self.model.state_dict(), self.source)
         self.calibration = folder / "calibration.safetensors"
         calibrate(
-            self.model, minilm.batches(text.paragraphs("train"), 3 * tokens), self.calibration, tokens=tokens
+            self.model,
+            minilm.batches(text.paragraphs("train"), 3 * tokens),
+            self.calibration,
+            tokens=tokens,
+            influence=1,
         )
         self.batches = minilm.batches(text.paragraphs("eval"), tokens)
         self.exact = measure.embeddings(self.model, self.batches)

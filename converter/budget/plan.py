@@ -18,6 +18,7 @@ from ..plan.inputs import job_metadata
 from ..plan.mix import Mix, Point
 from ..plan.steps import Plan
 from .candidates import Candidate, candidates
+from .importance import importance
 from .knapsack import Choice, Option, best_choice, least_bytes
 from .uniform import uniform_or
 
@@ -58,18 +59,15 @@ def mixed_plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
             f"it is counts too (--dry-run lists it)"
         )
     found = [measure(checkpoint, layer.steps, plain.calibration, settings, folds) for layer in layers]
-    weights = sum(layer.steps[0].source.numel for layer in layers)
+    counts = importance(layers, plain.calibration.influence)
     items = [
-        [
-            Option(size, error * layer.steps[0].source.numel / weights)
-            for size, error in zip(row, f.errors, strict=True)
-        ]
-        for layer, row, f in zip(layers, sizes, found, strict=True)
+        [Option(size, error * weight) for size, error in zip(row, f.errors, strict=True)]
+        for weight, row, f in zip(counts.weights, sizes, found, strict=True)
     ]
     rest = least - least_bytes(items)
     choice, plan = _fitted(checkpoint, settings, layers, items, target, rest, folds)
     size = file_size(checkpoint, plan, settings)
-    mix = _mix(layers, found, items, choice, size, target, least, rest)
+    mix = replace(_mix(layers, found, items, choice, size, target, least, rest), at_output=counts.measured)
     return replace(plan, notes=(*plan.notes, *mix.lines()), mix=mix)
 
 
@@ -146,5 +144,5 @@ def _best(options: Sequence[Option]) -> int:
 
 
 def _decibels(choice: Choice) -> float:
-    """Return the signal over the noise, as the mean over all weights of what their layers lose."""
+    """Return the signal over the noise that the sum of errors stands for."""
     return 10 * math.log10(1 / choice.error) if choice.error > 0 else math.inf

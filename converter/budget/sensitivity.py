@@ -29,6 +29,10 @@ RUN = 16
 TOKENS = 512
 """Held-back inputs that outputs are compared on."""
 
+WHOLE = 64
+"""Of these, inputs for which the outputs of all rows are made: where few rows have most of a layer's signal,
+the rows that are tried may not be among them."""
+
 Metric = Literal["outputs", "input energy", "weights"]
 """What an error is measured in: outputs for held-back calibration inputs; weights, scaled by the energy of
 their input channels; weights alone."""
@@ -53,13 +57,13 @@ def measure(
 
     ways: steps of one layer that differ in how it is stored; one that keeps it loses nothing. Rows are taken
     evenly over the layer, and rounded as the conversion will do it, from three quarters of the layer's
-    calibration inputs; outputs are compared on the rest of these, with activations as they run.
-    ConversionError names a layer that cannot be stored.
+    calibration inputs; outputs are compared on the rest of these, with activations as they run. What the
+    layer's other rows lose is taken to be as much beside their weights' energy. ConversionError names a layer
+    that cannot be stored.
     """
     layer = ways[0].layer_name
-    rows = _some_rows(
-        read_weight(checkpoint, ways[0], folds), max(w.format.row_step if w.format else 1 for w in ways)
-    )
+    weight = read_weight(checkpoint, ways[0], folds)
+    rows = _some_rows(weight, max(w.format.row_step if w.format else 1 for w in ways))
     stats = calibration.stats(layer)
     stats = folded_stats(folds, layer, stats)
     fit, held_back = _split(stats)
@@ -67,6 +71,7 @@ def measure(
     metric: Metric = (
         "outputs" if held_back is not None else "input energy" if energy is not None else "weights"
     )
+    beside = 1.0 if held_back is None else _beside(weight, rows, held_back[:WHOLE])
     errors = []
     for way in ways:
         if way.format is None:
@@ -77,7 +82,7 @@ def measure(
         except ValueError as e:
             raise ConversionError(str(e)) from e
         if held_back is not None:
-            errors.append(_output_error(rows, result, held_back))
+            errors.append(_output_error(rows, result, held_back) * beside)
         else:
             errors.append(_weight_error(rows, result, energy))
     return Sensitivity(tuple(errors), metric)
@@ -100,6 +105,17 @@ def _split(stats: LayerStats | None) -> tuple[LayerStats | None, torch.Tensor | 
         return stats, None
     fit = torch.arange(stats.samples.shape[0]) % 4 != 3
     return replace(stats, samples=stats.samples[fit], kept={}), stats.samples[~fit][:TOKENS].float()
+
+
+def _beside(weight: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> float:
+    """Return by what the relative error of the rows is multiplied to be that of all rows.
+
+    Noise grows with the weights' energy, whose share of the layer is not that of the outputs'.
+    """
+    noise = weight.float().square().sum() / rows.float().square().sum().clamp(min=1e-30)
+    signal = F.linear(tokens, weight.float()).square().sum()
+    signal = signal / F.linear(tokens, rows.float()).square().sum().clamp(min=1e-30)
+    return float(noise / signal) if signal > 0 else 1.0
 
 
 def _output_error(rows: torch.Tensor, result: LayerResult, tokens: torch.Tensor) -> float:

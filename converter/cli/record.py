@@ -90,6 +90,14 @@ def parser() -> argparse.ArgumentParser:
         "--max-memory", type=memory, metavar="SIZE", help="fewer tokens, so that all take less than this"
     )
     p.add_argument(
+        "--influence",
+        type=number,
+        default=0,
+        metavar="N",
+        help="also measure how much of each layer's error arrives at the model's output, for --target-size: "
+        "on N of the model's calls, made again once for each layer (2 or more will do)",
+    )
+    p.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="of the weights (default: bfloat16 on a GPU)",
@@ -127,6 +135,7 @@ def main(argv: Sequence[str]) -> int:
         args.component,
         args.tokens,
         args.max_memory,
+        args.influence,
         args.overwrite,
         runs,
     )
@@ -138,12 +147,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Lines:
-    """A line on stderr after each prompt, with the time it took."""
+    """A line on stderr after each prompt, and after every tenth of what is more; with the time it took."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != "prompt" and done < total and done % max(1, total // 10):
+            return
         now = time.monotonic()
-        say(f"prompt {done} of {total}: {now - self._last:.1f} s", file=sys.stderr, flush=True)
+        say(f"{what} {done} of {total}: {now - self._last:.1f} s", file=sys.stderr, flush=True)
         self._last = now

@@ -10,7 +10,7 @@ def mix_lines(mix: Mix) -> list[str]:
     """Return the trade-off curve of a target size, a line per size; the bar's length follows the dB."""
     known = [p.sqnr_db for p in mix.curve if p.sqnr_db < float("inf")]
     low, high = min(known, default=0.0), max(known, default=0.0)
-    lines = ["Size of the file and the output SQNR that its best mix is expected to have"]
+    lines = [f"Size of the file and the SQNR of {mix.subject} that its best mix is expected to have"]
     for point in mix.curve:
         share = 1.0 if point.sqnr_db >= high else (point.sqnr_db - low) / (high - low)
         bar = "█" * round(1 + share * (_BAR - 1))

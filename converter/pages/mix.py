@@ -23,22 +23,29 @@ def render(report: PlanReport, mix: Mix) -> str:
         _tiles(mix),
         _curve(mix),
         _table(mix),
-        _TERMS,
+        _terms(mix),
     ]
     return page(f"{name}: formats for {shown(mix.target)}", "\n".join(parts))
 
 
-_TERMS = """<section><h2>How to read it</h2>
-<p>Output SQNR is the energy of the layers' outputs over the energy of what quantization adds to them, as the
-mean over all weights whose format is open, in dB: 10 dB more is a tenth of the noise. It is expected from 128
-rows of each layer: from its outputs for held-back calibration inputs where there are any, else from its
-weights. Each point is the best mix for a file of that size, so nothing lies above the curve.</p></section>"""
+def _terms(mix: Mix) -> str:
+    of = (
+        "the energy of the model's output over the energy of what quantization adds to it: the sum of what "
+        "its layers add, each weighed by its influence as the calibration measured it"
+        if mix.at_output
+        else "the energy of the layers' outputs over the energy of what quantization adds to them, as the "
+        "mean over all weights whose format is open"
+    )
+    return f"""<section><h2>How to read it</h2>
+<p>SQNR is {of}, in dB: 10 dB more is a tenth of the noise. It is expected from 128 rows of each layer: from
+its outputs for held-back calibration inputs where there are any, else from its weights. Each point is the
+best mix for a file of that size, so nothing lies above the curve.</p></section>"""
 
 
 def _tiles(mix: Mix) -> str:
     figures = [
         (shown(mix.size), f"size, of {shown(mix.target)} at most"),
-        (decibel_text(mix.sqnr_db), "expected output SQNR"),
+        (decibel_text(mix.sqnr_db), f"expected SQNR of {mix.subject}"),
         (shown(mix.least), "smallest possible size"),
         *((str(count), f"layers in {name}") for name, count in mix.formats.items()),
     ]
@@ -70,7 +77,7 @@ def _curve(mix: Mix) -> str:
     if first <= mix.target <= last:
         x = at(Point(mix.target, low))[0]
         mark = f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>'
-    label = f"expected output SQNR from {shown(first)} to {shown(last)}"
+    label = f"expected SQNR of {mix.subject} from {shown(first)} to {shown(last)}"
     return (
         '<section><h2>Size against quality</h2><p class="soft">The dashed line is the target, the ring is '
         "the choice for it.</p><figure>"
@@ -106,5 +113,5 @@ def _table(mix: Mix) -> str:
         f"<td>{'fits' if p.bytes <= mix.target else 'too large'}</td></tr>"
         for p in mix.curve
     )
-    head = '<tr><th class="n">size</th><th class="n">expected output SQNR</th><th>target</th></tr>'
+    head = f'<tr><th class="n">size</th><th class="n">SQNR of {mix.subject}</th><th>target</th></tr>'
     return f'<section><h2>Figures</h2><div class="wide"><table>{head}{rows}</table></div></section>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -24,12 +25,14 @@ class Calibration:
     """The calibration of a conversion: an opened file, and the record that each layer has.
 
     data: None when only a LoRA is given. records: layer -> record. directions: layer -> the weighted input
-    directions [r, K] of a LoRA. notes: what matched.
+    directions [r, K] of a LoRA. influence: layer -> what part of its error arrives at the model's output, of
+    layers that this was measured of. notes: what matched.
     """
 
     data: CalibrationData | None
     records: Mapping[str, str]
     directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    influence: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -93,12 +96,14 @@ def open_calibration(
         data: CalibrationData | None = None
         records: dict[str, str] = {}
         directions: dict[str, torch.Tensor] = {}
+        influence: dict[str, float] = {}
         notes: list[str] = []
         if settings.calibration_data is not None:
             data = CalibrationData.load(settings.calibration_data)
             records, report = data.match(layers)
             notes.append(report.summary())
             _require_widths(data, records, shapes)
+            influence = _influence(data, layers)
             if data.synthetic:
                 notes.append("the calibration is synthetic: it may set scales, it steers no rounding")
         if settings.calibration_lora is not None:
@@ -107,7 +112,19 @@ def open_calibration(
             notes.append(f"calibration LoRA: its directions weigh {len(directions)} layers")
     except (ValueError, OSError) as e:
         raise ConversionError(str(e)) from e
-    return Calibration(data, records, directions, tuple(notes))
+    return Calibration(data, records, directions, influence, tuple(notes))
+
+
+def _influence(data: CalibrationData, layers: Sequence[str]) -> dict[str, float]:
+    """Return the influence of each layer that one is known of.
+
+    That of a layer which ComfyUI fuses is the sum of its parts'; parts of a fused one share it.
+    """
+    from ...quant.calibration.names import owners
+
+    found = owners(layers, data.influence)
+    shares = Counter(name for names in found.values() for name in names)
+    return {layer: sum(data.influence[n] / shares[n] for n in names) for layer, names in found.items()}
 
 
 def _require_widths(

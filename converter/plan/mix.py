@@ -20,9 +20,10 @@ class Mix:
     """The best mix of formats for a target.
 
     target: bytes that the file may have. size: bytes that it has. formats: layers by format. metrics: layers
-    by what their errors were measured in. sqnr_db: expected of the layers' outputs: their noise over their
-    signal, as the mean over all their weights. gap: how far the sum of errors may lie above the optimum, as a
-    share of it. least: bytes of the smallest file. curve: the trade-off, from the smallest to the best.
+    by what their errors were measured in. at_output: layers that were weighed by their measured influence on
+    the model's output. sqnr_db: expected of the model's output where there are any; else of the layers'
+    outputs, as the mean over all their weights. gap: how far the sum of errors may lie above the optimum, as
+    a share of it. least: bytes of the smallest file. curve: the trade-off, from the smallest to the best.
     """
 
     target: int
@@ -33,16 +34,29 @@ class Mix:
     gap: float
     least: int
     curve: tuple[Point, ...]
+    at_output: int = 0
+
+    @property
+    def subject(self) -> str:
+        """Say whose output SQNR is expected."""
+        return "the model's output" if self.at_output else "the layers' outputs"
 
     def lines(self) -> tuple[str, ...]:
         """Say what was chosen, how well, and on what ground."""
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.items())
         ground = ", ".join(f"{count} by {name}" for name, count in self.metrics.items())
         optimum = "the optimum" if not self.gap else f"within {self.gap:.2%} of the optimum"
+        layers = sum(self.formats.values())
+        weighed = (
+            "each weighed by its influence on the model's output, which is known of "
+            f"{self.at_output} of {layers}"
+            if self.at_output
+            else "what arrives at the model's output is not known (ctq calibrate --influence 2 measures it)"
+        )
         return (
-            f"target {shown(self.target)}: {formats}; {shown(self.size)}, expected output SQNR "
+            f"target {shown(self.target)}: {formats}; {shown(self.size)}, expected SQNR of {self.subject} "
             f"{decibel_text(self.sqnr_db)} ({optimum})",
-            f"layers measured: {ground}",
+            f"layers measured: {ground}; {weighed}",
         )
 
 

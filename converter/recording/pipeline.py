@@ -34,6 +34,7 @@ class Pipeline:
                 f"--component names one of {', '.join(sorted(models)) or 'none'}"
             )
         self.model: nn.Module = models[name]
+        self.called = self.model
         self.title = f"{name} ({type(self.model).__name__}) of {type(self._pipe).__name__}"
         if getattr(self.model, "hf_quantizer", None) is not None:
             raise ConversionError(f"{folder}: {self.title} is quantized; record with the float model")

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ...files.stamp import fingerprint
 from ...files.target import already_exists, require_target
 from ...formats.errors import ConversionError
-from ...quant.calibration import Recorder
+from ...quant.calibration import Calls, Recorder, influences
 from ...quant.calibration.file import job_of, save
 from ...quant.calibration.record import TOKENS
 from ...version import VERSION
@@ -32,7 +33,8 @@ class Request:
 
     prompts: a text file, None for the built-in list. count: of them to run, evenly over the list; None for
     all, of a pipeline for IMAGES. component: of a pipeline, None for its denoiser. tokens: sample size
-    per layer. max_bytes: of all samples together.
+    per layer. max_bytes: of all samples together. influence: calls of the model, drawn from all, on which
+    each layer's influence on its output is measured in the end; 0: it is not.
     """
 
     model: str
@@ -42,12 +44,15 @@ class Request:
     component: str | None = None
     tokens: int = TOKENS
     max_bytes: int | None = None
+    influence: int = 0
     overwrite: bool = False
     runs: Runs = field(default_factory=Runs)
 
 
-def record(request: Request, progress: Callable[[int, int], None] | None = None) -> str:
-    """Write the calibration; returns what was done, in lines. progress: called as ``progress(done, total)``.
+def record(request: Request, progress: Callable[[str, int, int], None] | None = None) -> str:
+    """Write the calibration; returns what was done, in lines.
+
+    progress: called as ``progress(what, done, total)``, what: "prompt" or "influence of layer".
 
     Samples are drawn uniformly over all tokens of all prompts and steps. ConversionError for whatever cannot
     be read, run or written, and for a file that is there, unless it is the result of the same call (which is
@@ -66,16 +71,28 @@ def record(request: Request, progress: Callable[[int, int], None] | None = None)
             raise already_exists(request.output)
         return f"{request.output}: already there, made before from the same files with the same options"
     runner = _open(source, request)
-    with _recorder(runner, request) as recorder, torch.no_grad():
+    calls = Calls(runner.called, request.influence, request.runs.seed)
+    with _recorder(runner, request) as recorder, calls, torch.no_grad():
         for number, prompt in enumerate(prompts):
             runner.run(prompt, number)
             if progress is not None:
-                progress(number + 1, len(prompts))
+                progress("prompt", number + 1, len(prompts))
     stats = recorder.stats()
     if not stats:
         raise ConversionError(f"{runner.title}: no linear layer of it has run; nothing is written")
-    save(request.output, stats, recorder.shared(), job=job, overwrite=request.overwrite)
-    return _summary(request, runner, recorder, len(prompts), len(every))
+    influence = _influence(runner, calls, request, progress)
+    save(request.output, stats, recorder.shared(), False, job, request.overwrite, influence)
+    return _summary(request, runner, recorder, len(prompts), len(every), len(influence))
+
+
+def _influence(
+    runner: Runner, calls: Calls, request: Request, progress: Callable[[str, int, int], None] | None
+) -> dict[str, float]:
+    told = partial(progress, "influence of layer") if progress is not None else None
+    try:
+        return influences(runner.model, calls, request.runs.seed, progress=told)
+    except ValueError as e:
+        raise ConversionError(f"{runner.title}: --influence: {e}") from e
 
 
 def _open(source: Source, request: Request) -> Runner:
@@ -103,7 +120,9 @@ def _job(request: Request, source: Source, prompts: list[str]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _summary(request: Request, runner: Runner, recorder: Recorder, run: int, there: int) -> str:
+def _summary(
+    request: Request, runner: Runner, recorder: Recorder, run: int, there: int, influence: int
+) -> str:
     records = recorder.records.values()
     most = max(r.seen for r in records)
     kept = max(r.filled for r in records)
@@ -111,6 +130,8 @@ def _summary(request: Request, runner: Runner, recorder: Recorder, run: int, the
         f"{request.output}: {len(records)} inputs of {len(recorder.modules)} linear layers of "
         f"{runner.title}, up to {kept} of {most:,} tokens each, from {run} of {there} prompts"
     )
+    if influence:
+        line += f"\nthe influence of {influence} layers on its output, for --target-size"
     silent = len(recorder.modules) - len(recorder.owner)
     if silent:
         line += f"\n{silent} linear layers did not run and have no record"

@@ -26,9 +26,11 @@ class Runs:
 
 
 class Runner(Protocol):
-    """A loaded model. model: whose linear layers are recorded. title: what it is, for people."""
+    """A loaded model. model: whose linear layers are recorded. called: what a run calls, the model or a part
+    of it. title: what it is, for people."""
 
     model: nn.Module
+    called: nn.Module
     title: str
 
     def run(self, prompt: str, number: int) -> None:

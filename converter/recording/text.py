@@ -23,7 +23,7 @@ class TextModel:
         self.title, self._runs = source.architecture, runs
         self.model, self._tokenizer = _load(source, runs)
         seq2seq = getattr(self.model.config, "is_encoder_decoder", False)
-        self._runner: nn.Module = self.model.get_encoder() if seq2seq else self.model  # type: ignore[operator]
+        self.called: nn.Module = self.model.get_encoder() if seq2seq else self.model  # type: ignore[operator]
         self._longest = min(LONGEST, self._tokenizer.model_max_length)
 
     def run(self, prompt: str, number: int) -> None:
@@ -33,7 +33,7 @@ class TextModel:
             given = {
                 k: tokens[k].to(self._runs.device) for k in ("input_ids", "attention_mask") if k in tokens
             }
-            self._runner(**given)
+            self.called(**given)
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # other people's code may raise anything

@@ -2,8 +2,9 @@
 
 Safetensors: ``<layer>.samples`` [n, K] bf16, ``<layer>.channel_max`` [K] and ``<layer>.channel_mean``
 [K] float32, ``<layer>.input_scale`` float32 []; any of them may be missing. The metadata names the
-format, the source ("recorded" or "synthetic") and, as JSON under "shared", layers that use another's
-record because one tensor feeds both. JSON: ``{layer: {"channel_max": [...], ...}}``, without samples, or
+format, the source ("recorded" or "synthetic") and, as JSON, under "shared" layers that use another's
+record because one tensor feeds both, and under "influence" what part of each layer's error arrives at the
+model's output, where that was measured. JSON: ``{layer: {"channel_max": [...], ...}}``, without samples, or
 ``{layer: input scale}``.
 """
 
@@ -38,13 +39,15 @@ class CalibrationData:
     """An opened calibration file. Tensors are read when `stats` asks for them, and not kept.
 
     records: name -> the fields there are. shared: layer -> the record it uses. synthetic: whether the
-    numbers come from made-up inputs. values: the content of a JSON file; file: a safetensors one.
+    numbers come from made-up inputs. influence: layer -> what part of its error arrives at the model's
+    output (`influence.influences`). values: the content of a JSON file; file: a safetensors one.
     """
 
     path: Path
     records: Mapping[str, tuple[str, ...]]
     shared: Mapping[str, str] = field(default_factory=dict)
     synthetic: bool = False
+    influence: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, Any]] | None = None
     file: Checkpoint | None = None
 
@@ -144,8 +147,11 @@ def _open_safetensors(path: Path) -> CalibrationData:
         raise ValueError(f"calibration file {path} holds no {wanted} tensor among its {len(file.tensors)}")
     where = f"calibration file {path}: 'shared' in its metadata"
     shared = _SHARED(parse_json(file.metadata.get("shared", "{}"), where), where)
+    where = f"calibration file {path}: 'influence' in its metadata"
+    influence = _INFLUENCE(parse_json(file.metadata.get("influence", "{}"), where), where)
     synthetic = file.metadata.get("source") == "synthetic"
-    return CalibrationData(path, _full(records), _known(shared, records), synthetic, None, file)
+    full = _full(records)
+    return CalibrationData(path, full, _known(shared, records), synthetic, influence, file=file)
 
 
 def _require_field(info: TensorInfo, kind: str, path: Path) -> None:
@@ -161,6 +167,7 @@ def _require_field(info: TensorInfo, kind: str, path: Path) -> None:
 
 _COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
 _SHARED = table(text())
+_INFLUENCE = table(number(least=0))
 _RECORD = record(
     {
         "samples": listing(listing(number())),
@@ -193,8 +200,9 @@ def _open_json(path: Path) -> CalibrationData:
     if not any(records.values()):
         raise ValueError(f"calibration file {path} holds no layer with any of {', '.join(FIELDS)}")
     shared = _SHARED(content.get("shared", {}), f"{where}: 'shared'") if whole else {}
+    influence = _INFLUENCE(content.get("influence", {}), f"{where}: 'influence'") if whole else {}
     synthetic = content.get("source") == "synthetic"
-    return CalibrationData(path, _full(records), _known(shared, records), synthetic, values)
+    return CalibrationData(path, _full(records), _known(shared, records), synthetic, influence, values)
 
 
 def _full(records: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -214,10 +222,12 @@ def save(
     synthetic: bool = False,
     job: str = "",
     overwrite: bool = True,
+    influence: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a calibration file, JSON when the name ends so (samples are then left out).
 
     It appears under its name only when it is whole. job: what tells this result from others (`job_of`).
+    influence: of layers on the model's output.
     ConversionError for a place that no file may be written to, and for a file that is there when `overwrite`
     is False.
     """
@@ -226,6 +236,8 @@ def save(
     if path.suffix == ".json":
         layers = {name: _plain(stats) for name, stats in records.items()}
         content = {"format": FORMAT, "source": source, "shared": shared, "layers": layers}
+        if influence:
+            content["influence"] = dict(influence)
         if job:
             content[JOB_KEY] = job
         with new_file(path, overwrite=overwrite) as f:
@@ -233,6 +245,8 @@ def save(
     else:
         tensors = {f"{name}.{k}": v for name, stats in records.items() for k, v in _tensors(stats).items()}
         metadata = {"format": FORMAT, "source": source, "shared": json.dumps(shared)}
+        if influence:
+            metadata["influence"] = json.dumps(dict(influence))
         save_tensors(path, tensors, metadata | ({JOB_KEY: job} if job else {}), overwrite)
     return path
 

@@ -41,30 +41,39 @@ def bare(name: str) -> str:
     return strip(name.removesuffix(".weight").replace("._orig_mod.", "."), RUNNING)
 
 
-def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str], MatchReport]:
-    """Find which record belongs to which layer: by the same name, else by the same `bare` name.
+def owners(layers: Iterable[str], records: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Find which records belong to each layer: the one of its name, else the one of its `bare` name.
 
-    A bare name that two records share is ambiguous and matches neither. A layer without such a record takes
-    one that was recorded under diffusers' name where its own is ComfyUI's, or the other way round; of layers
-    that ComfyUI fuses, which have one input, the first. NothingMatched when no layer found a record, with
-    names of both sides.
+    A bare name that two records share is ambiguous and matches neither. A layer without such a record has
+    those recorded under diffusers' names where its own is ComfyUI's, or the other way round: several where
+    ComfyUI fuses layers. Layers without any are left out.
     """
-    layers, records = list(layers), list(records)
+    records = list(records)
     known = set(records)
     by_bare: dict[str, str | None] = {}
     for record in records:
         key = bare(record)
         by_bare[key] = None if key in by_bare else record
     aliases = Aliases(by_bare)
-    found: dict[str, str] = {}
-    used: set[str] = set()
+    found: dict[str, tuple[str, ...]] = {}
     for layer in layers:
         own = layer.removesuffix(".weight")
         named = next((r for r in (layer, own) if r in known), None) or by_bare.get(bare(layer))
-        others = [] if named else [r for name in aliases.of(bare(layer)) if (r := by_bare[name])]
-        if named or others:
-            found[layer] = named or others[0]
-            used.update(others, [found[layer]])
+        others = (r for name in aliases.of(bare(layer)) if (r := by_bare[name])) if not named else ()
+        if every := (named,) if named else tuple(others):
+            found[layer] = every
+    return found
+
+
+def match(layers: Iterable[str], records: Iterable[str]) -> tuple[dict[str, str], MatchReport]:
+    """Find the record of each layer: of its `owners` the first, as layers that ComfyUI fuses have one input.
+
+    NothingMatched when no layer found a record, with names of both sides.
+    """
+    layers, records = list(layers), list(records)
+    every = owners(layers, records)
+    found = {layer: names[0] for layer, names in every.items()}
+    used = {name for names in every.values() for name in names}
     if not found:
         raise NothingMatched(
             f"calibration: none of {len(records)} records ({_some(tuple(records))}) matches any of "

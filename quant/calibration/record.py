@@ -9,7 +9,7 @@ import logging
 import os
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,8 @@ from torch import nn
 
 from ..algorithms.types import LayerStats
 from .file import CalibrationData, save
+from .influence import Calls, influences
+from .linear import linear_layers
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ class Recorder:
 
     def _linear(self, model: nn.Module) -> dict[str, nn.Module]:
         chosen = self.layers or (lambda name: True)
-        found = {n: m for n, m in model.named_modules() if _is_linear(m) and chosen(n)}
+        found = {n: m for n, m in linear_layers(model).items() if chosen(n)}
         if not found:
             raise ValueError("the model has no linear layer to record, or `layers` chose none")
         return found
@@ -191,12 +193,15 @@ class Recorder:
         """Return {layer: the record that it shares}."""
         return {name: owner for name, owner in self.owner.items() if name != owner}
 
-    def save(self, path: str | os.PathLike) -> CalibrationData:
-        """Write the calibration file and open it. ValueError when nothing was recorded."""
+    def save(self, path: str | os.PathLike, influence: Mapping[str, float] | None = None) -> CalibrationData:
+        """Write the calibration file and open it. ValueError when nothing was recorded.
+
+        influence: of layers on the model's output, as `influence.influences` returns it.
+        """
         stats = self.stats()
         if not stats:
             raise ValueError("nothing was recorded: no linear layer has run; call the model inside the block")
-        return CalibrationData.load(save(path, stats, self.shared()))
+        return CalibrationData.load(save(path, stats, self.shared(), influence=influence))
 
 
 def _state(x: torch.Tensor) -> tuple[float, ...]:
@@ -210,11 +215,6 @@ def _state(x: torch.Tensor) -> tuple[float, ...]:
     return tuple(flat[:: max(1, flat.numel() // _PROBES)].float().tolist())
 
 
-def _is_linear(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and hasattr(module, "in_features")
-
-
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -226,21 +226,25 @@ def calibrate(
     max_bytes: int | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    influence: int = 0,
 ) -> CalibrationData:
     """Run `model` over `batches` and write what its linear layers saw to `output`; returns it opened.
 
     batches: each a tensor (one argument), a tuple or list (positional) or a dict (keywords); `forward`
         replaces the call, as ``forward(model, batch)``.
     output: .safetensors (with samples) or .json. progress: called as ``progress(done, total or None)``.
+    influence: calls of the model, drawn from all, on which every layer's influence on its output is measured
+        afterwards, for ``--target-size``: so many more runs of the model for each linear layer.
     Other arguments as in `Recorder`. The model runs as it is set (put it in eval mode first).
     """
     total = len(batches) if isinstance(batches, Sized) else None
-    with Recorder(model, tokens, seed, layers, max_bytes) as recorder, torch.no_grad():
+    recorder = Recorder(model, tokens, seed, layers, max_bytes)
+    with recorder, Calls(model, influence, seed) as calls, torch.no_grad():
         for done, batch in enumerate(batches, 1):
             (forward or _call)(model, batch)
             if progress is not None:
                 progress(done, total)
-    return recorder.save(output)
+    return recorder.save(output, influences(model, calls, seed, layers))
 
 
 def _call(model: nn.Module, batch: Any) -> Any:

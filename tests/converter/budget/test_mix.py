@@ -1,6 +1,7 @@
 """A mix of formats within a size: what is written, counted, expected and refused."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -133,3 +134,27 @@ def test_formats_that_mix():
     """All that stock ComfyUI loads and that take int8 activations; never one that it refuses."""
     assert "int8" in mixable("int8")
     assert not set(mixable("int8")) & set(mixable("float8_e4m3fn"))
+
+
+def test_a_layer_whose_error_arrives_nowhere_gets_the_smallest_format(model, tmp_path):
+    """Nothing is different but what part of the error arrives at the output; one layer's is not known."""
+    first = f"{layers(BLOCKS)[0]}"
+    plain = calibration(tmp_path / "c.safetensors")
+    influence = {name: 1e-6 if name.startswith("blocks.1") else 0.5 for name in layers(BLOCKS)}
+    del influence[first]
+    stats = {
+        name: LayerStats(samples=tokens(600, 512 if name.endswith("fc2") else 256)) for name in layers(BLOCKS)
+    }
+    weighed = str(save_calibration(tmp_path / "w.safetensors", stats, influence=influence))
+    plans = [
+        plan_int8(str(model), str(tmp_path / "o.safetensors"), target_size="45%", calibration_data=data)
+        for data in (plain, weighed)
+    ]
+    assert [p.mix.at_output for p in plans] == [0, 3 * BLOCKS - 1]
+    assert [p.mix.subject for p in plans] == ["the layers' outputs", "the model's output"]
+    assert "--influence" in plans[0].mix.lines()[1]
+    assert f"known of {3 * BLOCKS - 1} of {3 * BLOCKS}" in plans[1].mix.lines()[1]
+    bytes_each = {t.name: t.bytes_out / math.prod(t.shape) for t in plans[1].tensors if t.layer}
+    low = [b for name, b in bytes_each.items() if name.startswith("blocks.1")]
+    high = [b for name, b in bytes_each.items() if name.startswith(("blocks.0", "blocks.2", "blocks.3"))]
+    assert max(low) < 0.6 < min(high)

@@ -90,6 +90,24 @@ def test_the_same_command_leaves_its_result_and_another_asks(flux, recorded, pro
     assert recorded.read_bytes() == before
 
 
+@pytest.mark.parametrize("which", ["flux", "qwen", "t5"])
+def test_influence_is_measured_of_every_layer_that_runs(flux, qwen, prompts, which, tmp_path, capsys):
+    model, flags = {
+        "flux": (flux, (*IMAGES, "--quiet")),
+        "qwen": (qwen, ("--count", 1)),
+        "t5": (flux, ("--component", "text_encoder_2", "--count", 1)),
+    }[which]
+    output = tmp_path / "c.safetensors"
+    assert run(model, output, "--prompts", prompts, "--influence", 2, *flags) == 0
+    data = CalibrationData.load(output)
+    assert set(data.influence) == set(data.names())
+    assert all(0 <= value < 1e3 for value in data.influence.values())
+    assert max(data.influence.values()) > 1e-3
+    said = capsys.readouterr()
+    assert f"the influence of {len(data.influence)} layers" in said.out
+    assert ("influence of layer" in said.err) == (which != "flux"), "--quiet"
+
+
 def test_a_text_encoder_of_a_pipeline(flux, prompts, tmp_path, capsys):
     output = tmp_path / "t5.safetensors"
     assert run(flux, output, "--prompts", prompts, "--component", "text_encoder_2", "--tokens", 50) == 0
