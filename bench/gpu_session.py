@@ -1,14 +1,15 @@
 """The first run on a card, in stages that fit commands of a few minutes and lose nothing when cut off.
 
-    python bench/gpu_session.py smoke warm exact --out DIR --budget 500
+    python bench/gpu_session.py smoke prove warm exact --out DIR --budget 500
     python bench/gpu_session.py tune table --out DIR --budget 500 --wheels FOLDER
     python bench/gpu_session.py sweep --out DIR --budget 400
-    TRITON_INTERPRET=1 python bench/gpu_session.py smoke exact --tiny --device cpu --out DIR     no GPU
+    TRITON_INTERPRET=1 python bench/gpu_session.py smoke prove exact --tiny --device cpu --out DIR     no GPU
 
 Every measurement is a line of JSON in DIR/session.jsonl at once, and is not made again by a later command
 with the same DIR. No network is needed: rivals that are not installed are taken from a folder of wheels.
 
-smoke: versions, and one fused linear against its twin. warm: every candidate compiled, in parallel
+smoke: versions, and one fused linear against its twin. prove: engines with barriers of their own, in a
+process that may hang; the others run only what was right there. warm: every candidate compiled, in parallel
 processes. exact: every candidate bit for bit, at real and ragged sizes up to more than 2**31 elements.
 tune: the tuner's choices with all their times (copied to DIR). table: ours and rivals, with floors.
 sweep: tiles beyond the tables.

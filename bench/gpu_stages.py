@@ -14,7 +14,7 @@ from rivals import RIVALS, Missing
 from timing import Timer, copy_bandwidth, int8_tops
 
 from convert_to_quant import kernels
-from convert_to_quant.kernels.triton import _stored, int8_linear
+from convert_to_quant.kernels.triton import _gluon, _proof, _stored, int8_linear
 from convert_to_quant.kernels.triton import int8_mm as mm
 from convert_to_quant.kernels.triton._arch import arch_of
 from convert_to_quant.kernels.triton._gemm import TileConfig
@@ -95,6 +95,8 @@ def compile_part() -> None:
         plan = int8_linear.int8_linear._plan(args)
         for step in plan.steps:
             for candidate in step.candidates if isinstance(step, Choice) else ():
+                if not _proof.may_run(step.arch, candidate, step.device):
+                    continue
                 job = partial(_run_once, args, step, candidate, session.device)
                 if not session.measure("warm", f"{m} {n} {k} {candidate.label}", job, 20):
                     return
@@ -107,6 +109,22 @@ def _run_once(args: tuple, choice: Choice, candidate, device: str) -> dict:
     return {}
 
 
+def prove(session: Session) -> None:
+    """Engines with barriers of their own, in a process that may hang: `exact` runs those that did not."""
+    device = torch.empty(0, device=session.device).device
+    arch = arch_of(device)
+    found = mm.candidates(arch, (4096, 12288, 3072), True, None)
+    doubtful = [e for e in found if getattr(e, "needs_proof", False)]
+    session.say({"stage": "prove", "engines": [e.label for e in doubtful]})
+    for engine in doubtful:
+        session.measure("prove", engine.label, partial(_proved, arch, engine, device), _proof.LIMIT)
+
+
+def _proved(arch, engine, device) -> dict:
+    right = _proof.may_run(arch, engine, device)
+    return {"right": right, "wrong": int(not right)}
+
+
 def exact(session: Session) -> None:
     """Every candidate bit for bit against ``torch._int_mm`` (float64 where it refuses) and its epilogue.
 
@@ -115,7 +133,10 @@ def exact(session: Session) -> None:
     sizes = [(33, 70, 64), (20, 24, 128)] if session.tiny else None
     sizes = sizes or [(m, n, k) for n, k, _ in SHAPES[:6] for m in RAGGED] + list(BEYOND)
     for m, n, k in sizes:
-        engines = mm.candidates(arch_of(torch.empty(0, device=session.device).device), (m, n, k), True, None)
+        device = torch.empty(0, device=session.device).device
+        arch = arch_of(device)
+        found = mm.candidates(arch, (m, n, k), True, None)
+        engines = [e for e in found if _proof.may_run(arch, e, device)]
         names = [f"{m} {n} {k} {e.label}" for e in engines]
         known = {row.get("what") for row in session.rows() if row.get("stage") == "exact" and "wrong" in row}
         if known.issuperset(names):
@@ -241,11 +262,13 @@ def sweep(session: Session) -> None:
     if session.tiny:
         tiles, sizes = [TileConfig(32, 64, 64, 4, 1)], [(20, 48, 64)]
     timer = Timer(session.device, 2 if session.tiny else 15)
+    arch = arch_of(torch.empty(0, device=session.device).device)
     for m, n, k in sizes:
         a = torch.randint(-127, 128, (m, k), dtype=torch.int8, device=session.device)
         q, scale, bias = _weight(session, n, k)
         tensors = a, q, torch.rand(m, 1, device=session.device), scale, bias
-        for engine in (*tiles, mm.IntMM()):
+        gluon = [t for t in _gluon.tiles(arch.family, (m, n, k)) if _proof.may_run(arch, t, a.device)]
+        for engine in (*tiles, *gluon, mm.IntMM()):
             job = partial(_tops, timer, engine, tensors)
             if not session.measure("sweep", f"{m} {n} {k} {engine.label}", job, 15):
                 return
@@ -261,5 +284,5 @@ def _tops(timer: Timer, engine, tensors: tuple) -> dict:
     return {"us": round(time, 2), "tops": round(2 * m * n * k / time / 1e6, 1)}
 
 
-STAGES = {"smoke": smoke, "warm": warm, "exact": exact, "tune": tune, "table": table, "sweep": sweep}
+STAGES = {f.__name__: f for f in (smoke, prove, warm, exact, tune, table, sweep)}
 """In the order in which they make sense."""

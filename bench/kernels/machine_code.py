@@ -18,6 +18,8 @@ _LABEL = re.compile(r"\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);")
 _BRANCH = re.compile(r"\bBRA(?:\.\S+)?\s.*?`\((\.L_x_\d+)\)")
 _GUARD = re.compile(r"^@!?U?P\w+\s+")
+REGISTER = re.compile(r"(?<!U)\bR(\d+)")
+"""A register of a thread, by its number."""
 PRODUCTS = ("IMMA", "HMMA", "IGMMA", "HGMMA", "UTCIMMA", "UTCHMMA")
 
 

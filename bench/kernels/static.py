@@ -28,6 +28,7 @@ from convert_to_quant.kernels.decode import Packed
 from convert_to_quant.kernels.triton import int8_mm, packed_linear
 from convert_to_quant.kernels.triton._arch import Arch, assume
 from convert_to_quant.kernels.triton._gemm import TileConfig
+from convert_to_quant.kernels.triton._gluon import GluonConfig
 from convert_to_quant.kernels.triton._operands import empty
 
 ROWS = (16, 64, 256, 512, 4096)
@@ -36,6 +37,9 @@ ROWS = (16, 64, 256, 512, 4096)
 
 STORED = {"int8": 1.0, "w4a8": 0.5625, "w6a8": 0.8125, "int4": 0.5}
 """Kind of weight -> bytes of one, group scales included."""
+
+
+Tile = TileConfig | GluonConfig
 
 
 class Chip(NamedTuple):
@@ -59,7 +63,7 @@ class Bound(NamedTuple):
     """What one tile needs on one chip. issue, shared: as shares of the product's time."""
 
     kind: str
-    tile: TileConfig
+    tile: Tile
     registers: int
     spill: int
     kib: float
@@ -78,7 +82,7 @@ class Bound(NamedTuple):
         return max(1.0, self.issue, self.shared)
 
 
-def tiles(target: str, m: int, kind: str = "int8") -> list[TileConfig]:
+def tiles(target: str, m: int, kind: str = "int8") -> list[Tile]:
     """Return the shipped tiles without split-K for M rows, the default first."""
     arch = Arch(ahead_of_time.TARGETS[target][0], target)
     if kind == "int8":
@@ -86,12 +90,10 @@ def tiles(target: str, m: int, kind: str = "int8") -> list[TileConfig]:
     else:
         weight = packed(12288, 3072, kind)
         found = packed_linear.engines(arch, m, weight.shape, weight.bits)
-    return [t for t in found if isinstance(t, TileConfig) and t.split_k == 1]
+    return [t for t in found if isinstance(t, Tile) and getattr(t, "split_k", 1) == 1]
 
 
-def bound(
-    target: str, tile: TileConfig, m: int = 4096, n: int = 12288, k: int = 3072, kind: str = "int8"
-) -> Bound:
+def bound(target: str, tile: Tile, m: int = 4096, n: int = 12288, k: int = 3072, kind: str = "int8") -> Bound:
     """Compile a tile for a target and read its bounds."""
     family, gpu, _ = ahead_of_time.TARGETS[target]
     launch = product(Arch(family, target), tile, (m, n, k), kind)
@@ -100,7 +102,7 @@ def bound(
     return _bound(CHIPS[target], kind, tile, ahead_of_time.needs(kernel, gpu), code)
 
 
-def product(arch: Arch, tile: TileConfig, shape: tuple[int, int, int], kind: str):
+def product(arch: Arch, tile: Tile, shape: tuple[int, int, int], kind: str):
     """Return the launch of a tile, with a bias, into bfloat16."""
     m, n, k = shape
     meta = torch.device("meta")
@@ -127,7 +129,7 @@ def packed(n: int, k: int, kind: str) -> packed_linear.PackedWeight:
     )
 
 
-def _bound(chip: Chip, kind: str, tile: TileConfig, needs, code) -> Bound:
+def _bound(chip: Chip, kind: str, tile: Tile, needs, code) -> Bound:
     loop = machine_code.main_loop(code)
     assert loop is not None, f"no product in a loop: {tile.label}"
     warps, kib = tile.num_warps, needs.shared / 1024

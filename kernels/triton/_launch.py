@@ -16,10 +16,22 @@ except ImportError:  # Triton before 3.4
 
 
 class Descriptor(NamedTuple):
-    """A kernel argument that reads `base` by tensor descriptor, a box of `block_shape` at a time."""
+    """A kernel argument that reads `base` by tensor descriptor, a box of `block_shape` at a time.
+
+    layout: how a box lies in shared memory, for a kernel in Gluon; None for Triton's, which finds it out.
+    """
 
     base: Operand
     block_shape: list[int]
+    layout: Any = None
+
+    def of(self, tensor: torch.Tensor) -> Any:
+        """Return Triton's or Gluon's TensorDescriptor of the tensor that `base` stands for."""
+        if self.layout is None:
+            return TensorDescriptor.from_tensor(tensor, self.block_shape)
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+
+        return GluonDescriptor.from_tensor(tensor, self.block_shape, self.layout)
 
 
 @dataclass(slots=True)
@@ -69,7 +81,7 @@ class Launch:
                 device = value.device
                 value = tensors.source(value)
             elif kind is Descriptor:
-                value = TensorDescriptor.from_tensor(tensors.tensor(value.base), value.block_shape)
+                value = value.of(tensors.tensor(value.base))
             values.append(value)
         with on(device):
             return self.kernel[self.grid](*values, **self.keywords())

@@ -10,7 +10,7 @@ import torch
 import triton
 from triton.runtime.driver import driver
 
-from ._launch import Descriptor, Launch, TensorDescriptor, cdiv, on
+from ._launch import Descriptor, Launch, cdiv, on
 from ._operands import Memory, Operand, Tensors, all_of
 from ._plan import Call, Plan
 from ._run import Done
@@ -166,9 +166,9 @@ class _Addressed:
         values = self._values.copy()
         for position, source, offset in self._slots:
             values[position] = addresses[source] + offset
-        for position, source, offset, template in self._descriptors:
-            descriptor = object.__new__(TensorDescriptor)  # its checks held at the first call
-            descriptor.__dict__.update(template, base=_Address(addresses[source] + offset))
+        for position, source, offset, (kind, fields) in self._descriptors:
+            descriptor = object.__new__(kind)  # its checks held at the first call
+            descriptor.__dict__.update(fields, base=_Address(addresses[source] + offset))
             values[position] = descriptor
         enter, leave = self._hooks.launch_enter_hook, self._hooks.launch_exit_hook
         note = None
@@ -179,11 +179,12 @@ class _Addressed:
         self._run(*self._grid, stream, self._function, self._metadata, note, enter, leave, *values)
 
 
-def _template(descriptor: Descriptor) -> dict[str, Any]:
-    """Return the fields of the TensorDescriptor, but for its base: they are the same in every call."""
+def _template(descriptor: Descriptor) -> tuple[type, dict[str, Any]]:
+    """Return the class of the TensorDescriptor and its fields, but for the base: the same in every call."""
     base = descriptor.base
     like = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device="meta")
-    return {**vars(TensorDescriptor.from_tensor(like, descriptor.block_shape)), "base": None}
+    made = descriptor.of(like)
+    return type(made), {**vars(made), "base": None}
 
 
 class _Address(int):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from . import _kept, _stored
+from . import _kept, _proof, _stored
 from ._arch import Arch
 from ._launch import on
 from ._timing import microseconds
@@ -97,6 +97,8 @@ def _tune(arch: Arch, key, candidates: Sequence[C], run, device: torch.device) -
     times: dict[C, float] = {}
     short = False
     for candidate in candidates:
+        if not _proof.may_run(arch, candidate, device):
+            continue
         try:
             taken = microseconds(candidate.label, partial(run, candidate), device)
         except torch.OutOfMemoryError:

@@ -1,8 +1,8 @@
 """The int8 product with its epilogue: which engine and tile serve which shape.
 
-All engines give the same bits: tiles of `_gemm`, split-K with one reducing launch, and
-``torch._int_mm`` (cuBLASLt) with the epilogue as a launch of its own. KERNELS figures are
-registers / KiB of shared memory as compiled by Triton 3.9.
+All engines give the same bits: tiles of `_gemm`, split-K with one reducing launch, the Gluon tile of
+`_gluon` on sm_90, and ``torch._int_mm`` (cuBLASLt) with the epilogue as a launch of its own. KERNELS figures
+are registers / KiB of shared memory as compiled by Triton 3.9.
 """
 
 import logging
@@ -19,6 +19,8 @@ from ..scales import granularity
 from ._arch import Arch, arch_of
 from ._epilogue import Epilogue, launch_finish
 from ._gemm import TileConfig, launch_product
+from ._gluon import GluonConfig, launch_gluon
+from ._gluon import tiles as gluon_tiles
 from ._launch import TensorDescriptor, cdiv, power_of_2
 from ._operands import Operand, aligned, empty, rows_of
 from ._plan import Call, Choice, Plan, Step
@@ -187,7 +189,7 @@ class IntMM(NamedTuple):
     handicap: float = 1.0
 
 
-Engine = TileConfig | IntMM
+Engine = TileConfig | GluonConfig | IntMM
 
 _log = logging.getLogger("convert_to_quant.kernels")
 
@@ -223,10 +225,13 @@ def candidates(
             raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one int8 product (32)")
         return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
     found = [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
+    tiles: list[TileConfig | GluonConfig] = [*found]
+    if is_aligned and TensorDescriptor is not None:
+        tiles += gluon_tiles(arch.family, shape)
     if activation is not None:
-        found = [c for c in found if c.block_m * c.block_n <= MOST_SUMS * c.num_warps]
+        tiles = [t for t in tiles if t.block_m * t.block_n <= MOST_SUMS * t.num_warps]
     with_library = is_aligned and arch.family not in ("interpreter", "xpu") and n % 8 == 0 and _parts(m, n)
-    return [*found, IntMM()] if with_library else [*found]
+    return [*tiles, IntMM()] if with_library else [*tiles]
 
 
 @lru_cache(maxsize=64)
@@ -250,6 +255,8 @@ def product(
                 launch_finish(partial, out, epilogue, rows=rows),
             )
         ]
+    if isinstance(engine, GluonConfig):
+        return [launch_gluon(engine, a, b, out, epilogue)]
     if engine.split_k > 1:
         partial = empty((engine.split_k, *out.shape), torch.int32, a.device)
         return [launch_product(engine, a, b, partial, epilogue), launch_finish(partial, out, epilogue)]

@@ -12,6 +12,7 @@ from ..packed_linear import check
 from ._arch import Arch, arch_of
 from ._epilogue import Epilogue, launch_finish
 from ._gemm import TileConfig
+from ._gluon import GluonConfig
 from ._launch import TensorDescriptor
 from ._operands import Operand, empty, rows_of
 from ._packed_gemm import PackedWeight, launch_packed
@@ -110,7 +111,7 @@ def engines(arch: Arch, m: int, shape: Packed, bits: int, activation: str | None
         fused = [t for t in fused if t.block_m * t.block_n <= MOST_SUMS * t.num_warps]
     if m <= 64 or n * k > MAX_WORKSPACE:
         return [*fused]
-    whole = candidates(arch, (m, n, k), True, None, activation)
+    whole = [e for e in candidates(arch, (m, n, k), True, None, activation) if not isinstance(e, GluonConfig)]
     first = [Decoded(e) for e in dict.fromkeys((whole[0], whole[-1]))]
     return [*first, *fused] if _decodes_first(arch, m, shape, bits) else [*fused, *first]
 

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 gpu_session = importlib.import_module("gpu_session")
-STAGES = ("smoke", "warm", "exact", "tune", "table", "sweep")
+STAGES = ("smoke", "prove", "warm", "exact", "tune", "table", "sweep")
 
 
 def record(folder: Path) -> list[dict]:

@@ -46,6 +46,8 @@ class Compiled:
     shared: int
     code: str
     """PTX or AMDGCN text."""
+    cubin: bytes = b""
+    """NVIDIA's machine code."""
 
 
 def specialise(launch):
@@ -70,7 +72,8 @@ def _kind(value) -> str:
     if isinstance(value, int):
         return "constexpr" if value == 1 else ("i32" if abs(value) < 2**31 else "i64")
     shape = ",".join(str(s) for s in value.block_shape)
-    return f"tensordesc<{_TYPES[value.base.dtype]}[{shape}]>"
+    layout = "" if value.layout is None else f",{value.layout!r}"
+    return f"tensordesc<{_TYPES[value.base.dtype]}[{shape}]{layout}>"
 
 
 def identity(launch) -> tuple:
@@ -84,7 +87,10 @@ def identity(launch) -> tuple:
 def build(launch, target: GPUTarget):
     """Compile for `target`, without a device; Triton's compiled kernel."""
     signature, constants, attrs = specialise(launch)
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attrs)
+    source = ASTSource
+    if getattr(launch.kernel, "is_gluon", bool)():
+        from triton.experimental.gluon._runtime import GluonASTSource as source
+    source = source(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attrs)
     return triton.compile(source, target=target, options=launch.keywords())
 
 
@@ -105,7 +111,8 @@ def needs(kernel, target: GPUTarget) -> Compiled:
         command = [_CUOBJDUMP, "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True)
     numbers = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage.stdout)
-    return Compiled(*(int(n) for n in numbers.groups()), kernel.metadata.shared, kernel.asm["ptx"])
+    found = (int(n) for n in numbers.groups())
+    return Compiled(*found, kernel.metadata.shared, kernel.asm["ptx"], kernel.asm["cubin"])
 
 
 def links_amd() -> bool:
@@ -144,6 +151,9 @@ class Resources:
     spill: int
     shared: int
     instructions: tuple[str, ...]
+    tile: tuple[int, int]
+    """Rows and columns of the result that a program makes, (0, 0) for kernels without."""
+    cubin: bytes
 
 
 def describe(launch) -> str:
@@ -171,7 +181,9 @@ def compile_case(target_name: str, case: str) -> list[Resources]:
         found = tuple(name for name, pattern in INSTRUCTIONS.items() if re.search(pattern, done.code))
         spill = max(done.stack, done.local)
         name = launch.kernel.__name__
-        rows.append(Resources(name, describe(launch), done.registers, spill, done.shared, found))
+        tile = launch.args.get("BLOCK_M", 0), launch.args.get("BLOCK_N", 0)
+        shown = describe(launch)
+        rows.append(Resources(name, shown, done.registers, spill, done.shared, found, tile, done.cubin))
     return rows
 
 
