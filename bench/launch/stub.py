@@ -49,15 +49,18 @@ def install(family: str = "sm90") -> ctypes.CDLL:
     from triton.backends.nvidia import driver
 
     class Stub(driver.CudaDriver):
-        """The CUDA driver of Triton with one device, which is always current."""
+        """The CUDA driver of Triton with devices that differ in their streams; the first one is current."""
 
         def __init__(self):
+            self.current = 0
             self.utils = driver.CudaUtils()
             self.launcher_cls = driver.CudaLauncher
             self.get_device_capability = lambda device=0: (8, 0) if family == "sm80" else (9, 0)
-            self.get_current_stream = lambda device: 0
-            self.get_current_device = lambda: 0
-            self.set_current_device = lambda device: None
+            self.get_current_stream = lambda device: (device or 0) << 8
+            self.get_current_device = lambda: self.current
+
+        def set_current_device(self, device):
+            self.current = device
 
     triton.runtime.driver.set_active(Stub())
     _arch._ARCH.set(_arch.Arch(family, "stub"))

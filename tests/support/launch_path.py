@@ -10,6 +10,7 @@ same launches: same kernels, grids and arguments, addresses of results and scrat
 
 import contextlib
 import inspect
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,13 +25,26 @@ from triton.runtime.driver import driver
 from triton_cases import CASES
 
 from convert_to_quant import kernels
-from convert_to_quant.kernels.triton import _kept, rotation
-from convert_to_quant.kernels.triton._operands import argument
+from convert_to_quant.kernels.triton import (
+    _gluon,
+    _kept,
+    _launch,
+    _planned,
+    _replay,
+    _run,
+    _timing,
+    int8_mm,
+    rotation,
+)
+from convert_to_quant.kernels.triton._gemm import TileConfig
+from convert_to_quant.kernels.triton._operands import argument, empty
 from convert_to_quant.kernels.triton._plan import Call
 from convert_to_quant.kernels.triton._replay import _Addressed
 from convert_to_quant.kernels.triton._run import Run
 
 LOG: list[tuple] = []
+STREAMS: set[tuple[int, int]] = set()
+"""(current device, stream) of each launch."""
 
 
 class Logged(CudaLauncher):
@@ -43,6 +57,7 @@ class Logged(CudaLauncher):
 
     def __call__(self, x, y, z, stream, function, metadata, note, enter, leave, *args):
         super().__call__(x, y, z, stream, function, metadata, note, enter, leave, *args)
+        STREAMS.add((driver.active.get_current_device(), stream))
         values = [shown(t, a) for t, a in zip(self.types, args, strict=True) if t != "constexpr"]
         LOG.append((self.kernel, (x, y, z), metadata, values))
 
@@ -107,6 +122,97 @@ def surprises_fall_back() -> None:
     assert again.replay is None
     assert launches(lambda: launcher(*args), inputs) == first
     _kept.forget()
+
+
+@contextlib.contextmanager
+def on_device(index: int):
+    """Have the launchers take CPU tensors for tensors on a device of the stub's."""
+    device = torch.device("cuda", index)
+    real = {module: module.torch for module in (_run, _replay, _launch, _timing)}
+    argument_before = _planned.argument
+
+    def taken(number, tensor):
+        operand = argument_before(number, tensor)
+        operand.device = device
+        return operand
+
+    def empty(*args, device=None, **kwargs):
+        return torch.empty(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def current(wanted):
+        before = driver.active.current
+        driver.active.current = wanted.index
+        yield
+        driver.active.current = before
+
+    events = SimpleNamespace(record=lambda: None, elapsed_time=lambda other: 1.0)
+    module = SimpleNamespace(
+        device=current, Event=lambda enable_timing: events, synchronize=lambda device: None
+    )
+    stand_in = SimpleNamespace(**{**vars(torch), "empty": empty, "get_device_module": lambda d: module})
+    for changed in real:
+        changed.torch = stand_in
+    _planned.argument = taken
+    try:
+        yield device
+    finally:
+        for changed, before in real.items():
+            changed.torch = before
+        _planned.argument = argument_before
+        _kept.forget()
+
+
+def a_second_device_is_made_current() -> None:
+    """Launches, first and replayed, are on the operands' device and stream, and the caller's comes back."""
+    os.environ["CONVERT_TO_QUANT_AUTOTUNE"] = "0"
+    for title, (op, args) in stub.calls(70, 384, 512).items():
+        if op in ("quantize_tensorwise", "ldlq_"):  # call PyTorch's operations in between
+            continue
+        with on_device(1):
+            STREAMS.clear()
+            for _ in range(2):
+                stub.launcher(op)(*args)
+                assert driver.active.current == 0, title
+            assert {(1, 1 << 8)} == STREAMS, (title, STREAMS)
+    del os.environ["CONVERT_TO_QUANT_AUTOTUNE"]
+
+
+def candidates_that_fail_are_left_out() -> None:
+    """What the compiler, the driver and the planner refuse is no candidate; a tile of the tables is."""
+    a, b = torch.ones(300, 512, dtype=torch.int8), torch.ones(384, 512, dtype=torch.int8)
+    tensors = a, b, torch.ones(300, 1), torch.ones(384, 1)
+    kinds = {
+        "a tile of the tables": (TileConfig(64, 64, 128, 4, 4, descriptors=True), True),
+        "more shared memory than there is": (TileConfig(256, 256, 256, 8, 4, descriptors=True), False),
+        "a depth that no product has": (TileConfig(64, 64, 16, 4, 3), False),
+        "warps that are no power of two": (TileConfig(64, 64, 128, 3, 3), False),
+    }
+    with on_device(1) as device:
+        for kind, (tile, works) in kinds.items():
+            operands = [_planned.argument(i, t) for i, t in enumerate(tensors)]
+            out = empty((300, 384), torch.bfloat16, device)
+            epilogue = int8_mm.operands(*operands[2:], None, None, 300, False)
+            steps = int8_mm.product(tile, *operands[:2], out, epilogue)
+            _timing.FLUSH = 16
+            time = _timing.microseconds(kind, lambda steps=steps: Run(tensors).do(steps), device)
+            assert (time is not None) == works, (kind, time)
+
+
+def a_gluon_product_is_launched() -> None:
+    """The Gluon engine through Triton's launcher: tensor maps, shared memory, a grid of an H100, a replay."""
+    config = _gluon.TILES[0]
+    for m, dtype in ((300, torch.bfloat16), (9000, torch.float32)):
+        before, int8_mm.candidates = int8_mm.candidates, lambda *given: [config]
+        op, args = stub.calls(m, 1536, 144)["int8_mm"]
+        report(f"{config.label} | {m}", op, (*args, dtype))
+        steps = _kept.PLANS[stub.launcher(op).key((*args, dtype))].replay._steps
+        int8_mm.candidates = before
+        _kept.forget()
+        assert [type(s) for s in steps] == [_Addressed], steps
+        (kernel, grid, *_), *_ = LOG
+        assert kernel == "_int8_mm_gluon_kernel"
+        assert grid == (min(132, -(-m // 256) * 12), 1, 1), grid
 
 
 def profilers_are_told() -> None:
@@ -177,5 +283,10 @@ if __name__ == "__main__":
     driver.active.launcher_cls = Logged
     limits_are_enforced()
     surprises_fall_back()
+    if sys.argv[1:] == ["sm90"]:  # once will do
+        a_second_device_is_made_current()
+        candidates_that_fail_are_left_out()
+        if _gluon.available():
+            a_gluon_product_is_launched()
     profilers_are_told()
     cases(int((*sys.argv, 1)[3])) if "cases" in sys.argv else standard()

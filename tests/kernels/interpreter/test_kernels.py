@@ -9,15 +9,17 @@ import torch
 from triton_cases import CASES, same
 
 from convert_to_quant.kernels._library import LAUNCHERS
-from convert_to_quant.kernels.triton import _launch
+from convert_to_quant.kernels.triton import _launch, _proof, blockwise, rowwise
 from convert_to_quant.kernels.triton import float_linear as fl
 from convert_to_quant.kernels.triton import int8_mm as mm
 from convert_to_quant.kernels.triton import packed_linear as pl
 from convert_to_quant.kernels.triton import weight_only as wo
+from convert_to_quant.kernels.triton._epilogue import Epilogue, launch_finish
 from convert_to_quant.kernels.triton._gemm import TileConfig
-from convert_to_quant.kernels.triton._operands import empty
+from convert_to_quant.kernels.triton._operands import argument, empty
 from convert_to_quant.kernels.triton._plan import Plan
 from convert_to_quant.kernels.triton._planned import planned
+from convert_to_quant.kernels.triton._run import Run
 
 PLAIN = {
     op: getattr(importlib.import_module(f"convert_to_quant.kernels.triton.{module}"), function)
@@ -65,16 +67,29 @@ PRODUCTS = [c for c in CASES if c.name.startswith(("int8_mm-", "int8_mm_blockwis
 
 
 @pytest.mark.parametrize("case", PRODUCTS[::3], ids=lambda case: case.name)
-@pytest.mark.parametrize("kind", ["split", "descriptors", "small"])
+@pytest.mark.parametrize("kind", ["split", "descriptors", "split descriptors", "small"])
 def test_other_tiles_match_eager_twin(case, kind, place, monkeypatch):
-    if kind == "descriptors" and _launch.TensorDescriptor is None:
+    if "descriptors" in kind and _launch.TensorDescriptor is None:
         pytest.skip("tensor descriptors came with Triton 3.4")
     config = {
         "split": TileConfig(32, 64, 64, 4, 1, split_k=3),
         "descriptors": TileConfig(64, 64, 64, 4, 1, descriptors=True),
+        "split descriptors": TileConfig(64, 64, 64, 4, 1, split_k=3, descriptors=True),
         "small": TileConfig(16, 32, 32, 4, 1),
     }[kind]
     monkeypatch.setattr(mm, "INTERPRETER", (config,))
+    case.check(OPS, place)
+
+
+ROWWISE = [c for c in CASES if c.name.startswith(("rowwise", "blockwise", "nan_under"))]
+
+
+@pytest.mark.parametrize("case", ROWWISE[::3], ids=lambda case: case.name)
+def test_every_other_way_to_share_a_row_matches_eager_twin(case, place, monkeypatch):
+    """The second entries of the tables, which the interpreter, without a tuner, would never take."""
+    for module in (rowwise, blockwise):
+        assert len(module.CONFIGS) == 2, "another entry needs another run of these cases"
+        monkeypatch.setattr(module, "CONFIGS", module.CONFIGS[1:])
     case.check(OPS, place)
 
 
@@ -143,6 +158,34 @@ def test_library_product_with_our_epilogue(workspace, place, monkeypatch):
     engines = mm.IntMM(), mm.INTERPRETER[0]
     results = [product(e, place(a), place(b), *map(place, scales)) for e in engines for _ in range(2)]
     assert all(torch.equal(r, results[0]) for r in results)
+
+
+def test_the_proof_of_an_engine_tells_right_from_wrong(monkeypatch):
+    """What another process runs on a card (`_proof.compare`), with an engine of the interpreter."""
+    cpu, shape, tile = torch.device("cpu"), (33, 48, 64), mm.INTERPRETER[0]
+    assert _proof.same_bits(tile, shape, cpu)
+    launch = mm.launch_product
+    monkeypatch.setattr(mm, "launch_product", lambda *given: launch(*given[:4], given[4]._replace(bias=None)))
+    assert not _proof.same_bits(tile, shape, cpu)
+
+
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize("k", [128, 120], ids=["even", "ragged"])
+def test_weight_only_reads_strided_planes(k, split, place):
+    """Planes, rows of activations and rows of weights that lie apart, with other numbers in between."""
+    memory = torch.randint(-4, 5, (3, 7, k + 8)).bfloat16()
+    weights = torch.randint(-9, 10, (40, k + 16), dtype=torch.int8)
+    planes, q = memory[:, 1:6, :k], weights[::2, :k]
+    x, out = memory[:, 1:6, :k].float().sum(0), torch.full((5, 20), float("nan"))
+    partial = torch.full((split, 5, 20), float("nan"))
+    tensors = planes, q, torch.ones(20, 1), out, partial
+    p, w, s, o, sums = (argument(i, t) for i, t in enumerate(tensors))
+    config, epilogue = wo.WeightOnlyConfig(16, 16, 64, 4, 1, split_k=split), Epilogue(None, s, None, None)
+    steps = [wo.launch_weight_only(config, p, w, o if split == 1 else sums, epilogue)]
+    if split > 1:
+        steps.append(launch_finish(sums, o, epilogue))
+    Run(tensors).do(steps)
+    assert torch.equal(out, x @ q.float().t())
 
 
 @pytest.mark.parametrize("split", [False, True])

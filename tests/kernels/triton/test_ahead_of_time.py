@@ -6,12 +6,15 @@ share the work.
 """
 
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
+sys.path.insert(0, str(Path(__file__).parents[3] / "bench" / "kernels"))
 
 import ahead_of_time as aot
+import machine_code
 import triton
 from packed_launches import SOME
 from triton.backends import backends
@@ -57,8 +60,26 @@ def test_compiles_without_spills(target, case):
                 assert "wgmma s8" in row.instructions
             if large and target == "sm_100" and TRITON >= (3, 8):
                 assert "tcgen05 i8" in row.instructions
+        if row.kernel == "_int8_mm_kernel" and vendor == "nvidia" and "unaligned" not in case:
+            check_machine_code(row)
         if row.kernel == "_int8_weight_only_kernel" and target == "sm_100" and "PLANES=1" not in row.config:
             assert "tcgen05 f16" not in row.instructions, f"planes race in tensor memory: {row.config}"
+
+
+def check_machine_code(row: aot.Resources) -> None:
+    """16 bytes at a time of operands and results; in the main loop no more loads and waits than are known."""
+    code = machine_code.disassemble(row.cubin)
+    narrow = {k: n for k, n in machine_code.accesses(code).items() if k[0] in ("LDGSTS", "STG") and k[1] < 16}
+    assert narrow == {}, f"{row.config}: global accesses of under 16 bytes"
+    loop = machine_code.main_loop(code)
+    assert loop is not None, f"no product in a loop: {row.config}"
+    if loop.product.startswith("IMMA"):  # matrices loaded into registers are used more than once
+        reuse = 2 if row.tile[0] >= 64 else 1
+        assert loop.products >= reuse * loop.loads, f"{row.config}: {loop}"
+        assert loop.barriers <= 2, f"{row.config}: {loop}"
+    if loop.product.startswith("IGMMA"):  # from shared memory; Triton waits for each (bench/NOTES.md)
+        assert (loop.loads, loop.in_flight) == (0, 0), f"{row.config}: {loop}"
+        assert loop.barriers <= 4, f"{row.config}: {loop}"
 
 
 def test_recording_leaves_the_interpreter_alone():
