@@ -26,12 +26,12 @@ ROWS = 128
 RUN = 16
 """Rows beside each other among them."""
 
-TOKENS = 512
+TOKENS = 1024
 """Held-back inputs that outputs are compared on."""
 
-WHOLE = 64
-"""Of these, inputs for which the outputs of all rows are made: where few rows have most of a layer's signal,
-the rows that are tried may not be among them."""
+HEAVY = 32
+"""Inputs of the greatest norm, and as many of the others, for which the outputs of all rows are made: in some
+layers few inputs, or few rows, have nearly all of the signal."""
 
 Metric = Literal["outputs", "input energy", "weights"]
 """What an error is measured in: outputs for held-back calibration inputs; weights, scaled by the energy of
@@ -71,7 +71,10 @@ def measure(
     metric: Metric = (
         "outputs" if held_back is not None else "input energy" if energy is not None else "weights"
     )
-    beside = 1.0 if held_back is None else _beside(weight, rows, held_back[:WHOLE])
+    per_signal = 0.0
+    if stats is not None and stats.samples is not None and held_back is not None:
+        signal = _signal(weight, stats.samples)
+        per_signal = float(_energy(weight) / _energy(rows).clamp(min=1e-30)) / signal if signal > 0 else 0.0
     errors = []
     for way in ways:
         if way.format is None:
@@ -82,7 +85,7 @@ def measure(
         except ValueError as e:
             raise ConversionError(str(e)) from e
         if held_back is not None:
-            errors.append(_output_error(rows, result, held_back) * beside)
+            errors.append(_output_noise(rows, result, held_back) * per_signal)
         else:
             errors.append(_weight_error(rows, result, energy))
     return Sensitivity(tuple(errors), metric)
@@ -107,22 +110,25 @@ def _split(stats: LayerStats | None) -> tuple[LayerStats | None, torch.Tensor | 
     return replace(stats, samples=stats.samples[fit], kept={}), stats.samples[~fit][:TOKENS].float()
 
 
-def _beside(weight: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> float:
-    """Return by what the relative error of the rows is multiplied to be that of all rows.
-
-    Noise grows with the weights' energy, whose share of the layer is not that of the outputs'.
-    """
-    noise = weight.float().square().sum() / rows.float().square().sum().clamp(min=1e-30)
-    signal = F.linear(tokens, weight.float()).square().sum()
-    signal = signal / F.linear(tokens, rows.float()).square().sum().clamp(min=1e-30)
-    return float(noise / signal) if signal > 0 else 1.0
+def _energy(x: torch.Tensor) -> torch.Tensor:
+    return x.float().square().sum()
 
 
-def _output_error(rows: torch.Tensor, result: LayerResult, tokens: torch.Tensor) -> float:
+def _signal(weight: torch.Tensor, samples: torch.Tensor) -> float:
+    """Return the energy of a layer's output for one input, as the mean over its samples [n, K]."""
+    order = torch.linalg.vector_norm(samples, dim=1, dtype=torch.float32).argsort(descending=True)
+    heavy, others = order[:HEAVY], order[HEAVY:]
+    chosen = others[:: max(1, len(others) // HEAVY)]
+    energies = [float(_energy(F.linear(samples[i].float(), weight.float()))) for i in (heavy, chosen)]
+    return (energies[0] + energies[1] * len(others) / max(1, len(chosen))) / len(samples)
+
+
+def _output_noise(rows: torch.Tensor, result: LayerResult, tokens: torch.Tensor) -> float:
+    """Return the energy of the rows' output error for one input, as the mean over tokens [n, K]."""
     exact = F.linear(tokens, rows.float())
     inputs = tokens if result.pre_quant_scale is None else tokens * result.pre_quant_scale
     got = F.linear(inputs.to(result.weight.dtype), result.weight).float()
-    return _ratio((got - exact).square(), exact.square())
+    return float(_energy(got - exact)) / len(tokens)
 
 
 def _weight_error(rows: torch.Tensor, result: LayerResult, energy: torch.Tensor | None) -> float:
