@@ -5,7 +5,8 @@
     python bench/quality --quick             # the main table on two of the six layers
     python bench/quality --formats           # every format by rounding and LDLQ, and nothing else
     python bench/quality --domains           # LDLQ's damping on several kinds of text, and nothing else
-    python bench/quality --random-tokens     # calibration without data, and nothing else
+    python bench/quality --made-up           # calibration without data; also needs
+                                             # pip install --no-deps antiberty==0.1.3
     python bench/quality --fold --folder F   # what folding gains: MiniLM, and a small Flux that it trains
 
 Calibrates on one text and measures on another (text.py). SQNR is of each Linear's output, in dB, as the mean
@@ -21,11 +22,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import dit
 import fold
+import made_up
 import measure
 import minilm
 import painted
-import random_tokens
 import reference
 import text
 import torch
@@ -231,7 +233,20 @@ def main() -> int:
     parser.add_argument("--formats", action="store_true", help="only every format, with pictures")
     parser.add_argument("--fold", action="store_true", help="only the tables of folded inputs")
     parser.add_argument("--damping", type=float, default=DAMPING, help=f"of all methods (default {DAMPING})")
-    parser.add_argument("--random-tokens", action="store_true", help="only calibration on random ids")
+    parser.add_argument(
+        "--made-up",
+        nargs="?",
+        const="all",
+        choices=("all", *made_up.TABLES),
+        help="only calibration on made-up inputs; of one network, or all",
+    )
+    parser.add_argument(
+        "--training",
+        type=int,
+        default=dit.TRAINING,
+        metavar="N",
+        help=f"optimizer steps of the small Flux of --made-up (default {dit.TRAINING})",
+    )
     parser.add_argument("--domains", action="store_true", help="only the table of dampings and kinds of text")
     parser.add_argument("--tokens", type=int, default=4096, help="held-out tokens (default 4096)")
     parser.add_argument("--folder", type=Path, help="keeps the recorded activations for another run")
@@ -243,10 +258,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = a.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        bench = Bench(folder, a.quick, a.tokens, a.damping)
-        if a.random_tokens:
-            random_tokens.show(bench)
+        if a.made_up:
+            for name in made_up.TABLES if a.made_up == "all" else (a.made_up,):
+                made_up.TABLES[name](folder, a.training)
             return 0
+        bench = Bench(folder, a.quick, a.tokens, a.damping)
         if a.domains:
             domains(bench)
             return 0

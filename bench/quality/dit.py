@@ -78,8 +78,16 @@ def _ids() -> torch.Tensor:
 
 def call(model: torch.nn.Module, x: torch.Tensor, words: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """Return the model's velocity for patches [B, tokens, 12] at times t [B]."""
-    offset = torch.tensor([0, 2, 8, 14])
-    text = _VOCABULARY[words + offset]
+    return denoise(model, x, embedded(words), t)
+
+
+def embedded(words: torch.Tensor) -> torch.Tensor:
+    """Return what the model is told of captions, [B, WORDS, 32]."""
+    return _VOCABULARY[words + torch.tensor([0, 2, 8, 14])]
+
+
+def denoise(model: torch.nn.Module, x: torch.Tensor, text: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Return what `call` does, of captions that are embedded already."""
     return model(
         hidden_states=x,
         encoder_hidden_states=text,
@@ -117,14 +125,23 @@ def train(path: Path, steps: int = TRAINING) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def noise(count: int, seed: int) -> torch.Tensor:
+    """Return normal numbers, patches [count, tokens, 12]."""
+    n = (SIDE // PATCH) ** 2
+    return torch.randn(count, n, 3 * PATCH**2, generator=torch.Generator().manual_seed(seed))
+
+
 def paint(model: torch.nn.Module, words: torch.Tensor, seed: int) -> torch.Tensor:
     """Return what STEPS of Euler's method make of noise, patches [B, tokens, 12]."""
-    n = (SIDE // PATCH) ** 2
-    x = torch.randn(len(words), n, 3 * PATCH**2, generator=torch.Generator().manual_seed(seed))
+    return sample(model, embedded(words), seed)
+
+
+def sample(model: torch.nn.Module, text: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return what `paint` does, of captions that are embedded already."""
+    x = noise(len(text), seed)
     with torch.no_grad():
         for i in range(STEPS):
-            t = torch.full((len(words),), 1 - i / STEPS)
-            x = x - call(model, x, words, t) / STEPS
+            x = x - denoise(model, x, text, torch.full((len(text),), 1 - i / STEPS)) / STEPS
     return x
 
 

@@ -1,6 +1,8 @@
 """What a quantized layer, and a quantized model, lose on held-out text."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -81,18 +83,25 @@ def embeddings(model: MiniLM, batches: list) -> torch.Tensor:
         return torch.cat([model(*batch) for batch in batches])
 
 
-def drift(
-    model: MiniLM, results: dict[str, LayerResult], batches: list, exact: torch.Tensor, integer: bool
-) -> float:
-    """Return the mean of 1 - cosine between the embeddings of the quantized model and the exact ones."""
+@contextmanager
+def replaced(model: nn.Module, results: dict[str, LayerResult], integer: bool) -> Iterator[None]:
+    """Run the layers of `results` in their quantized form while the block lasts."""
     originals = {name: model.get_submodule(name) for name in results}
     try:
         for name, result in results.items():
             _set(model, name, _Replaced(originals[name], result, integer))
-        got = embeddings(model, batches)
+        yield
     finally:
         for name, module in originals.items():
             _set(model, name, module)
+
+
+def drift(
+    model: MiniLM, results: dict[str, LayerResult], batches: list, exact: torch.Tensor, integer: bool
+) -> float:
+    """Return the mean of 1 - cosine between the embeddings of the quantized model and the exact ones."""
+    with replaced(model, results, integer):
+        got = embeddings(model, batches)
     return (1 - (got.double() * exact.double()).sum(1)).mean().item()
 
 

@@ -5,6 +5,7 @@ al., 2018), the embedding the normalised mean over tokens, as its model card say
 """
 
 import importlib.util
+from collections.abc import Container
 from pathlib import Path
 
 import torch
@@ -53,18 +54,25 @@ class Layer(nn.Module):
 class MiniLM(nn.Module):
     """Token ids [B, T] and mask [B, T] -> embeddings [B, 384] of length one."""
 
-    def __init__(self, width: int = 384, inner: int = 1536, heads: int = 12, depth: int = 6) -> None:
+    def __init__(
+        self, width: int = 384, inner: int = 1536, heads: int = 12, depth: int = 6, words: int = 30522
+    ) -> None:
         super().__init__()
-        self.words, self.positions = nn.Embedding(30522, width), nn.Embedding(512, width)
+        self.words, self.positions = nn.Embedding(words, width), nn.Embedding(512, width)
         self.types = nn.Embedding(2, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.layers = nn.ModuleList(Layer(width, inner, heads) for _ in range(depth))
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the last layer's hidden states, [B, T, width]."""
         x = self.words(ids) + self.positions.weight[: ids.shape[1]] + self.types.weight[0]
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, mask)
+        return x
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.hidden(ids, mask)
         weights = mask.unsqueeze(-1).to(x.dtype)
         return F.normalize((x * weights).sum(1) / weights.sum(1), dim=-1)
 
@@ -92,17 +100,21 @@ def folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def load() -> MiniLM:
-    """Return the model in float32, in eval mode."""
-    state = {}
-    for name, tensor in load_file(folder() / "model.safetensors").items():
+def renamed(state: dict[str, torch.Tensor], wanted: Container[str]) -> dict[str, torch.Tensor]:
+    """Return what is wanted of a BERT's weights under the names that they have here, in float32."""
+    found = {}
+    for name, tensor in state.items():
         name = name.removeprefix("bert.")
         for old, new in _RENAMED:
             name = name.replace(old, new)
-        state[name] = tensor.float()
+        found[name] = tensor.float()
+    return {k: v for k, v in found.items() if k in wanted}
+
+
+def load() -> MiniLM:
+    """Return the model in float32, in eval mode."""
     model = MiniLM()
-    wanted = model.state_dict()
-    model.load_state_dict({k: v for k, v in state.items() if k in wanted})
+    model.load_state_dict(renamed(load_file(folder() / "model.safetensors"), model.state_dict()))
     return model.eval()
 
 

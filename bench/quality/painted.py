@@ -1,8 +1,9 @@
 """What converted files of the small Flux keep: outputs of its layers, and the pictures that it paints."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dit
 import measure
@@ -28,9 +29,9 @@ class Kept:
 class Painted:
     """The trained model, calibration records of two sets of pictures, and what it paints of a third."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, training: int = dit.TRAINING) -> None:
         self._folder = folder
-        model = dit.train(folder / "dit.safetensors")
+        self.model = model = dit.train(folder / "dit.safetensors", training)
         words = dit.captions(24, torch.Generator().manual_seed(7))
         self._recorded = {}
         for name, part, seed in (("train", words[:16], 11), ("held-out", words[16:], 12)):
@@ -40,11 +41,19 @@ class Painted:
         self._test = dit.captions(16, torch.Generator().manual_seed(8))
         self._want = dit.paint(model, self._test, 13)
 
-    def kept(self, asked: dict[str, Any]) -> Kept:
-        """Convert as asked, with the calibration, and measure the file."""
-        source, output = self._folder / "dit.safetensors", self._folder / "dit-quantized.safetensors"
-        record = str(self._recorded["train"])
-        convert_to_int8(str(source), str(output), calibration_data=record, overwrite=True, **asked)
+    def record(self, name: str, batches: list, forward: Callable[[torch.nn.Module, Any], Any]) -> Path:
+        """Record what `forward` makes the model see of `batches`; for `kept`."""
+        return calibrate(self.model, batches, self._folder / f"dit-{name}.safetensors", forward=forward).path
+
+    def kept(self, asked: dict[str, Any], record: Path | Literal["train"] | None = "train") -> Kept:
+        """Convert as asked, with a calibration (None: without), and measure the file."""
+        source = self._folder / "dit.safetensors"
+        output = source.with_stem("dit-quantized")
+        if record is not None:
+            asked = asked | {
+                "calibration_data": str(self._recorded["train"] if record == "train" else record)
+            }
+        convert_to_int8(str(source), str(output), overwrite=True, **asked)
         layers = verify(source, output, self._recorded["held-out"]).layers
         quantized = dit.build().eval().requires_grad_(False)
         load_quantized(quantized, output)
