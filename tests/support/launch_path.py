@@ -143,8 +143,10 @@ def on_device(index: int):
     def current(wanted):
         before = driver.active.current
         driver.active.current = wanted.index
-        yield
-        driver.active.current = before
+        try:
+            yield
+        finally:
+            driver.active.current = before
 
     events = SimpleNamespace(record=lambda: None, elapsed_time=lambda other: 1.0)
     module = SimpleNamespace(
