@@ -11,8 +11,8 @@ from typing import Any
 from ...formats.errors import ConversionError
 from .address import AUTO, LOCAL, require_answer
 
-_ALONE = {"RAY_USAGE_STATS_ENABLED": "0"}
-"""A cluster of ours tells nobody that it is there."""
+_ALONE = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+"""A cluster of ours tells nobody that it is there, and its processes have the priority that this one has."""
 
 
 def connect(ray: Any, address: str) -> None:

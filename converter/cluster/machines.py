@@ -10,7 +10,7 @@ from ...formats.errors import ConversionError
 from ..executor import Need
 from .worker import other_versions, versions
 
-_PATIENCE = 120.0
+_PATIENCE = 300.0
 """Seconds within which a machine must have started a process and loaded torch."""
 
 

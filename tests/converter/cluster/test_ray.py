@@ -3,6 +3,7 @@
 Starting it, and a process in each node, takes most of the time here: one cluster serves all tests.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -36,18 +38,27 @@ SUPPORT = Path(__file__).parents[2] / "support"
 
 
 @pytest.fixture(scope="module")
-def address():
+def scratch():
+    """A folder for Ray. There are sockets in it: its path has to be short."""
+    folder = Path(tempfile.mkdtemp(prefix="ctq", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def address(scratch):
     with pytest.MonkeyPatch.context() as patch:
-        scratch = tempfile.mkdtemp(prefix="ctq", dir="/tmp")  # sockets in it: its path has to be short
-        patch.setenv("RAY_TMPDIR", scratch)
+        patch.setenv("RAY_TMPDIR", str(scratch))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv(
+            "RAY_worker_niceness", "0"
+        )  # 15 by default: on a busy machine they would wait for minutes
         patch.setenv("PYTHONPATH", str(SUPPORT))
         one_core = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
         cluster = Cluster(initialize_head=True, head_node_args=one_core)
         cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
         yield cluster.address
         cluster.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -292,16 +303,32 @@ def test_an_interruption_ends_the_work_and_leaves_what_can_be_gone_on_with(
 # The command line
 
 
-def test_a_killed_run_is_gone_on_with_and_ray_says_nothing(tmp_path, address, folder, executor, whole, capfd):
+def processes_of(folder):
+    """The command lines of a Ray cluster's daemons, by the folder of its session."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (process / "cmdline").read_bytes().decode(errors="replace")
+                found += [line] * (f"{folder}/" in line)
+    return found
+
+
+def test_a_killed_run_is_gone_on_with_and_ray_says_nothing(tmp_path, folder, executor, whole, scratch, capfd):
+    """One with a cluster of its own, which goes with it."""
     output = tmp_path / "q.safetensors"
     options = ["-i", str(folder / "a.safetensors"), "-o", str(output), "--quiet"]
     options += ["--calibration-data", str(folder / "calibration.safetensors"), "--ray"]
-    command = [sys.executable, str(SUPPORT / "stopped.py"), "SIGKILL", *options, address]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SUPPORT / "stopped.py"), "SIGKILL", *options, "local"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(scratch / "own")}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGKILL, "", "")
     assert not output.exists()
     assert output.with_name(f"{output.name}.part").exists()
+    until = time.monotonic() + 60
+    while (left := processes_of(scratch / "own")) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert left == []
     executor.slots(False)
     assert main(options) == 0, "this process is connected already: no address is needed"
     told = capfd.readouterr()
