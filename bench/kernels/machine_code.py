@@ -90,6 +90,11 @@ def accesses(code: list[tuple[str, str | None]]) -> Counter:
     return found
 
 
+def opcode(text: str) -> str:
+    """Return an instruction's name without guard and modifiers."""
+    return _GUARD.sub("", text).split()[0].split(".")[0]
+
+
 def _products(body: list[str]) -> int:
     return sum(t.split()[0].split(".")[0] in PRODUCTS for t in body)
 

@@ -74,3 +74,9 @@ def check_group(arch: Arch, rotation: int) -> None:
     """Unsupported for the one group that does not fit: 1024 spills 400 bytes and more on RDNA."""
     if arch.family == "rdna" and rotation == 1024:
         raise Unsupported("a rotation group of 1024 spills registers on RDNA")
+
+
+def mma_fragments(device: torch.device) -> bool:
+    """Return whether threads hold a product's operands as mma.sync of NVIDIA has them: MMA in kernels."""
+    family = arch_of(device).family
+    return family.startswith("sm") or family == "interpreter"

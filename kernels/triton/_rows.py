@@ -4,10 +4,9 @@ import triton
 import triton.language as tl
 
 from .._library import Unsupported
-from ._arch import Arch, check_group
+from ._arch import Arch, check_group, mma_fragments
 from ._operands import Operand
-from ._tiles import load_activated, rotate_tile, tile_columns
-from .rowwise import tile_for
+from .rowwise import load_rotated, tile_for
 
 
 @triton.jit
@@ -22,19 +21,26 @@ def row_tiles(
     K,
     ROTATION: tl.constexpr,
     PARTS: tl.constexpr,
+    MMA: tl.constexpr,
     G: tl.constexpr,
-    OUTER: tl.constexpr,
+    QUARTERS: tl.constexpr,
     CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """The tiles [G, OUTER, 16] of one row, float32 and rotated, zeros beyond K."""
-    cols = tile_columns(G, OUTER)
+    """The tiles [G, 16, 16] of one row, float32 and rotated, zeros beyond K; `piece_numbers` says of what."""
     tiles = ()
-    for c in tl.static_range(CHUNKS):
-        at = c * (G * OUTER * 16) + cols
-        x = load_activated(x_ptr, at, None if EVEN else at < K, K, None)
-        tiles = tiles + (rotate_tile(x, ROTATION, PARTS),)  # type: ignore[assignment]  # noqa: RUF005
+    for c in tl.static_range(CHUNKS // QUARTERS):
+        step = load_rotated(x_ptr, c * G * QUARTERS * 256, K, ROTATION, None, PARTS, MMA, G, EVEN)
+        for i in tl.static_range(QUARTERS):
+            tile = tl.reshape(tl.permute(step[i], 0, 1, 3, 2, 4), (G, 16, 16))
+            tiles = tiles + (tile,)  # type: ignore[assignment]  # noqa: RUF005
     return tiles
+
+
+@triton.jit
+def piece_numbers(chunk, G: tl.constexpr, QUARTERS: tl.constexpr):
+    """Which 256 columns of the row each piece of a tile holds, [G, 1]."""
+    return ((chunk // QUARTERS) * G + tl.arange(0, G)[:, None]) * QUARTERS + chunk % QUARTERS
 
 
 @triton.jit
@@ -44,18 +50,18 @@ def total(x):
 
 
 @triton.jit
-def piece_offsets(G: tl.constexpr, OUTER: tl.constexpr, WIDTH: tl.constexpr):
-    """Where WIDTH bytes for each 16 columns of a tile lie, [G, OUTER, WIDTH]."""
-    piece = tl.arange(0, G)[:, None, None] * OUTER + tl.arange(0, OUTER)[None, :, None]
-    return piece * WIDTH + tl.arange(0, WIDTH)[None, None, :]
+def piece_offsets(chunk, G: tl.constexpr, QUARTERS: tl.constexpr, WIDTH: tl.constexpr):
+    """Where WIDTH bytes for each 16 columns of a tile lie, [G, 16, WIDTH]."""
+    sixteenth = piece_numbers(chunk, G, QUARTERS) * 16 + tl.arange(0, 16)[None, :]
+    return sixteenth[:, :, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
 
 
 @triton.jit
-def store_pairs(q_ptr, chunk, codes, K, G: tl.constexpr, OUTER: tl.constexpr, EVEN: tl.constexpr):
-    """Write codes int32 [G, OUTER, 16], of which four bits count, two to a byte, the even column in the low
+def store_pairs(q_ptr, chunk, codes, K, G: tl.constexpr, QUARTERS: tl.constexpr, EVEN: tl.constexpr):
+    """Write codes int32 [G, 16, 16], of which four bits count, two to a byte, the even column in the low
     half; q_ptr: of the row."""
-    even, odd = tl.split(tl.reshape(codes & 15, (G, OUTER, 8, 2)))
-    at = chunk * (G * OUTER * 8) + piece_offsets(G, OUTER, 8)
+    even, odd = tl.split(tl.reshape(codes & 15, (G, 16, 8, 2)))
+    at = piece_offsets(chunk, G, QUARTERS, 8)
     pairs = (even | (odd << 4)).to(tl.int8)
     if EVEN:
         tl.store(q_ptr + at, pairs)
@@ -70,17 +76,19 @@ def row_arguments(arch: Arch, rows: Operand, rotation: int, elements: int) -> tu
     """
     check_group(arch, rotation)
     k = rows.shape[1]
-    warps, g, outer, chunks = tile_for(k, rotation, elements)
+    warps, chunks = tile_for(k, rotation, elements)
     if not chunks:
         raise Unsupported(f"a row of {k} columns does not fit the registers of a program")
+    quarters = 4 if rotation == 1024 else 1
     return warps, {
         "x_ptr": rows,
         "K": k,
         "stride_xm": rows.stride(0),
         "ROTATION": rotation,
         "PARTS": 3 if rows.element_size() == 4 else 2,
-        "G": g,
-        "OUTER": outer,
-        "CHUNKS": chunks,
-        "EVEN": k % (g * outer * 16) == 0,
+        "MMA": mma_fragments(rows.device),
+        "G": warps,
+        "QUARTERS": quarters,
+        "CHUNKS": chunks * quarters,
+        "EVEN": k % (warps * quarters * 256) == 0,
     }

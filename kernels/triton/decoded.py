@@ -18,7 +18,7 @@ from ._launch import Launch
 from ._operands import empty, rows_of
 from ._plan import Plan
 from ._planned import planned
-from ._rows import piece_offsets, rounded, row_arguments, row_tiles, store_pairs
+from ._rows import piece_numbers, piece_offsets, rounded, row_arguments, row_tiles, store_pairs
 from ._tiles import magnitude
 
 ELEMENTS = 24
@@ -49,7 +49,7 @@ def _integer(product):
 
 @triton.jit
 def _nearest4(target, scale):
-    """(The nearest integer, the lowest code 0 to 15 of it) under group scales [G, OUTER]; float32."""
+    """(The nearest integer, the lowest code 0 to 15 of it) under group scales [G, 16]; float32."""
     before = _integer(scale * _level(0))
     integer = before[:, :, None] + target * 0.0
     code = target * 0.0
@@ -64,7 +64,7 @@ def _nearest4(target, scale):
 
 @triton.jit
 def _nearest6(target, scale):
-    """(The nearest integer, the lowest code -31 to 31 of it) under group scales [G, OUTER]; float32."""
+    """(The nearest integer, the lowest code -31 to 31 of it) under group scales [G, 16]; float32."""
     inverse = tl.div_rn(1.0, scale)[:, :, None]
     scale = scale[:, :, None]
     # What counts is the middle of the half step that holds the target. Less 0.25 and doubled, it lies on a
@@ -106,20 +106,21 @@ def _quantize_decoded_kernel(
     BITS: tl.constexpr,
     ROTATION: tl.constexpr,
     PARTS: tl.constexpr,
+    MMA: tl.constexpr,
     G: tl.constexpr,
-    OUTER: tl.constexpr,
+    QUARTERS: tl.constexpr,
     CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
     """Quantize one row per program."""
     row = tl.program_id(0).to(tl.int64)
-    tiles = row_tiles(x_ptr + row * stride_xm, K, ROTATION, PARTS, G, OUTER, CHUNKS, EVEN)
+    tiles = row_tiles(x_ptr + row * stride_xm, K, ROTATION, PARTS, MMA, G, QUARTERS, CHUNKS, EVEN)
     TOP: tl.constexpr = 0.980671 if BITS == 4 else 31.0
     PEAK: tl.constexpr = 0.980671 * 128.0 if BITS == 4 else 124.0
-    peaks = tl.zeros((G, OUTER, 16), tl.int32)
+    peaks = tl.zeros((G, 16, 16), tl.int32)
     for c in tl.static_range(CHUNKS):
         peaks = tl.maximum(peaks, magnitude(tiles[c]))
-    peak = tl.max(tl.reshape(peaks, (G * OUTER * 16,)), 0)
+    peak = tl.max(tl.reshape(peaks, (G * 256,)), 0)
     channel = tl.div_rn(peak.to(tl.float32, bitcast=True), PEAK)
     channel = tl.where(channel < 1e-30, 1e-30, channel)
     tl.store(row_ptr + row, channel)
@@ -131,7 +132,7 @@ def _quantize_decoded_kernel(
         group = tl.max(magnitude(tiles[c]), 2).to(tl.float32, bitcast=True)
         start = e4m3_bits(tl.div_rn(group, reach))
         found = start
-        best = tl.zeros((G, OUTER), tl.float32)
+        best = tl.zeros((G, 16), tl.float32)
         for i in tl.static_range(3):
             # 0, 1, -1 at 4 bits and 1, 0, 2 at 6: as `decoded.MOVES` of the twin
             move = (i if i < 2 else -1) if BITS == 4 else (1 - i if i < 2 else 2)
@@ -149,21 +150,21 @@ def _quantize_decoded_kernel(
                 less = lost < best
                 best = tl.where(less, lost, best)
                 found = tl.where(less, tried, found)
-        at = c * (G * OUTER) + tl.arange(0, G)[:, None] * OUTER + tl.arange(0, OUTER)[None, :]
+        at = piece_numbers(c, G, QUARTERS) * 16 + tl.arange(0, 16)[None, :]
         inside = at < K // 16
         tl.store(rel_ptr + row * (K // 16) + at, found.to(tl.uint8), mask=inside)
         scale = e4m3_value(found)
         if BITS == 4:
             _, code = _nearest4(target, scale)
-            store_pairs(q_ptr, c, code.to(tl.int32), K, G, OUTER, EVEN)
+            store_pairs(q_ptr, c, code.to(tl.int32), K, G, QUARTERS, EVEN)
         else:
             integer, guess = _nearest6(target, scale)
             code = (_code6(integer, guess, scale) + 32.0).to(tl.int32)
-            store_pairs(q_ptr, c, code, K, G, OUTER, EVEN)
-            low, high = tl.split(tl.reshape(code >> 4, (G, OUTER, 4, 2, 2)))
+            store_pairs(q_ptr, c, code, K, G, QUARTERS, EVEN)
+            low, high = tl.split(tl.reshape(code >> 4, (G, 16, 4, 2, 2)))
             top0, top2 = tl.split(low)
             top1, top3 = tl.split(high)
-            four = c * (G * OUTER * 4) + piece_offsets(G, OUTER, 4)
+            four = piece_offsets(c, G, QUARTERS, 4)
             tops = (top0 | (top1 << 2) | (top2 << 4) | (top3 << 6)).to(tl.int8)
             tl.store(q_ptr + K // 2 + four, tops, mask=four < K // 4)
 

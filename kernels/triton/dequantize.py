@@ -8,13 +8,13 @@ from .. import _checks
 from ..dequantize import _matrix_of_scales
 from ..rotation import check_rotation
 from ..scales import granularity
-from ._arch import arch_of
-from ._launch import Launch, cdiv, power_of_2
+from ._arch import arch_of, mma_fragments
+from ._launch import Launch, power_of_2
 from ._operands import Operand, empty, rows_of
 from ._plan import Plan
 from ._planned import planned
-from ._tiles import rotate_tile, tile_columns
-from .rotation import PIECES, WARPS
+from ._tiles import across, rotate_tile
+from .rotation import WARPS, places, shared_out, store_rows
 
 
 @triton.jit
@@ -30,32 +30,38 @@ def _dequantize_kernel(
     EDGE_K: tl.constexpr,
     BLOCKS: tl.constexpr,
     ROTATION: tl.constexpr,
+    MMA: tl.constexpr,
     ROWS: tl.constexpr,
     G: tl.constexpr,
-    OUTER: tl.constexpr,
 ):
     """Without BLOCKS a row has one scale: the integers are rotated exactly, the scale comes after."""
-    piece = tl.arange(0, ROWS * G)[:, None, None]
-    row = (tl.program_id(0).to(tl.int64) * ROWS) + piece // G
-    cols = tl.program_id(1) * (G * OUTER * 16) + (piece % G) * (OUTER * 16) + tile_columns(1, OUTER)
-    mask = (row < M) & (cols < K)
-    q = tl.load(q_ptr + row * stride_qm + cols, mask=mask, other=0)
-    if BLOCKS:
-        scale = tl.load(scale_ptr + (row // EDGE_M) * stride_scale_m + cols // EDGE_K, mask=mask, other=0.0)
-        y = rotate_tile(q.to(tl.float32) * scale, ROTATION, 3)
-    else:
-        scale = tl.load(scale_ptr + row * stride_scale_m, mask=row < M, other=0.0)
-        # int8 is exact in bfloat16; the first product has 12 bits, which two parts hold exactly.
-        y = rotate_tile(q.to(tl.bfloat16), ROTATION, 2) * scale
-    tl.store(out_ptr + row * K + cols, y.to(out_ptr.dtype.element_ty), mask=mask)
+    QUARTERS: tl.constexpr = 4 if ROTATION == 1024 else 1
+    tiles = ()
+    for i in tl.static_range(QUARTERS):
+        row, cols = places(ROWS, G, i, QUARTERS, False)
+        mask = (row < M) & (cols < K)
+        q = tl.load(q_ptr + row * stride_qm + cols, mask=mask, other=0)
+        if BLOCKS:
+            scale = scale_ptr + (row // EDGE_M) * stride_scale_m + cols // EDGE_K
+            y = rotate_tile(q.to(tl.float32) * tl.load(scale, mask=mask, other=0.0), ROTATION, 3, MMA)
+        else:
+            # int8 is exact in bfloat16; the first product has 12 bits, which two parts hold exactly.
+            y = rotate_tile(q.to(tl.bfloat16), ROTATION, 2, MMA)
+        tiles = tiles + (y,)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
+    if QUARTERS == 4:
+        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])
+    for i in tl.static_range(QUARTERS):
+        y = tiles[i]
+        if not BLOCKS:
+            row, _ = places(ROWS, G, i, QUARTERS, False)
+            y *= tl.load(scale_ptr + row * stride_scale_m, mask=row < M, other=0.0)
+        store_rows(out_ptr, y, M, K, ROWS, G, i, QUARTERS)
 
 
 def launch_dequantize(rows, scales, out, edges: tuple[int, int], rotation: int) -> Launch:
     """Return the launch for q int8 [M, K] with scales float32 [A, B], one entry `edges` rows and columns."""
     m, k = rows.shape
-    outer = 64 if rotation == 1024 else 16
-    pieces = PIECES * 16 // outer
-    g = min(pieces, power_of_2(cdiv(k, outer * 16)))
+    grid, shares = shared_out(m, k, rotation)
     args = {
         "q_ptr": rows,
         "scale_ptr": scales,
@@ -68,11 +74,9 @@ def launch_dequantize(rows, scales, out, edges: tuple[int, int], rotation: int) 
         "EDGE_K": power_of_2(edges[1]),
         "BLOCKS": scales.shape[1] != 1 or scales.shape[0] not in (1, m),
         "ROTATION": rotation,
-        "ROWS": pieces // g,
-        "G": g,
-        "OUTER": outer,
+        "MMA": mma_fragments(rows.device),
+        **shares,
     }
-    grid = (cdiv(m, pieces // g), cdiv(k, g * outer * 16))
     return Launch(_dequantize_kernel, grid, args, num_warps=WARPS, num_stages=1)
 
 

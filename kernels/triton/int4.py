@@ -46,18 +46,19 @@ def _quantize_int4_kernel(
     K,
     ROTATION: tl.constexpr,
     PARTS: tl.constexpr,
+    MMA: tl.constexpr,
     G: tl.constexpr,
-    OUTER: tl.constexpr,
+    QUARTERS: tl.constexpr,
     CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
     """Quantize one row per program, as `int4.clipped_scale` of the twin searches its scale."""
     row = tl.program_id(0).to(tl.int64)
-    tiles = row_tiles(x_ptr + row * stride_xm, K, ROTATION, PARTS, G, OUTER, CHUNKS, EVEN)
-    peaks = tl.zeros((G, OUTER, 16), tl.int32)
+    tiles = row_tiles(x_ptr + row * stride_xm, K, ROTATION, PARTS, MMA, G, QUARTERS, CHUNKS, EVEN)
+    peaks = tl.zeros((G, 16, 16), tl.int32)
     for c in tl.static_range(CHUNKS):
         peaks = tl.maximum(peaks, magnitude(tiles[c]))
-    peak = tl.max(tl.reshape(peaks, (G * OUTER * 16,)), 0)
+    peak = tl.max(tl.reshape(peaks, (G * 256,)), 0)
     start = tl.div_rn(peak.to(tl.float32, bitcast=True), 7.0)
     start = tl.where(start < 1e-30, 1e-30, start)
     best = _lost(tiles, start, CHUNKS)
@@ -77,7 +78,7 @@ def _quantize_int4_kernel(
     inverse = tl.div_rn(1.0, scale)
     for c in tl.static_range(CHUNKS):
         code = tl.minimum(tl.maximum(tiles[c] * inverse, -7.0), 7.0) + 12582912.0
-        store_pairs(q_ptr + row * (K // 2), c, code.to(tl.int32, bitcast=True), K, G, OUTER, EVEN)
+        store_pairs(q_ptr + row * (K // 2), c, code.to(tl.int32, bitcast=True), K, G, QUARTERS, EVEN)
 
 
 @planned

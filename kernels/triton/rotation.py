@@ -6,12 +6,12 @@ import triton.language as tl
 
 from .. import _checks
 from ..rotation import check_rotation
-from ._arch import arch_of
+from ._arch import arch_of, mma_fragments
 from ._launch import Launch, cdiv, power_of_2
 from ._operands import Operand, empty, rows_of
 from ._plan import Plan
 from ._planned import planned
-from ._tiles import high_part, rotate_tile, tile_columns
+from ._tiles import across, high_part, piece_columns, pieces, rotate_tile, split, whole
 
 WARPS = 4
 PIECES = 16
@@ -29,33 +29,70 @@ def _rotate_kernel(
     ROTATION: tl.constexpr,
     PARTS: tl.constexpr,
     PLANES: tl.constexpr,
+    MMA: tl.constexpr,
     ROWS: tl.constexpr,
     G: tl.constexpr,
-    OUTER: tl.constexpr,
 ):
     """PLANES = 0 writes out_ptr's dtype; P > 0 writes P bfloat16 planes whose sum is the rotated row."""
-    piece = tl.arange(0, ROWS * G)[:, None, None]
+    SPLIT: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
+    QUARTERS: tl.constexpr = 4 if ROTATION == 1024 else 1
+    tiles = ()
+    for i in tl.static_range(QUARTERS):
+        row, cols = places(ROWS, G, i, QUARTERS, SPLIT)
+        mask = (row < M) & (cols < K)
+        x = tl.load(x_ptr + row * stride_xm + cols, mask=mask, other=0.0)
+        tiles = tiles + (rotate_tile(whole(x) if SPLIT else x, ROTATION, PARTS, MMA),)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
+    if QUARTERS == 4:
+        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])
+    for i in tl.static_range(QUARTERS):
+        y = tiles[i]
+        if PLANES == 0:
+            store_rows(out_ptr, y, M, K, ROWS, G, i, QUARTERS)
+        else:
+            row, cols = places(ROWS, G, i, QUARTERS, False)
+            out = out_ptr + row * K + cols
+            mask = (row < M) & (cols < K)
+            for _ in tl.static_range(PLANES):
+                high, taken = high_part(y)
+                tl.store(out, high, mask=mask)
+                out += stride_plane  # a step at a time: p times the stride may not fit its int32
+                y -= taken
+
+
+@triton.jit
+def places(
+    ROWS: tl.constexpr, G: tl.constexpr, QUARTER: tl.constexpr, QUARTERS: tl.constexpr, SPLIT: tl.constexpr
+):
+    """(row, column) of each element of this program's tile QUARTER: ROWS rows of G pieces each."""
+    piece = pieces(ROWS * G, SPLIT)
     row = (tl.program_id(0).to(tl.int64) * ROWS) + piece // G
-    cols = tl.program_id(1) * (G * OUTER * 16) + (piece % G) * (OUTER * 16) + tile_columns(1, OUTER)
-    mask = (row < M) & (cols < K)
-    x = tl.load(x_ptr + row * stride_xm + cols, mask=mask, other=0.0)
-    y = rotate_tile(x, ROTATION, PARTS)
-    out = out_ptr + row * K + cols
-    if PLANES == 0:
-        tl.store(out, y.to(out_ptr.dtype.element_ty), mask=mask)
-    for _ in tl.static_range(PLANES):
-        high, taken = high_part(y)
-        tl.store(out, high, mask=mask)
-        out += stride_plane  # a step at a time: p times the stride may not fit its int32
-        y -= taken
+    step = (tl.program_id(1) * G + piece % G) * QUARTERS + QUARTER
+    return row, step * 256 + piece_columns(SPLIT)
+
+
+@triton.jit
+def store_rows(
+    out_ptr, y, M, K, ROWS: tl.constexpr, G: tl.constexpr, QUARTER: tl.constexpr, QUARTERS: tl.constexpr
+):
+    """Store tile QUARTER, float32, into the rows of out_ptr [M, K] of any float type."""
+    SPLIT: tl.constexpr = out_ptr.dtype.element_ty == tl.float32
+    row, cols = places(ROWS, G, QUARTER, QUARTERS, SPLIT)
+    y = split(y) if SPLIT else y.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * K + cols, y, mask=(row < M) & (cols < K))
+
+
+def shared_out(m: int, k: int, rotation: int) -> tuple[tuple[int, int], dict]:
+    """Return the grid for rows [m, k] and how many rows and pieces of each (ROWS, G) a program takes."""
+    width = 1024 if rotation == 1024 else 256
+    count = PIECES * 256 // width
+    g = min(count, power_of_2(cdiv(k, width)))
+    return (cdiv(m, count // g), cdiv(k, g * width)), {"ROWS": count // g, "G": g}
 
 
 def launch_rotate(rows: Operand, out: Operand, rotation: int, planes: int = 0) -> Launch:
     """Return the launch for rows [M, K] into contiguous out [M, K], or [planes, M, K] bfloat16."""
     m, k = rows.shape
-    outer = 64 if rotation == 1024 else 16
-    pieces = PIECES * 16 // outer
-    g = min(pieces, power_of_2(cdiv(k, outer * 16)))
+    grid, shares = shared_out(m, k, rotation)
     args = {
         "x_ptr": rows,
         "out_ptr": out,
@@ -66,11 +103,9 @@ def launch_rotate(rows: Operand, out: Operand, rotation: int, planes: int = 0) -
         "ROTATION": rotation,
         "PARTS": 3 if rows.dtype == torch.float32 else 2,
         "PLANES": planes,
-        "ROWS": pieces // g,
-        "G": g,
-        "OUTER": outer,
+        "MMA": mma_fragments(rows.device),
+        **shares,
     }
-    grid = (cdiv(m, pieces // g), cdiv(k, g * outer * 16))
     return Launch(_rotate_kernel, grid, args, num_warps=WARPS, num_stages=1)
 
 

@@ -9,19 +9,23 @@ import triton.language as tl
 
 from .. import activations
 from ..rowwise import _check
-from ._arch import arch_of, check_group
+from ._arch import arch_of, check_group, mma_fragments
 from ._launch import Launch, cdiv
 from ._operands import Operand, empty, rows_of
 from ._plan import Choice, Plan
 from ._planned import planned
 from ._tiles import (
+    across,
+    largest,
     load_activated,
     magnitude,
+    piece_columns,
+    pieces,
     rotate_tile,
     scale_from_peak,
-    tile_columns,
     to_int8,
     to_int8_saturated,
+    whole,
 )
 from ._tuning import bucket
 
@@ -51,6 +55,44 @@ CONFIGS = (RowConfig(48), RowConfig(24))
 
 
 @triton.jit
+def load_rotated(
+    x_ptr,
+    start,
+    K,
+    ROTATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PARTS: tl.constexpr,
+    MMA: tl.constexpr,
+    G: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """One step of a row: a tuple of one tile, or of four for a rotation by 1024."""
+    SPLIT: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
+    STEP: tl.constexpr = 1024 if ROTATION == 1024 else 256
+    tiles = ()
+    for quarter in tl.static_range(STEP // 256):
+        cols = start + quarter * 256 + pieces(G, SPLIT) * STEP + piece_columns(SPLIT)
+        x = load_activated(x_ptr, cols, None if EVEN else cols < K, K, ACTIVATION)
+        tiles = tiles + (rotate_tile(whole(x) if SPLIT else x, ROTATION, PARTS, MMA),)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
+    if ROTATION == 1024:
+        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])
+    return tiles
+
+
+@triton.jit
+def _store_quantized(
+    q_ptr, start, K, y, inverse, MODE: tl.constexpr, STEP: tl.constexpr, G: tl.constexpr, EVEN: tl.constexpr
+):
+    """Round one tile, whose pieces are STEP columns apart, and store it."""
+    cols = start + pieces(G, False) * STEP + piece_columns(False)
+    q = to_int8_saturated(y, inverse) if MODE == 1 else to_int8(y, inverse)
+    if EVEN:
+        tl.store(q_ptr + cols, q)
+    else:
+        tl.store(q_ptr + cols, q, mask=cols < K)
+
+
+@triton.jit
 def _quantize_rowwise_kernel(
     x_ptr,
     q_ptr,
@@ -63,8 +105,8 @@ def _quantize_rowwise_kernel(
     ROTATION: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PARTS: tl.constexpr,
+    MMA: tl.constexpr,
     G: tl.constexpr,
-    OUTER: tl.constexpr,
     CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
@@ -72,24 +114,24 @@ def _quantize_rowwise_kernel(
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * stride_xm
     q_ptr += row * K
-    CHUNK: tl.constexpr = G * OUTER * 16
-    cols = tile_columns(G, OUTER)
-    peaks = tl.zeros((G, OUTER, 16), tl.int32)
+    QUARTERS: tl.constexpr = 4 if ROTATION == 1024 else 1
+    STEP: tl.constexpr = QUARTERS * 256
+    CHUNK: tl.constexpr = G * STEP
+    peaks = tl.zeros((G, 4, 2, 4, 8), tl.float32)
     tiles = ()
     for c in tl.static_range(CHUNKS):
-        mask = None if EVEN else c * CHUNK + cols < K
-        x = load_activated(x_ptr, c * CHUNK + cols, mask, K, ACTIVATION)
-        y = rotate_tile(x, ROTATION, PARTS)
-        peaks = tl.maximum(peaks, magnitude(y))
-        tiles = tiles + (y,)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
+        tiles = tiles + load_rotated(x_ptr, c * CHUNK, K, ROTATION, ACTIVATION, PARTS, MMA, G, EVEN)
+    for i in tl.static_range(CHUNKS * QUARTERS):
+        peaks = largest(peaks, tiles[i], MMA)
     if CHUNKS == 0 and MODE != 1:
         for start in range(0, K, CHUNK):
-            x = load_activated(x_ptr, start + cols, start + cols < K, K, ACTIVATION)
-            peaks = tl.maximum(peaks, magnitude(rotate_tile(x, ROTATION, PARTS)))
+            step = load_rotated(x_ptr, start, K, ROTATION, ACTIVATION, PARTS, MMA, G, False)
+            for i in tl.static_range(QUARTERS):
+                peaks = largest(peaks, step[i], MMA)
     if MODE == 1:
         scale = tl.load(given_ptr + row * stride_given)
     else:
-        peak = tl.max(tl.reshape(peaks, (CHUNK,)), 0)
+        peak = tl.max(tl.reshape(magnitude(peaks), (G * 256,)), 0)
         if MODE == 2:
             scale = peak.to(tl.float32, bitcast=True)
         else:
@@ -97,38 +139,28 @@ def _quantize_rowwise_kernel(
     tl.store(scale_ptr + row, scale)
     if MODE != 2:
         inverse = tl.div_rn(1.0, scale)
-        for c in tl.static_range(CHUNKS):
-            if MODE == 1:
-                q = to_int8_saturated(tiles[c], inverse)
-            else:
-                q = to_int8(tiles[c], inverse)
-            if EVEN:
-                tl.store(q_ptr + c * CHUNK + cols, q)
-            else:
-                tl.store(q_ptr + c * CHUNK + cols, q, mask=c * CHUNK + cols < K)
+        for i in tl.static_range(CHUNKS * QUARTERS):
+            start = (i // QUARTERS) * CHUNK + (i % QUARTERS) * 256
+            _store_quantized(q_ptr, start, K, tiles[i], inverse, MODE, STEP, G, EVEN)
         if CHUNKS == 0:
             for start in range(0, K, CHUNK):
-                x = load_activated(x_ptr, start + cols, start + cols < K, K, ACTIVATION)
-                y = rotate_tile(x, ROTATION, PARTS)
-                if MODE == 1:
-                    q = to_int8_saturated(y, inverse)
-                else:
-                    q = to_int8(y, inverse)
-                tl.store(q_ptr + start + cols, q, mask=start + cols < K)
+                step = load_rotated(x_ptr, start, K, ROTATION, ACTIVATION, PARTS, MMA, G, False)
+                for i in tl.static_range(QUARTERS):
+                    _store_quantized(q_ptr, start + i * 256, K, step[i], inverse, MODE, STEP, G, False)
 
 
 @lru_cache(maxsize=1024)
-def tile_for(k: int, rotation: int, elements: int) -> tuple[int, int, int, int]:
-    """Return (warps, G, OUTER, chunks) for a row of k columns: a chunk is a tile of 8 elements per thread.
+def tile_for(k: int, rotation: int, elements: int) -> tuple[int, int]:
+    """Return (warps, chunks) for a row of k columns: a chunk is one piece a warp, or four for 1024.
 
     chunks is 0 where even 16 warps cannot hold the row.
     """
-    outer = 64 if rotation == 1024 else 16
-    warps = outer // 16
-    while warps < 16 and cdiv(k, 256 * warps) > elements // 8:
+    step = 1024 if rotation == 1024 else 256
+    warps = 1
+    while warps < 16 and cdiv(k, step * warps) * step // 256 > elements // 8:
         warps *= 2
-    chunks = cdiv(k, 256 * warps)
-    return warps, 16 * warps // outer, outer, chunks if chunks <= MAX_CHUNKS else 0
+    chunks = cdiv(k, step * warps)
+    return warps, chunks if chunks * step // 256 <= MAX_CHUNKS else 0
 
 
 def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0, activation=None) -> Launch:
@@ -138,7 +170,7 @@ def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0,
     contiguous float32 scale of one entry, or one per row, for mode GIVEN.
     """
     m, k = rows.shape[0], rows.shape[1] // activations.halves(activation)
-    warps, g, outer, chunks = tile_for(k, rotation, config.elements)
+    warps, chunks = tile_for(k, rotation, config.elements)
     args = {
         "x_ptr": rows,
         "q_ptr": q,
@@ -151,10 +183,10 @@ def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0,
         "ROTATION": rotation,
         "ACTIVATION": activation,
         "PARTS": 3 if rows.dtype == torch.float32 else 2,
-        "G": g,
-        "OUTER": outer,
+        "MMA": mma_fragments(rows.device),
+        "G": warps,
         "CHUNKS": chunks,
-        "EVEN": bool(chunks) and k % (g * outer * 16) == 0,
+        "EVEN": bool(chunks) and k % (warps * (1024 if rotation == 1024 else 256)) == 0,
     }
     return Launch(_quantize_rowwise_kernel, (m,), args, num_warps=warps, num_stages=1)
 

@@ -10,7 +10,9 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "bench" / "kernels"))
 
 import machine_code
 import quantizers
+import rows
 import static
+import torch
 import triton
 
 TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
@@ -101,6 +103,32 @@ def test_quantizers_of_blocks_stay_in_registers(name, most, narrow):
     assert len(quantizers.straight(code)) <= most * weights
     reached = machine_code.accesses(code)
     assert sum(c for (kind, size), c in reached.items() if kind == "LDG" and size < 16) == narrow
+
+
+BF16, F32 = torch.bfloat16, torch.float32
+# columns, rotation, activation, type of x; most instructions per element
+QUANTIZER = [
+    ("sm_80", 12288, 256, None, BF16, 13.6),
+    ("sm_80", 3072, 256, "gelu", BF16, 26.8),
+    ("sm_90", 3072, 0, None, BF16, 10.0),
+    ("sm_90", 3072, 256, None, BF16, 13.8),
+    ("sm_90", 12288, 256, None, BF16, 13.5),
+    ("sm_90", 12288, 256, "gelu_tanh", BF16, 23.8),
+    ("sm_90", 12288, 256, "swiglu", BF16, 24.4),
+    ("sm_90", 12288, 64, None, BF16, 14.5),
+    ("sm_90", 3072, 256, None, F32, 23.6),
+]
+
+
+@pytest.mark.parametrize(("target", "k", "rotation", "activation", "dtype", "most"), QUANTIZER)
+def test_a_row_of_the_quantizer(target, k, rotation, activation, dtype, most):
+    """From load to store nothing moves between threads, but for the peak that all of them share."""
+    c = rows.count(target, k, rotation, activation, dtype)
+    assert c.each <= most
+    assert c.spill == 0
+    assert c.barriers == 1
+    assert c.moves == 2
+    assert (c.load, c.store) == (16, 8)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
