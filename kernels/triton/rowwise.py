@@ -157,7 +157,7 @@ def tile_for(k: int, rotation: int, elements: int) -> tuple[int, int]:
     """
     step = 1024 if rotation == 1024 else 256
     warps = 1
-    while warps < 16 and cdiv(k, step * warps) * step // 256 > elements // 8:
+    while warps < 16 and step * warps < k and cdiv(k, step * warps) * step // 256 > elements // 8:
         warps *= 2
     chunks = cdiv(k, step * warps)
     return warps, chunks if chunks * step // 256 <= MAX_CHUNKS else 0
