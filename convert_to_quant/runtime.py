@@ -27,6 +27,7 @@ from .quant.runtime import (
     mixed_precision_ops,
     plain_state_dict,
     save_quantized,
+    shared_inputs,
 )
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "plain_state_dict",
     "quantize_model",
     "save_quantized",
+    "shared_inputs",
 ]
 
 _warn_of_namesake()  # the package did, unless the other tool's __init__ has replaced ours

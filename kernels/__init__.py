@@ -16,13 +16,14 @@ from .float_linear import float_linear
 from .floats import dequantize_floats, quantize_float8
 from .hessian import accumulate_hessian_
 from .int4 import quantize_int4
-from .int8_linear import int8_linear
+from .int8_linear import int8_linear, int8_linear_prequantized
 from .int8_mm import int8_mm
 from .ldlq import ldlq_
 from .mxfp8 import quantize_mxfp8
 from .nvfp4 import quantize_nvfp4
-from .packed_linear import packed_linear
+from .packed_linear import packed_linear, packed_linear_prequantized
 from .packing import pack
+from .quantize_activations import quantize_activations
 from .rotation import hadamard, rotate
 from .rowwise import quantize_rowwise
 from .tensorwise import quantize_tensorwise
@@ -40,12 +41,15 @@ __all__ = [
     "force_eager",
     "hadamard",
     "int8_linear",
+    "int8_linear_prequantized",
     "int8_mm",
     "int8_weight_only_linear",
     "largest_group",
     "ldlq_",
     "pack",
     "packed_linear",
+    "packed_linear_prequantized",
+    "quantize_activations",
     "quantize_blockwise",
     "quantize_decoded",
     "quantize_float8",

@@ -43,6 +43,11 @@ def force_eager() -> Iterator[None]:
         _EAGER.reset(token)
 
 
+def eager_forced() -> bool:
+    """Return whether the caller is inside `force_eager`."""
+    return _EAGER.get()
+
+
 def define(schema: str, *, eager: Callable, fake: Callable, device: str | None = None):
     """Declare one op and return its overload.
 

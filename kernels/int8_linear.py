@@ -4,11 +4,13 @@ import torch
 
 from . import _checks, activations
 from ._library import define
-from .blockwise import _quantize_blockwise
-from .int8_mm import _int8_mm, is_blockwise
+from .int8_mm import _check, _int8_mm, is_blockwise
+from .quantize_activations import _quantize_activations, block_of
 from .rotation import check_rotation
-from .rowwise import _quantize_rowwise
 from .scales import granularity
+
+FEW_ROWS = 16
+"""Rows up to which the weights' bytes alone count, and one launch less is what can be won."""
 
 
 def check_weight(x, qweight, weight_scale, bias, rotation, input_activation=None) -> None:
@@ -47,14 +49,9 @@ def _int8_linear(
 ):
     check_weight(x, qweight, weight_scale, bias, rotation, input_activation)
     check_input_scale(x, qweight, weight_scale, input_scale)
-    out_dtype = out_dtype or x.dtype
-    x = activations.apply(input_activation, x).to(x.dtype)
-    if is_blockwise(qweight, weight_scale):
-        edge_k = granularity(qweight.shape[0], qweight.shape[1], weight_scale)[1]
-        q, scale = _quantize_blockwise(x, 1, 1 << (edge_k - 1).bit_length())
-    else:
-        q, scale = _quantize_rowwise(x, rotation, input_scale)
-    return _int8_mm(q, qweight, scale, weight_scale, bias, out_dtype, output_activation)
+    block = block_of(qweight, weight_scale)
+    q, scale = _quantize_activations(x, rotation, input_scale, input_activation, block)
+    return _int8_mm(q, qweight, scale, weight_scale, bias, out_dtype or x.dtype, output_activation)
 
 
 def _fake(
@@ -110,3 +107,73 @@ def int8_linear(
     return _op(
         x, qweight, weight_scale, bias, rotation, input_scale, out_dtype, input_activation, output_activation
     )
+
+
+def check_prequantized(q, q_scale, qweight, weight_scale, bias, x, rotation) -> None:
+    """Refuse operands of `int8_linear_prequantized` that do not fit."""
+    _check(q, qweight, q_scale, weight_scale, bias)
+    if x is not None:
+        if x.shape != q.shape:
+            raise ValueError(f"x {tuple(x.shape)} is not what q {tuple(q.shape)} was made from")
+        check_weight(x, qweight, weight_scale, bias, rotation)
+
+
+def _int8_linear_prequantized(
+    q,
+    q_scale,
+    qweight,
+    weight_scale,
+    bias=None,
+    out_dtype=torch.bfloat16,
+    output_activation=None,
+    x=None,
+    rotation=0,
+):
+    check_prequantized(q, q_scale, qweight, weight_scale, bias, x, rotation)
+    return _int8_mm(q, qweight, q_scale, weight_scale, bias, out_dtype, output_activation)
+
+
+def _fake_prequantized(
+    q,
+    q_scale,
+    qweight,
+    weight_scale,
+    bias=None,
+    out_dtype=torch.bfloat16,
+    output_activation=None,
+    x=None,
+    rotation=0,
+):
+    return torch.empty((*q.shape[:-1], qweight.shape[0]), dtype=out_dtype, device=q.device)
+
+
+_prequantized = define(
+    "int8_linear_prequantized(Tensor q, Tensor q_scale, Tensor qweight, Tensor weight_scale, "
+    "Tensor? bias=None, ScalarType out_dtype=bfloat16, str? output_activation=None, Tensor? x=None, "
+    "int rotation=0) -> Tensor",
+    eager=_int8_linear_prequantized,
+    fake=_fake_prequantized,
+    device="int8_linear.int8_linear_prequantized",
+)
+
+
+def int8_linear_prequantized(
+    q: torch.Tensor,
+    q_scale: torch.Tensor,
+    qweight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    output_activation: str | None = None,
+    x: torch.Tensor | None = None,
+    rotation: int = 0,
+) -> torch.Tensor:
+    """Return `int8_linear` of an input that `quantize_activations` has quantized: [.., K] -> [.., N].
+
+    q, q_scale: what it returned, with the rotation and blocks of this weight. qweight, weight_scale, bias,
+        output_activation: as in `int8_linear`, and the same bits.
+    x, rotation: the input that q was made from, without an activation, and the weight's rotation. Where x is
+        given the float linear may serve instead, as in `int8_linear`: where it was measured faster.
+    TypeError for dtypes, ValueError for shapes that do not fit.
+    """
+    return _prequantized(q, q_scale, qweight, weight_scale, bias, out_dtype, output_activation, x, rotation)

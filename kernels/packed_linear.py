@@ -10,11 +10,8 @@ from .rotation import check_rotation
 from .rowwise import _quantize_rowwise
 
 
-def check(x, qweight, bits, weight_scale, group_scale, codebook, bias, rotation, input_scale) -> Packed:
-    """Return the weight's shape; TypeError or ValueError for operands that do not fit."""
-    found = check_packed(qweight, bits, group_scale, codebook)
-    n, k, _ = found
-    _checks.floating("x", x)
+def _check_weight(x, qweight, bits, weight_scale, group_scale, codebook, bias) -> Packed:
+    n, k, _ = found = check_packed(qweight, bits, group_scale, codebook)
     _checks.has_rows("x", x)
     if x.shape[-1] != k:
         raise ValueError(f"in_features differ: x has {x.shape[-1]} columns, the packed weight {k}")
@@ -22,7 +19,14 @@ def check(x, qweight, bits, weight_scale, group_scale, codebook, bias, rotation,
         raise ValueError(f"weight_scale must have {n} elements, one per row, not {weight_scale.numel()}")
     if bias is not None and tuple(bias.shape) != (n,):
         raise ValueError(f"bias must have shape ({n},), not {tuple(bias.shape)}")
-    check_rotation(k, rotation)
+    return found
+
+
+def check(x, qweight, bits, weight_scale, group_scale, codebook, bias, rotation, input_scale) -> Packed:
+    """Return the weight's shape; TypeError or ValueError for operands that do not fit."""
+    _checks.floating("x", x)
+    found = _check_weight(x, qweight, bits, weight_scale, group_scale, codebook, bias)
+    check_rotation(found.k, rotation)
     if input_scale is not None and input_scale.numel() != 1 and input_scale.shape != (*x.shape[:-1], 1):
         raise ValueError(
             f"input_scale must have one element or shape {(*x.shape[:-1], 1)}, not {tuple(input_scale.shape)}"
@@ -42,11 +46,11 @@ def _packed_linear(
     input_scale=None,
     output_activation=None,
 ):
-    n, _, _ = check(x, qweight, bits, weight_scale, group_scale, codebook, bias, rotation, input_scale)
+    check(x, qweight, bits, weight_scale, group_scale, codebook, bias, rotation, input_scale)
     activations.check(output_activation)
     q, scale = _quantize_rowwise(x, rotation, input_scale)
-    weight = _decode(qweight, bits, group_scale, codebook)
-    return _int8_mm(q, weight, scale, weight_scale.reshape(n, 1), bias, x.dtype, output_activation)
+    weight = qweight, bits, weight_scale, group_scale, codebook
+    return _packed_linear_prequantized(q, scale, *weight, bias, x.dtype, output_activation)
 
 
 def _fake(
@@ -105,5 +109,87 @@ def packed_linear(
         bias,
         rotation,
         input_scale,
+        output_activation,
+    )
+
+
+def check_prequantized(q, q_scale, qweight, bits, weight_scale, group_scale, codebook, bias) -> Packed:
+    """Return the weight's shape; TypeError or ValueError for operands that do not fit."""
+    _checks.int8("q", q)
+    if q_scale.shape != (*q.shape[:-1], 1):
+        raise ValueError(f"q_scale must have shape {(*q.shape[:-1], 1)}, not {tuple(q_scale.shape)}")
+    return _check_weight(q, qweight, bits, weight_scale, group_scale, codebook, bias)
+
+
+def _packed_linear_prequantized(
+    q,
+    q_scale,
+    qweight,
+    bits,
+    weight_scale,
+    group_scale=None,
+    codebook=None,
+    bias=None,
+    out_dtype=torch.bfloat16,
+    output_activation=None,
+):
+    n = check_prequantized(q, q_scale, qweight, bits, weight_scale, group_scale, codebook, bias).n
+    weight = _decode(qweight, bits, group_scale, codebook)
+    return _int8_mm(q, weight, q_scale, weight_scale.reshape(n, 1), bias, out_dtype, output_activation)
+
+
+def _fake_prequantized(
+    q,
+    q_scale,
+    qweight,
+    bits,
+    weight_scale,
+    group_scale=None,
+    codebook=None,
+    bias=None,
+    out_dtype=torch.bfloat16,
+    output_activation=None,
+):
+    return torch.empty((*q.shape[:-1], qweight.shape[0]), dtype=out_dtype, device=q.device)
+
+
+_prequantized = define(
+    "packed_linear_prequantized(Tensor q, Tensor q_scale, Tensor qweight, int bits, Tensor weight_scale, "
+    "Tensor? group_scale=None, Tensor? codebook=None, Tensor? bias=None, ScalarType out_dtype=bfloat16, "
+    "str? output_activation=None) -> Tensor",
+    eager=_packed_linear_prequantized,
+    fake=_fake_prequantized,
+    device="packed_linear.packed_linear_prequantized",
+)
+
+
+def packed_linear_prequantized(
+    q: torch.Tensor,
+    q_scale: torch.Tensor,
+    qweight: torch.Tensor,
+    bits: int,
+    weight_scale: torch.Tensor,
+    group_scale: torch.Tensor | None = None,
+    codebook: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    output_activation: str | None = None,
+) -> torch.Tensor:
+    """Return `packed_linear` of an input that `quantize_activations` has quantized: [.., K] -> [.., N].
+
+    q int8 [.., K], q_scale float32 [.., 1]: what it returned, with this weight's rotation. The rest: as in
+        `packed_linear`, and the same bits.
+    TypeError for dtypes, ValueError for shapes that do not fit.
+    """
+    return _prequantized(
+        q,
+        q_scale,
+        qweight,
+        bits,
+        weight_scale,
+        as_bytes(group_scale),
+        codebook,
+        bias,
+        out_dtype,
         output_activation,
     )

@@ -8,7 +8,7 @@ import torch
 from .. import activations
 from .._library import Unsupported
 from ..decode import Packed
-from ..packed_linear import check
+from ..packed_linear import check, check_prequantized
 from ._arch import Arch, arch_of
 from ._epilogue import Epilogue, launch_finish
 from ._gemm import TileConfig
@@ -155,29 +155,57 @@ def packed_linear(
 ) -> Plan:
     """Plan `kernels.packed_linear`: two launches, a small one before them where codes have a table."""
     shape = check(x, qweight, bits, weight_scale, group_scale, codebook, bias, rotation, input_scale)
-    activations.check(output_activation)
-    arch = arch_of(x.device)
+    if input_scale is not None:
+        input_scale = input_scale.to(x.device, torch.float32)
+    quantized = quantize_rows(x, rotation, input_scale)
+    weight = qweight, bits, weight_scale, group_scale, codebook, bias
+    q, q_scale = quantized.outputs
+    then = _multiplied(q, q_scale, *weight, x.dtype, output_activation, shape)
+    return Plan([*quantized.steps, *then.steps], then.results)
+
+
+@planned
+def packed_linear_prequantized(
+    q,
+    q_scale,
+    qweight,
+    bits,
+    weight_scale,
+    group_scale=None,
+    codebook=None,
+    bias=None,
+    out_dtype=torch.bfloat16,
+    output_activation=None,
+) -> Plan:
+    """Plan `kernels.packed_linear_prequantized`: one launch; a small one first where codes have a table."""
+    shape = check_prequantized(q, q_scale, qweight, bits, weight_scale, group_scale, codebook, bias)
+    weight = qweight, bits, weight_scale, group_scale, codebook, bias
+    return _multiplied(q, q_scale, *weight, out_dtype, output_activation, shape)
+
+
+def _multiplied(
+    q, q_scale, qweight, bits, weight_scale, group_scale, codebook, bias, out_dtype, activation, shape
+) -> Plan:
+    """Plan the product of checked operands."""
+    activations.check(activation)
+    arch = arch_of(q.device)
     if not arch.int8:
         raise Unsupported(f"{arch.name} has hardly any int8 tensor-core throughput (sm_103)")
     takes(qweight, group_scale, shape)
-    rows, (n, k, group) = rows_of(x), shape
+    rows, (n, k, group) = rows_of(q), shape
     m = rows.shape[0]
-    out = empty((m, n), x.dtype, x.device)
-    result = out.reshape(*x.shape[:-1], n)
+    out = empty((m, n), out_dtype, q.device)
+    result = out.reshape(*q.shape[:-1], n)
     if not out.numel():
         return Plan([], result)
-    if input_scale is not None:
-        input_scale = input_scale.to(x.device, torch.float32)
-    before, table = prepared(bits, group_scale, codebook, x.device)
+    before, table = prepared(bits, group_scale, codebook, q.device)
     weight = PackedWeight(qweight, bits, group_scale, table, shape)
-    quantized = quantize_rows(rows, rotation, input_scale)
-    q, scale = quantized.outputs
-    epilogue = operands(scale, weight_scale.reshape(n, 1), bias, output_activation, m, False)
+    epilogue = operands(q_scale, weight_scale.reshape(n, 1), bias, activation, m, False)
 
     def steps(engine):
-        return multiply(engine, q, weight, out, epilogue, arch)
+        return multiply(engine, rows, weight, out, epilogue, arch)
 
     kind = "packed_linear m{} n{} k{} {} bits{} group{} {}"
-    key = kind, bucket(m), n, k, x.dtype, bits, group, output_activation
-    found = engines(arch, m, shape, bits, output_activation)
-    return Plan([*quantized.steps, *before, Choice(arch, key, found, steps, x.device)], result)
+    key = kind, bucket(m), n, k, out_dtype, bits, group, activation
+    found = engines(arch, m, shape, bits, activation)
+    return Plan([*before, Choice(arch, key, found, steps, q.device)], result)

@@ -7,6 +7,7 @@ import torch
 from ... import kernels
 from ...kernels import dequantize as dequantize_int8
 from ...kernels import int8_weight_only_linear
+from ..sharing import quantized
 from .weight import Params, WeightLayout
 
 ops = torch.ops.convert_to_quant
@@ -49,8 +50,13 @@ class Int8Layout(WeightLayout):
         if x.dtype == torch.float64:  # what the activations are rounded to is no finer for it
             narrow = None if bias is None else bias.float()
             return cls.linear(x.float(), qdata, params, narrow).double()
-        rotation, static = params.get("rotation", 0), params.get("input_scale")
-        return ops.int8_linear(x, qdata, cls.scale(params), bias, rotation, static)  # type: ignore[no-any-return]
+        rotation, static, scale = params.get("rotation", 0), params.get("input_scale"), cls.scale(params)
+        shared = None if static is not None else quantized(x, qdata, rotation, scale)
+        if shared is not None:
+            return ops.int8_linear_prequantized(  # type: ignore[no-any-return]
+                *shared, qdata, scale, bias, x.dtype, None, x, rotation
+            )
+        return ops.int8_linear(x, qdata, scale, bias, rotation, static)  # type: ignore[no-any-return]
 
     @classmethod
     def weight_only(cls, x: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 
 from ...kernels import decode, dequantize, int8_weight_only_linear
+from ..sharing import quantized
 from .weight import Params, WeightLayout
 
 ops = torch.ops.convert_to_quant
@@ -47,17 +48,12 @@ class PackedLayout(WeightLayout):
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             return cls.exact_linear(x, qdata, params, bias)
         bits, scale, codebook = cls.decoding(params)
-        return ops.packed_linear(  # type: ignore[no-any-return]
-            x,
-            qdata,
-            bits,
-            cls.row_scale(params),
-            scale,
-            codebook,
-            bias,
-            params["rotation"],
-            params.get("input_scale"),
-        )
+        weight = qdata, bits, cls.row_scale(params), scale, codebook, bias
+        rotation, static = params["rotation"], params.get("input_scale")
+        shared = None if static is not None else quantized(x, qdata, rotation)
+        if shared is not None:
+            return ops.packed_linear_prequantized(*shared, *weight, x.dtype)  # type: ignore[no-any-return]
+        return ops.packed_linear(x, *weight, rotation, static)  # type: ignore[no-any-return]
 
     @classmethod
     def weight_only(cls, x: torch.Tensor, qdata: torch.Tensor, params: Params) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from ...formats import CheckpointError
 from ...names.keymap import KeyMap, map_for
+from ..sharing import shared_inputs
 from .adapters import fold_lora
 from .empty import empty_weights
 from .int8_linear import Int8Linear
@@ -29,5 +30,6 @@ __all__ = [
     "quantize_model",
     "require_fit",
     "save_quantized",
+    "shared_inputs",
     "write_tensors",
 ]

@@ -334,6 +334,33 @@ def int8_linear_gated(ops, place, k, rotation, static, dtype):
     within_twice(got, eager, (gate / (1 + torch.exp(-gate)) * up) @ weight.t())
 
 
+@case(shape=[(2, 9, 123, 256), (20, 64, 640)], rotation=[0, 64], given=[True, False])
+def prequantized_is_the_linear(ops, place, shape, rotation, given):
+    """In two halves the same bits as in one, with and without the input that the float linear would read."""
+    *lead, n, k = shape
+    x, bias = normal(*lead, k, dtype=torch.bfloat16), normal(n)
+    q, scale = kernels.quantize_rowwise(normal(n, k, seed=1), rotation)
+    weight = place(q), place(scale), place(bias)
+    halves = ops.quantize_activations(place(x), rotation)
+    more = (place(x), rotation) if given else ()
+    got = ops.int8_linear_prequantized(*halves, *weight, x.dtype, "silu", *more)
+    want = ops.int8_linear(place(x), *weight, rotation, None, None, None, "silu")
+    same(got, want.cpu())
+
+
+@case(activation=[None, "swiglu"], block=[0, 64], static=[False, True])
+def activations_quantized(ops, place, activation, block, static):
+    """What the linear quantizes to, whole: with a gated activation, in blocks, with a given scale."""
+    if block and static:
+        return
+    x = normal(3, 7, 200 * kernels.activations.halves(activation))
+    fixed = torch.tensor(0.03) if static else None
+    got = ops.quantize_activations(place(x), 0, place(fixed), activation, block)
+    want = kernels.quantize_activations(x, 0, fixed, activation, block)
+    assert want[1].shape == (3, 7, 4 if block else 1)
+    nearly_same_integers(got, want)
+
+
 @case(activation=["gelu", "gelu_tanh", "silu"], rotation=[0, 256], static=[False, True])
 def int8_linear_activations(ops, place, activation, rotation, static):
     x = normal(9, 512, dtype=torch.bfloat16)
@@ -450,6 +477,17 @@ def packed_linear(ops, place, kind, shape):
         place(x), place(q), bits, place(rows), place(scale), place(codebook), place(bias), 64
     )  # fmt: skip
     same(got, kernels.packed_linear(x, q, bits, rows, scale, codebook, bias, 64))
+
+
+@case(kind=["w4a8", "int4"], rotation=[0, 64])
+def packed_prequantized_is_the_linear(ops, place, kind, rotation):
+    n, k = 48, 192
+    q, bits, scale, codebook = packed(kind, n, k, 16)
+    x, rows, bias = normal(2, 10, k, dtype=torch.bfloat16), torch.rand(n, 1, generator=generator()), normal(n)
+    weight = [place(t) if torch.is_tensor(t) else t for t in (q, bits, rows, scale, codebook, bias)]
+    halves = ops.quantize_activations(place(x), rotation)
+    got = ops.packed_linear_prequantized(*halves, *weight, x.dtype, "silu")
+    same(got, ops.packed_linear(place(x), *weight, rotation, None, "silu").cpu())
 
 
 @case(rows=[1, 50], columns=[1, 17, 128], scales=["one", "rows"], levels=[127, 2])

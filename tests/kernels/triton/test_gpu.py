@@ -72,6 +72,29 @@ def test_graph_capture(m, warm, monkeypatch, tmp_path):
     assert torch.equal(y, model(fresh))
 
 
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs and streams")
+def test_shared_inputs_of_graphs_and_streams():
+    """A captured graph quantizes for itself, and integers made on one stream are not read on another."""
+    from convert_to_quant.quant import sharing
+
+    weights = [torch.zeros(8, 512, dtype=torch.int8, device=DEVICE) for _ in range(2)]
+    x = torch.randn(64, 512, device=DEVICE)
+
+    def read():
+        return [sharing.quantized(x, w, 0) for w in weights]
+
+    with torch.no_grad():
+        assert read() == [None, None]
+        first, second = read()
+        assert first[0] is second[0]
+        sharing.quantized(x, weights[0], 0)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            assert sharing.quantized(x, weights[1], 0) is None
+        sharing.quantized(x, weights[0], 0)
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            assert sharing.quantized(x, weights[1], 0) is None
+
+
 def test_compiles_to_one_graph():
     model = _linear()
     x = torch.randn(64, 512, device=DEVICE, dtype=torch.bfloat16)
