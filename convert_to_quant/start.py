@@ -1,7 +1,11 @@
 """The programs' entry points: they import the command line where a failing import is told in one line."""
 
+import gc
 import importlib
 import sys
+
+_YOUNG = 100_000
+"""New objects after which Python looks for garbage, 700 by default: torch makes a million that stay."""
 
 
 def main() -> int:
@@ -15,6 +19,7 @@ def calibrate() -> int:
 
 
 def _run(module: str) -> int:
+    gc.set_threshold(_YOUNG)
     try:
         code = importlib.import_module(f"convert_to_quant.{module}").main()
     except (ImportError, OSError, MemoryError) as e:
@@ -23,6 +28,8 @@ def _run(module: str) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        gc.freeze()  # the process ends: its last look through what torch made frees nothing that anyone needs
     return int(code)
 
 
