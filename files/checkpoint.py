@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..formats.errors import CheckpointError
 from .dtypes import nbytes, torch_dtype
 from .header import TensorInfo, parse_header, read_header
-from .memory import in_huge_pages
+from .memory import empty
 from .pickled import MAGIC, read_pickled
 from .regular import open_regular
 from .remote.address import Location, RemoteFile, located
@@ -149,9 +149,10 @@ class Checkpoint:
         dtype = computable_dtype(info)
         if info.strides is not None:
             return self._read_strided(info, info.strides)
-        raw = torch.empty(info.nbytes, dtype=torch.uint8)
         if huge_pages:
-            in_huge_pages(raw)
+            raw = empty((info.nbytes,), torch.uint8)
+        else:
+            raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self.read_into(info, raw.numpy().data)
         return raw.view(dtype).view(info.shape)
 

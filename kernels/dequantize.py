@@ -2,6 +2,7 @@
 
 import torch
 
+from ..files.memory import empty
 from . import _checks
 from ._library import define
 from .rotation import CHUNK, check_rotation, rotate_rows
@@ -19,11 +20,12 @@ def _dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, rotati
     m = rows.shape[0]
     scales = _matrix_of_scales(q, scale)
     edge_m, edge_k = granularity(m, k, scales) if m else (1, k)
-    out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    out = empty(q.shape, dtype, q.device)
     out_rows = out.view(-1, k)
     step = max(1, CHUNK // k) if q.device.type == "cpu" else max(m, 1)
-    work = torch.empty(min(step, max(m, 1)), k, dtype=torch.float32, device=q.device)
-    spare = torch.empty_like(work) if rotation else work
+    step = min(step, max(m, 1))
+    work = empty((step, k), torch.float32, q.device)
+    spare = empty((step, k), torch.float32, q.device) if rotation else work
     for start in range(0, m, step):
         stop = min(start + step, m)
         y, part = work[: stop - start], scales

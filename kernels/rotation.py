@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 
+from ..files.memory import empty
 from ..formats.convrot import GROUPS, largest_group
 from . import _checks
 from ._library import define
@@ -95,8 +96,8 @@ def float_chunks(rows: torch.Tensor, rotation: int = 0, multiple: int = 1):
     m, k = rows.shape
     step = max(1, CHUNK // (k * multiple)) * multiple if rows.device.type == "cpu" else m
     step = min(step, max(m, 1))
-    work = torch.empty(step, k, dtype=torch.float32, device=rows.device)
-    spare = torch.empty_like(work) if rotation else work
+    work = empty((step, k), torch.float32, rows.device)
+    spare = empty((step, k), torch.float32, rows.device) if rotation else work
     for start in range(0, m, step):
         n = min(step, m - start)
         y, s = work[:n], spare[:n]

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..files.memory import empty
 from . import _checks
 from ._library import define
 from .rotation import check_rotation, float_chunks
@@ -21,7 +22,7 @@ def _check(x: _checks.Described, rotation: int, scale: _checks.Described | None)
 def _quantize_rowwise(x: torch.Tensor, rotation: int = 0, scale: torch.Tensor | None = None):
     _check(x, rotation, scale)
     k = x.shape[-1]
-    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    q = empty(x.shape, torch.int8, x.device)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     if scale is not None:
         scales.copy_(scale.reshape(()) if scale.numel() == 1 else scale)

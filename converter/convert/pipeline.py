@@ -4,6 +4,7 @@ Items pass in order. The first exception in any of the three, or Ctrl-C, stops a
 raised where the pipeline was started.
 """
 
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -80,8 +81,8 @@ def run(
 
     cost: bytes an item occupies from its reading to its writing; `limit` bounds their sum.
     ahead: results of `work` that may wait to be written.
-    `work` runs in the calling thread. stopped: called when one of them has failed, so that what waits long
-    can be ended: it raises `Stopped`.
+    `work` runs in the calling thread, the others in copies of its context. stopped: called when one of them
+    has failed, so that what waits long can be ended: it raises `Stopped`.
     """
     stop = threading.Event()
     budget = _Budget(limit, stop)
@@ -122,7 +123,10 @@ def run(
             del result
             budget.release(cost(item))
 
-    threads = [threading.Thread(target=guarded, args=(body,), daemon=True) for body in (reader, writer)]
+    threads = []
+    for body in (reader, writer):
+        context = contextvars.copy_context()
+        threads.append(threading.Thread(target=context.run, args=(guarded, body), daemon=True))
     for thread in threads:
         thread.start()
     try:

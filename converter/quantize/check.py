@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...files.dtypes import nbytes, torch_dtype
+from ...files.memory import empty
 from ...files.writer import OutputFile
 from ...formats import ConversionError, Format, StoredTensor, Tensors, read_format
 from ...formats.config import decode_config
@@ -103,7 +104,7 @@ def check_layer(file: OutputFile, step: Step, sample: Sample, inputs: Inputs | N
     signal = noise = 0.0
     zeroed, rows, largest = 0, 0, 0.0
     for run, source in zip(sample.runs, sample.rows, strict=True):
-        given = source.float()
+        given = source if source.dtype == torch.float32 else empty(source.shape, torch.float32).copy_(source)
         written = layer.rows(run.start, run.stop - run.start)
         if outputs is not None:
             outputs.add(run, given, written)

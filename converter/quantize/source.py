@@ -5,7 +5,7 @@ import torch
 from ...files.checkpoint import Checkpoint, TensorInfo
 from ...files.dtypes import FLOAT8, torch_dtype
 from ...files.header import OutputTensor
-from ...files.memory import in_huge_pages
+from ...files.memory import empty
 from ...folding.factors import Folds
 from ...formats.errors import ConversionError
 from ..lora.delta import merge_into
@@ -88,7 +88,7 @@ def _read_float32(checkpoint: Checkpoint, step: Step) -> torch.Tensor:
         if scale is not None:
             whole.view(-1, whole.shape[-1]).mul_(_scale(checkpoint, scale))
         return whole
-    weight = in_huge_pages(torch.empty(info.shape, dtype=torch.float32))
+    weight = empty(info.shape, torch.float32)
     flat, part = weight.view(-1), torch.empty(min(_PART, info.numel), dtype=torch_dtype(info.dtype))
     for start in range(0, info.numel, _PART):
         piece = part[: info.numel - start]
