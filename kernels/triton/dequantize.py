@@ -49,7 +49,7 @@ def _dequantize_kernel(
             y = rotate_tile(q.to(tl.bfloat16), ROTATION, 2, MMA)
         tiles = tiles + (y,)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
     if QUARTERS == 4:
-        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])
+        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])  # type: ignore[misc]
     for i in tl.static_range(QUARTERS):
         y = tiles[i]
         if not BLOCKS:

@@ -43,9 +43,9 @@ def _rotate_kernel(
         x = tl.load(x_ptr + row * stride_xm + cols, mask=mask, other=0.0)
         tiles = tiles + (rotate_tile(whole(x) if SPLIT else x, ROTATION, PARTS, MMA),)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
     if QUARTERS == 4:
-        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])
+        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])  # type: ignore[misc]
     for i in tl.static_range(QUARTERS):
-        y = tiles[i]
+        y = tiles[i]  # type: ignore[var-annotated]
         if PLANES == 0:
             store_rows(out_ptr, y, M, K, ROWS, G, i, QUARTERS)
         else:

@@ -75,7 +75,7 @@ def load_rotated(
         x = load_activated(x_ptr, cols, None if EVEN else cols < K, K, ACTIVATION)
         tiles = tiles + (rotate_tile(whole(x) if SPLIT else x, ROTATION, PARTS, MMA),)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
     if ROTATION == 1024:
-        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])
+        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])  # type: ignore[misc]
     return tiles
 
 
