@@ -18,7 +18,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve()
 KINDS = ("planned", "replayed")
-PACKAGES = ("comfyui_nodes", "converter", "files", "formats", "integrations", "kernels", "names", "quant")
+PACKAGES = (
+    "comfyui_nodes",
+    "converter",
+    "files",
+    "folding",
+    "formats",
+    "integrations",
+    "kernels",
+    "names",
+    "quant",
+)
 """Folders at the top of a tree that are imported below convert_to_quant."""
 
 
