@@ -41,6 +41,8 @@ _TERMS = f"""<section><h2>How to read it</h2><dl>
 dB: 10 dB more is a tenth of the difference. Above some 40 dB eyes see none.</dd>
 <dt>SSIM</dt><dd>Structural similarity (Wang et al., 2004): 1 for equal pictures, lower the less the structure
 in small windows agrees.</dd>
+<dt>LPIPS</dt><dd>Distance by the features of a trained network (Zhang et al., 2018): 0 for equal pictures. It
+is measured where the package lpips and its weights are on the machine.</dd>
 <dt>difference</dt><dd>The distance of the two values of each pixel and color, {GAIN} times; black where they
 agree.</dd>
 <dt>same seed</dt><dd>Both runs begin with the same noise. A diffusion model may turn a small change in an
@@ -61,6 +63,9 @@ def _tiles(result: PictureComparison) -> str:
     similar = [p.ssim for p in result.pictures if p.ssim is not None]
     if similar:
         figures.append((f"{min(similar):.4f}", "worst SSIM"))
+    perceptual = [p.lpips for p in result.pictures if p.lpips is not None]
+    if perceptual:
+        figures.append((f"{max(perceptual):.4f}", "worst LPIPS"))
     if result.failed:
         figures.append((str(len(result.failed)), "cases that could not be run"))
     cells = "".join(f'<div><b>{escape(n)}</b><span class="soft">{escape(t)}</span></div>' for n, t in figures)
@@ -111,6 +116,7 @@ def _picture(picture: Picture) -> str:
         for label, pixels in shown
     )
     similar = "" if picture.ssim is None else f", SSIM {picture.ssim:.4f}"
+    similar += "" if picture.lpips is None else f", LPIPS {picture.lpips:.4f}"
     video = f", the middle of {picture.frames} frames" if picture.frames > 1 else ""
     return (
         f"<section><h2>{escape(picture.case)}: {decibels(picture.psnr_db)}{similar}</h2>"

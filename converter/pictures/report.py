@@ -29,9 +29,9 @@ class Case:
 class Picture:
     """One picture of a case, made twice.
 
-    psnr_db: None for equal pictures. ssim: None below 11 pixels. identical: to the bit of what the pipeline
-    returned. frames: of a video; its figures are means over them. reference, candidate: [H, W, 3] in 0 to 1,
-    of a video its middle frame.
+    psnr_db: None for equal pictures. ssim: None below 11 pixels. lpips: None where `perceptual` measures
+    none. identical: to the bit of what the pipeline returned. frames: of a video; its figures are means over
+    them. reference, candidate: [H, W, 3] in 0 to 1, of a video its middle frame.
     """
 
     case: str
@@ -42,6 +42,7 @@ class Picture:
     frames: int
     psnr_db: float | None
     ssim: float | None
+    lpips: float | None
     identical: bool
     reference: np.ndarray = field(repr=False)
     candidate: np.ndarray = field(repr=False)

@@ -14,6 +14,7 @@ from ..plan.devices import usable_device
 from .cases import edge_cases, plan_cases
 from .metrics import psnr, ssim
 from .peak import Peak
+from .perceptual import Meter, lpips_meter
 from .pipeline import Outcome, find_component, load_pipeline, replace_weights, run_case
 from .report import Case, Picture, PictureComparison, Side
 
@@ -63,8 +64,9 @@ def compare_pictures(
     quantized = runner.run(cases, "quantized")
     changed = runner.side(candidate, weight_bytes(module), quantized, peak)
     result = PictureComparison(pipeline, name, device, dtype, reference, changed)
+    meter = lpips_meter()
     for case in cases:
-        _score(result, case, original[case.name], quantized[case.name])
+        _score(result, case, original[case.name], quantized[case.name], meter)
     return result
 
 
@@ -105,7 +107,7 @@ def _ordinary_size(sizes: Sequence[tuple[int, int]], outcomes: dict[str, Outcome
     return made[0].shape[2], made[0].shape[1]
 
 
-def _score(result: PictureComparison, case: Case, want: Outcome, got: Outcome) -> None:
+def _score(result: PictureComparison, case: Case, want: Outcome, got: Outcome, lpips: Meter | None) -> None:
     """Add the pictures of a case, or why there are none."""
     if want.error or got.error:
         side = "the original: " if want.error else "the candidate: "
@@ -129,6 +131,7 @@ def _score(result: PictureComparison, case: Case, want: Outcome, got: Outcome) -
                 frames=len(a),
                 psnr_db=psnr(a, b),
                 ssim=ssim(a, b),
+                lpips=None if lpips is None else lpips(a, b),
                 identical=torch.equal(a, b),
                 reference=a[middle].numpy(),
                 candidate=b[middle].numpy(),

@@ -14,8 +14,12 @@ peer("diffusers")
 from tiny_pipelines import save_flux_pipeline  # noqa: E402
 
 from convert_to_quant.converter.cli.main import main as ctq  # noqa: E402
+from convert_to_quant.converter.cli.show_pictures import pictures_text  # noqa: E402
+from convert_to_quant.converter.pages.pictures import render  # noqa: E402
 from convert_to_quant.converter.pictures.cases import edge_cases, plan_cases  # noqa: E402
 from convert_to_quant.converter.pictures.metrics import SIGMA, WINDOW, psnr, ssim  # noqa: E402
+from convert_to_quant.converter.pictures.perceptual import lpips_meter  # noqa: E402
+from convert_to_quant.converter.pictures.report import Picture, PictureComparison, Side  # noqa: E402
 from convert_to_quant.quantization import convert_to_int8  # noqa: E402
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -138,6 +142,41 @@ def test_psnr_and_ssim_are_their_definitions():
                 )
     assert ssim(a, b) == pytest.approx(float(torch.stack(values).mean()), rel=1e-9)
     assert ssim(a[:, :10], b[:, :10]) is None
+
+
+def _compared(lpips):
+    pixels = torch.rand(64, 64, 3).numpy()
+    picture = Picture("a kite, seed 0", "a kite", 0, 64, 64, 1, 30.0, 0.9, lpips, False, pixels, pixels)
+    side = Side("model", 1 << 20, 0.1, 1 << 20)
+    return PictureComparison("pipeline", "transformer", "cpu", "fp32", side, side, [picture])
+
+
+def test_lpips_is_shown_where_it_was_measured():
+    for shown in (pictures_text, render):
+        with_it, without = shown(_compared(0.1234)), shown(_compared(None))
+        assert "0.1234" in with_it
+        assert "0.1234" not in without
+    assert "LPIPS" in pictures_text(_compared(0.1234)).splitlines()[4]
+    assert "LPIPS" not in pictures_text(_compared(None))
+    assert _compared(0.1234).to_dict()["pictures"][0]["lpips"] == 0.1234
+
+
+def test_lpips_is_measured_without_a_download_or_not_at_all(tmp_path, monkeypatch):
+    """Weights of AlexNet that are drawn at random measure something too; without them nothing is."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    assert lpips_meter() is None
+    pytest.importorskip("lpips")
+    models = pytest.importorskip("torchvision.models", exc_type=(ImportError, RuntimeError))
+    (tmp_path / "checkpoints").mkdir()
+    file = models.AlexNet_Weights.DEFAULT.url.rpartition("/")[2]
+    (tmp_path / "checkpoints" / file).write_bytes(b"cut off")
+    assert lpips_meter() is None
+    torch.save(models.alexnet(weights=None).state_dict(), tmp_path / "checkpoints" / file)
+    measure = lpips_meter()
+    a = torch.rand(2, 64, 80, 3)
+    assert measure(a, a) == 0
+    assert 0 < measure(a, (a + 0.01).clamp(0, 1)) < measure(a, 1 - a)
+    assert measure(a[:, :63], a[:, :63]) is None
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to draw the page")
