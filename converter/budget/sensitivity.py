@@ -73,8 +73,9 @@ def measure(
     )
     per_signal = 0.0
     if stats is not None and stats.samples is not None and held_back is not None:
-        signal = _signal(weight, stats.samples)
-        per_signal = float(_energy(weight) / _energy(rows).clamp(min=1e-30)) / signal if signal > 0 else 0.0
+        whole = weight.float()
+        signal = _signal(whole, stats.samples)
+        per_signal = float(_energy(whole) / _energy(rows).clamp(min=1e-30)) / signal if signal > 0 else 0.0
     errors = []
     for way in ways:
         if way.format is None:
@@ -115,11 +116,11 @@ def _energy(x: torch.Tensor) -> torch.Tensor:
 
 
 def _signal(weight: torch.Tensor, samples: torch.Tensor) -> float:
-    """Return the energy of a layer's output for one input, as the mean over its samples [n, K]."""
+    """Return the energy of the output of a float32 weight for one input, as the mean over samples [n, K]."""
     order = torch.linalg.vector_norm(samples, dim=1, dtype=torch.float32).argsort(descending=True)
     heavy, others = order[:HEAVY], order[HEAVY:]
     chosen = others[:: max(1, len(others) // HEAVY)]
-    energies = [float(_energy(F.linear(samples[i].float(), weight.float()))) for i in (heavy, chosen)]
+    energies = [float(_energy(F.linear(samples[i].float(), weight))) for i in (heavy, chosen)]
     return (energies[0] + energies[1] * len(others) / max(1, len(chosen))) / len(samples)
 
 

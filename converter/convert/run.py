@@ -223,9 +223,7 @@ class _Run:
         assert step.format is not None
         # Whether anything is measured or not, so that the check changes no bit of the output.
         measured, folds = self._plan.calibration.stats(step.layer_name), self._plan.folds
-        stats, tokens = hold_back(
-            measured if folds is None else folded_stats(folds, step.layer_name, measured)
-        )
+        stats, tokens = hold_back(folded_stats(folds, step.layer_name, measured))
         options = layer_options(step, self._settings)
         made = self._maker.make(step, read.weight, read.bias, stats, options)
         sample = inputs = None

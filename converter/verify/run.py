@@ -14,7 +14,6 @@ from ...formats import Format
 from ...formats.algorithms import ROUNDING
 from ...formats.errors import ConversionError
 from ...formats.names import INPUT_SCALE
-from ...quant.algorithms import LayerStats
 from ...quant.calibration import CalibrationData
 from ..fold.stats import folded_stats
 from ..plan.naming import named_as
@@ -110,9 +109,7 @@ class _Inputs:
         """Return [n, K] inputs of a layer, None where none were recorded; ConversionError for another K."""
         if self._data is None or layer not in self.found:
             return None
-        stats: LayerStats | None = self._data.stats(self.found[layer])
-        if self._folds is not None:
-            stats = folded_stats(self._folds, layer, stats)
+        stats = folded_stats(self._folds, layer, self._data.stats(self.found[layer]))
         samples = stats.samples if stats is not None else None
         if samples is None or not len(samples):
             return None
