@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from ..failures import in_words
+from .interrupt import heard_interrupts
 from .text import say
 
 _LOST = "standard output cannot be written: "
@@ -32,7 +33,8 @@ def guarded(command: Callable[[], int], name: str = "error") -> int:
     _open_standard_streams()
     try:
         try:
-            code = command()
+            with heard_interrupts():
+                code = command()
         except SystemExit:
             sys.stdout.flush()
             raise

@@ -6,8 +6,10 @@ import importlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,55 @@ def run(*argv, **kwargs):
     kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs}
     done = subprocess.run([*PROGRAM, *map(str, argv)], text=True, timeout=100, **kwargs)
     return done.returncode, done.stdout or "", (done.stderr or "").splitlines()
+
+
+class Finalized:
+    """Something whose finalizer is interrupted: what it raises is dropped by Python."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_a_finalizer_swallowed_still_stops_the_command(capsys):
+    hook = sys.unraisablehook
+
+    def command():
+        for _ in range(3):
+            Finalized()  # dies at once, and the interrupt with it
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            pass
+        return 0
+
+    assert guarded(command) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("interrupted: ")
+    assert "Traceback" not in err
+    assert sys.unraisablehook is hook
+
+
+def test_an_interrupt_swallowed_in_a_command_that_ends_does_not_come_later():
+    def command():
+        Finalized()
+        return 7
+
+    assert guarded(command) in (7, 130)
+    time.sleep(0.2)  # one that came after the command would stop this
+
+
+def test_other_things_that_finalizers_raise_are_told_as_ever(monkeypatch):
+    class Broken:
+        def __del__(self):
+            raise ValueError("lost")
+
+    def command():
+        Broken()
+        return 0
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(repr(dropped.exc_value)))
+    assert guarded(command) == 0
+    assert told == ["ValueError('lost')"]
 
 
 @pytest.mark.parametrize(
@@ -144,8 +195,10 @@ def test_places_that_cannot_be_written_end_every_command_in_one_line(
     }.get(where, folder / "x")
     if command == "template" and where in ("pipe", "folder", "device"):
         folder = folder.with_suffix(".json")
-        place = folder / "x" if where == "pipe" else folder if where == "folder" else Path("/dev/full")
         folder.mkdir()
+        place = folder if where == "folder" else folder / "x"
+        if where == "device":
+            place.with_suffix(".json").symlink_to("/dev/full")
     if where == "pipe":
         os.mkfifo(place.with_suffix(".json") if command == "template" else place)
     if where == "read-only folder":
