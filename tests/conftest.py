@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Each float dtype that the ops take."""
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Let SIGINT interrupt, which is ignored in what a shell starts with "&"."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

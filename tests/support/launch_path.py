@@ -1,8 +1,8 @@
 """Run by tests/kernels/triton/test_replay.py in a process whose CUDA driver is the stub of bench/launch.
 
     python tests/support/launch_path.py sm90           the calls of bench/launch at a few sizes
-    python tests/support/launch_path.py sm90 cases     every case of triton_cases; the twins give the answers
-    python tests/support/launch_path.py sm90 cases 2   every second case
+    python tests/support/launch_path.py sm90 cases       every case of triton_cases; twins give the answers
+    python tests/support/launch_path.py sm90 cases 1 4   every fourth case, from the second on
 
 Prints one line a call: its title, how many kernels it launched, and whether its replay made the
 same launches: same kernels, grids and arguments, addresses of results and scratch memory apart.
@@ -258,7 +258,7 @@ def standard() -> None:
                 assert all(isinstance(s, _Addressed) or isinstance(s._step, Call) for s in steps)
 
 
-def cases(step: int) -> None:
+def cases(first: int = 0, step: int = 1) -> None:
     """Odd shapes, strides and dtypes that the interpreter checks, each `step`-th, compiled and launched."""
 
     def counted(op: str):
@@ -275,7 +275,7 @@ def cases(step: int) -> None:
         return call
 
     ops = SimpleNamespace(**{op: counted(op) for op in stub.LAUNCHERS})
-    for case in CASES[::step]:
+    for case in CASES[first::step]:
         case.check(ops, lambda x: x)
 
 
@@ -290,4 +290,4 @@ if __name__ == "__main__":
         if _gluon.available():
             a_gluon_product_is_launched()
     profilers_are_told()
-    cases(int((*sys.argv, 1)[3])) if "cases" in sys.argv else standard()
+    cases(*map(int, sys.argv[3:])) if "cases" in sys.argv else standard()
