@@ -3,6 +3,9 @@
 The weight is the left operand of the product: on sm_90 its bfloat16 image then stays in
 registers. Activations that are not exact in 16 bits (rotated, or float32) come as planes of
 bfloat16 whose sum they are; the weight tile is converted once for all planes.
+
+Up to 16 rows the rotation is done inside, by every program anew: a launch less, for a third more products
+while the weights arrive, which is what takes the time.
 """
 
 from collections.abc import Sequence
@@ -13,22 +16,26 @@ import triton
 import triton.language as tl
 
 from .._library import Unsupported
-from ..int8_linear import check_weight
+from ..int8_linear import FEW_ROWS, check_weight
 from ..int8_mm import is_blockwise
 from ..scales import granularity
-from ._arch import arch_of
+from ._arch import arch_of, mma_fragments
 from ._epilogue import Epilogue, finish, launch_finish
 from ._launch import Launch, cdiv, power_of_2
 from ._operands import Operand, aligned, empty, rows_of
 from ._plan import Choice, Plan, Step
 from ._planned import planned
+from ._tiles import high_part, piece_columns, rotate_tile
 from ._tuning import bucket
 from .int8_mm import MAX_WORKSPACE
 from .rotation import launch_rotate
 
 
 class WeightOnlyConfig(NamedTuple):
-    """A tile of BLOCK_N weights rows, BLOCK_K columns, for BLOCK_M activations."""
+    """A tile of BLOCK_N weights rows, BLOCK_K columns, for BLOCK_M activations.
+
+    rotates: the kernel rotates the activations itself, 256 columns at a time; else they come rotated.
+    """
 
     block_m: int
     block_n: int
@@ -36,11 +43,13 @@ class WeightOnlyConfig(NamedTuple):
     num_warps: int
     num_stages: int
     split_k: int = 1
+    rotates: bool = False
 
     @property
     def label(self) -> str:
         tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
-        return f"{tile} warps{self.num_warps} stages{self.num_stages} split{self.split_k}"
+        rotates = " rotates" if self.rotates else ""
+        return f"{tile} warps{self.num_warps} stages{self.num_stages} split{self.split_k}{rotates}"
 
     @property
     def handicap(self) -> float:
@@ -57,6 +66,10 @@ CONFIGS = (
     )),
     (None, (WeightOnlyConfig(64, 64, 64, 4, 3), WeightOnlyConfig(32, 64, 64, 8, 3))),
 )  # fmt: skip
+ROTATING = (
+    WeightOnlyConfig(16, 32, 256, 4, 3, rotates=True),
+    WeightOnlyConfig(16, 64, 256, 4, 3, rotates=True),
+)
 # RDNA has no room for a second plane beside wider tiles: 48 bytes spill at K = 128.
 RDNA = (
     (16, (WeightOnlyConfig(16, 64, 64, 4, 2), WeightOnlyConfig(16, 32, 64, 4, 2))),
@@ -65,6 +78,21 @@ RDNA = (
 # Rows off 16-byte boundaries, read value by value.
 UNALIGNED = (WeightOnlyConfig(16, 32, 64, 4, 2),)
 INTERPRETER = (WeightOnlyConfig(16, 64, 128, 4, 1), WeightOnlyConfig(16, 64, 64, 4, 1, split_k=2))
+
+
+@triton.jit
+def _rotated(
+    x_ptr, rows, stride_xm, start, K, ROTATION: tl.constexpr, MMA: tl.constexpr, EVEN_K: tl.constexpr
+):
+    """256 columns of 16-bit rows [M, K], rotated, as bfloat16 [256, rows]: two whose sum they are."""
+    cols = start + piece_columns(False)
+    places = x_ptr + rows.to(tl.int64)[:, None, None, None, None] * stride_xm + cols
+    x = tl.load(places) if EVEN_K else tl.load(places, mask=cols < K, other=0.0)
+    y = rotate_tile(x, ROTATION, 2, MMA)
+    y = tl.trans(tl.reshape(tl.permute(y, 0, 1, 3, 2, 4), (rows.shape[0], 256)))
+    high, taken = high_part(y)
+    low, _ = high_part(y - taken)
+    return high, low
 
 
 @triton.jit
@@ -90,13 +118,18 @@ def _int8_weight_only_kernel(
     EDGE_N: tl.constexpr,
     EDGE_K: tl.constexpr,
     PLANES: tl.constexpr,
+    ROTATION: tl.constexpr,
+    MMA: tl.constexpr,
     SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """x_ptr: PLANES 16-bit planes [M, K]; w_ptr int8 [N, K]. SPLIT_K > 1 writes float32 partial sums."""
+    """x_ptr: PLANES 16-bit planes [M, K]; w_ptr int8 [N, K]. SPLIT_K > 1 writes float32 partial sums.
+
+    ROTATION > 0: one plane, that is rotated here and makes two. BLOCK_K is 256 then, a piece of `_tiles`.
+    """
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_n = tl.minimum(offs_n, N - 1)
@@ -114,19 +147,24 @@ def _int8_weight_only_kernel(
             weight = tl.load(w + k[None, :] * stride_wk)
         else:
             weight = tl.load(w + k[None, :] * stride_wk, mask=(k < K)[None, :], other=0)
-        weight = weight.to(x_ptr.dtype.element_ty)
+        weight = weight.to(tl.bfloat16 if ROTATION else x_ptr.dtype.element_ty)
         if BLOCKWISE:
             part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         else:
             part = acc
-        plane = x
-        for _ in tl.static_range(PLANES):
-            if EVEN_K:
-                right = tl.load(plane + k[:, None])
-            else:
-                right = tl.load(plane + k[:, None], mask=(k < K)[:, None], other=0.0)
-            plane += stride_plane  # a step at a time: a multiple of the stride may not fit its int32
-            part = tl.dot(weight, right, part)
+        if ROTATION:
+            high, low = _rotated(x_ptr, row_m, stride_xm, step * BLOCK_K, K, ROTATION, MMA, EVEN_K)
+            part = tl.dot(weight, high, part)
+            part = tl.dot(weight, low, part)
+        else:
+            plane = x
+            for _ in tl.static_range(PLANES):
+                if EVEN_K:
+                    right = tl.load(plane + k[:, None])
+                else:
+                    right = tl.load(plane + k[:, None], mask=(k < K)[:, None], other=0.0)
+                plane += stride_plane  # a step at a time: a multiple of the stride may not fit its int32
+                part = tl.dot(weight, right, part)
         if BLOCKWISE:
             scale = tl.load(b_scale_ptr + (row_n // EDGE_N) * stride_b_scale + step * BLOCK_K // EDGE_K)
             acc += part * scale[:, None]
@@ -144,10 +182,10 @@ def _int8_weight_only_kernel(
         )  # fmt: skip
 
 
-def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None) -> Launch:
+def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None, rotation=0) -> Launch:
     """Return the launch for planes [P, M, K] (16-bit, K contiguous) and w int8 [N, K] of any strides.
 
-    out: [M, N] contiguous, or float32 [split_k, M, N].
+    out: [M, N] contiguous, or float32 [split_k, M, N]. rotation: of one plane, by a config that rotates.
     """
     (parts, m, k), n = planes.shape, w.shape[0]
     args = {
@@ -166,6 +204,8 @@ def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None) -
         "EDGE_N": power_of_2(edges[0]) if edges else 1,
         "EDGE_K": power_of_2(edges[1]) if edges else 1,
         "PLANES": parts,
+        "ROTATION": rotation,
+        "MMA": mma_fragments(planes.device),
         "SPLIT_K": config.split_k,
         "EVEN_K": k % config.block_k == 0,
         "BLOCK_M": config.block_m,
@@ -189,6 +229,7 @@ def _planes(x: Operand, rotation: int) -> tuple[list[Step], Operand]:
 
 
 def _candidates(arch, planes: Operand, w: Operand, edges):
+    """Return the tiles for activations that come rotated."""
     (_, m, _), n = planes.shape, w.shape[0]
     if arch.family == "interpreter":
         found: Sequence[WeightOnlyConfig] = INTERPRETER
@@ -200,9 +241,7 @@ def _candidates(arch, planes: Operand, w: Operand, edges):
     if arch.family == "cdna":  # 64 KiB of shared memory
         found = tuple(c._replace(num_stages=2) for c in found)
     if arch.family == "sm100" and planes.shape[0] > 1:
-        # From 64 weight rows on the weight tile lies in tensor memory, and the code that Triton 3.9 makes
-        # overwrites it before it has waited for the previous step's last product, which reads it.
-        found = tuple(dict.fromkeys(c._replace(block_n=min(c.block_n, 32)) for c in found))
+        found = _in_shared_memory(found)
     if edges is None:
         return [c for c in found if c.split_k == 1 or c.split_k * m * n * 4 <= MAX_WORKSPACE]
     block = power_of_2(edges[1])
@@ -210,6 +249,23 @@ def _candidates(arch, planes: Operand, w: Operand, edges):
         raise Unsupported(f"scale blocks of {edges[1]} columns are narrower than one product (16)")
     found = [c for c in found if c.block_n <= 64]  # a second accumulator: 128 rows spill 8 bytes on sm_100
     return list(dict.fromkeys(c._replace(block_k=min(c.block_k, block), split_k=1) for c in found))
+
+
+def _rotating(arch, rows: Operand, w: Operand, rotation: int) -> Sequence[WeightOnlyConfig]:
+    """Return the tiles that rotate few rows themselves, none where they cannot."""
+    served = mma_fragments(rows.device) and 0 < rotation <= 256 and rows.element_size() == 2
+    if not served or rows.shape[0] > FEW_ROWS or not (aligned(rows) and aligned(w)):
+        return ()
+    return _in_shared_memory(ROTATING) if arch.family == "sm100" else ROTATING
+
+
+def _in_shared_memory(configs: Sequence[WeightOnlyConfig]) -> tuple[WeightOnlyConfig, ...]:
+    """Return tiles for two products a step on sm_100: of 32 weight rows at most.
+
+    From 64 on the weight tile lies in tensor memory, and the code that Triton 3.9 makes overwrites it before
+    it has waited for the previous step's last product, which reads it.
+    """
+    return tuple(dict.fromkeys(c._replace(block_n=min(c.block_n, 32)) for c in configs))
 
 
 def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=None) -> list[Step]:
@@ -225,21 +281,24 @@ def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=N
     before, planes = _planes(rows, rotation)
 
     def steps(config):
+        if config.rotates:
+            one = rows.reshape(1, *rows.shape)
+            return [launch_weight_only(config, one, qweight, out, epilogue, rotation=rotation)]
         if config.split_k > 1:
             partial = empty((config.split_k, m, n), torch.float32, rows.device)
             first = launch_weight_only(config, planes, qweight, partial, epilogue)
-            return [first, launch_finish(partial, out, epilogue)]
-        return [launch_weight_only(config, planes, qweight, out, epilogue, edges)]
+            return [*before, first, launch_finish(partial, out, epilogue)]
+        return [*before, launch_weight_only(config, planes, qweight, out, epilogue, edges)]
 
-    kind, parts = "weight_only m{} n{} k{} {} x{} {} {}", planes.shape[0]
-    key = kind, bucket(m), n, k, planes.dtype, parts, "blocks" if edges else "rows", activation
-    found = _candidates(arch, planes, qweight, edges)
-    return [*before, Choice(arch, key, found, steps, rows.device)]
+    kind, parts = "weight_only m{} n{} k{} {} x{} rotation{} {} {}", planes.shape[0]
+    key = kind, bucket(m), n, k, rows.dtype, parts, rotation, "blocks" if edges else "rows", activation
+    found = [*_rotating(arch, rows, qweight, rotation), *_candidates(arch, planes, qweight, edges)]
+    return [Choice(arch, key, found, steps, rows.device)]
 
 
 @planned
 def int8_weight_only_linear(x, qweight, weight_scale, bias=None, rotation=0) -> Plan:
-    """Plan `kernels.int8_weight_only_linear`: one launch, one more to rotate, one more with split-K."""
+    """Plan `kernels.int8_weight_only_linear`: one launch, one more to rotate many rows or with split-K."""
     check_weight(x, qweight, weight_scale, bias, rotation)
     arch_of(x.device)
     rows, n = rows_of(x), qweight.shape[0]

@@ -408,6 +408,18 @@ def weight_only(ops, place, shape, kind, dtype):
     within_twice(got, eager, rows @ weight.t() + bias.double())
 
 
+@case(m=[1, 5, 16], k_rotation=[(320, 64), (272, 16), (512, 256), (36, 4)],
+      dtype=[torch.bfloat16, torch.float16])  # fmt: skip
+def weight_only_rotates(ops, place, m, k_rotation, dtype):
+    """Few rows, rotated where they are multiplied, also where K is no multiple of 256."""
+    (k, rotation), n = k_rotation, 70
+    x, q, scale = normal(m, k, dtype=dtype), integers(-127, 127, (n, k), seed=1), torch.tensor(0.01)
+    eager = kernels.int8_weight_only_linear(x, q, scale, None, rotation)
+    got = ops.int8_weight_only_linear(place(x), place(q), place(scale), None, rotation)
+    rows = (x.double().view(-1, rotation) @ kernels.hadamard(rotation, torch.float64)).view(m, k)
+    within_twice(got, eager, rows @ (q.double() * 0.01).t())
+
+
 @case(rows=[1, 50], columns=[1, 17, 128], scales=["one", "rows"], levels=[127, 2])
 def ldlq_exact(ops, place, rows, columns, scales, levels):
     # Dyadic numbers and sparse feedback: every sum is exact, in whatever order it is taken.

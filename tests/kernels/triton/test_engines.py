@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from convert_to_quant.kernels.triton import _arch
+from convert_to_quant.kernels.triton import _arch, weight_only
 from convert_to_quant.kernels.triton import int8_mm as mm
 from convert_to_quant.kernels.triton._operands import Memory, empty
 from convert_to_quant.kernels.triton._plan import Call, Choice
@@ -57,3 +57,35 @@ def test_the_library_product_covers_every_row_once(m, n):
 @pytest.mark.parametrize(("m", "n"), [(16, 3072), (64, 3070)])
 def test_the_library_product_is_left_out_where_it_refuses(m, n):
     assert mm.IntMM() not in plan(m, n, 256)[0].candidates
+
+
+@pytest.mark.parametrize(
+    ("family", "tiles"), [("sm80", 2), ("sm89", 2), ("sm90", 2), ("sm100", 1), ("cdna", 0)]
+)
+@pytest.mark.parametrize("rotation", [16, 256])
+def test_few_rotated_rows_are_one_launch(family, tiles, rotation):
+    """The product rotates its 16 rows itself; candidates that do not come after those."""
+    assert alone(family, 16, torch.bfloat16, rotation)[: tiles + 1] == [1] * tiles + [2]
+
+
+@pytest.mark.parametrize(
+    ("m", "dtype", "rotation", "k"),
+    [
+        (17, torch.bfloat16, 256, 3072),
+        (16, torch.float32, 256, 3072),
+        (16, torch.bfloat16, 1024, 3072),
+        (16, torch.bfloat16, 4, 3084),  # rows of 6168 bytes are not on 16-byte boundaries
+    ],
+)
+def test_other_rotated_rows_are_two_launches(m, dtype, rotation, k):
+    assert 1 not in alone("sm80", m, dtype, rotation, k)
+
+
+def alone(family, m, dtype, rotation, k=3072):
+    """The launches of each candidate of the weight-only product."""
+    x, w = empty((m, k), dtype, META), empty((3072, k), torch.int8, META)
+    with _arch.assume(_arch.Arch(family, family)):
+        (choice,) = weight_only.int8_weight_only_linear.plan(
+            x, w, empty((3072, 1), torch.float32, META), None, rotation
+        ).steps
+        return [len(choice.steps(candidate)) for candidate in choice.candidates]
