@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from convert_to_quant.kernels import int8_linear
 
@@ -94,21 +93,22 @@ class Router:
 
 
 def fused(call: dict[str, Any]) -> torch.Tensor:
-    """Compute a comfy-kitchen call on the fused kernel, and around it what that does not fuse."""
-    x, activation, residual = call["x"], call.get("input_act"), call.get("residual")
-    if activation == "rms_norm":
-        weight = call["input_act_weight"].to(x.dtype)
-        x, activation = F.rms_norm(x, x.shape[-1:], weight, call["input_act_eps"]), None
-    y = int8_linear(
+    """Compute a comfy-kitchen call on the fused kernel."""
+    x, activation = call["x"], call.get("input_act")
+    norm = call["input_act_weight"].to(x.dtype) if activation == "rms_norm" else None
+    return int8_linear(
         x,
         call["weight"],
         call["weight_scale"].float(),
         call.get("bias"),
         call["convrot_groupsize"] if call.get("convrot") else 0,
         out_dtype=call["out_dtype"],
-        input_activation=activation,
+        input_activation=None if norm is not None else activation,
+        norm_weight=norm,
+        norm_eps=call.get("input_act_eps") or 0.0,
+        residual=call.get("residual"),
+        residual_scale=call.get("residual_scale"),
     )
-    return y if residual is None else torch.addcmul(residual, y, call["residual_scale"])
 
 
 def _known(call: dict[str, Any]) -> bool:

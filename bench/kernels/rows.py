@@ -24,9 +24,11 @@ from convert_to_quant.kernels.triton._operands import empty
 CASES = [
     (k, rotation, activation, torch.bfloat16)
     for k in (3072, 12288)
-    for rotation, activation in ((0, None), (256, None), (256, "gelu"), (256, "gelu_tanh"), (256, "swiglu"))
-]
-"""(columns, rotation, input activation, type of the input)."""
+    for rotation, activation in (
+        (0, None), (256, None), (256, "gelu"), (256, "gelu_tanh"), (256, "swiglu"), (256, "rms_norm")
+    )
+]  # fmt: skip
+"""(columns, rotation, input activation or a norm, type of the input)."""
 
 
 class Counts(NamedTuple):
@@ -48,11 +50,14 @@ def count(target: str, k: int, rotation: int, activation: str | None, dtype: tor
     """Compile the quantizer of rows of k columns, the first configuration, and count."""
     family, gpu, _ = ahead_of_time.TARGETS[target]
     meta = torch.device("meta")
+    norm = None
+    if activation == "rms_norm":
+        activation, norm = None, rowwise.Norm(empty((k,), dtype, meta), 1e-6)
     rows = empty((4096, k * activations.halves(activation)), dtype, meta)
     q, scale = empty((4096, k), torch.int8, meta), empty((4096, 1), torch.float32, meta)
     with assume(Arch(family, target)):
         launch = rowwise.launch_rows(
-            rowwise.CONFIGS[0], rows, q, scale, rotation=rotation, activation=activation
+            rowwise.CONFIGS[0], rows, q, scale, rotation=rotation, activation=activation, norm=norm
         )
     kernel = ahead_of_time.build(launch, gpu)
     needs = ahead_of_time.needs(kernel, gpu)

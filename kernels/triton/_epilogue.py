@@ -20,18 +20,21 @@ BLOCK_N = 256
 
 
 class Epilogue(NamedTuple):
-    """Operands of the epilogue. out = activation(sum * a_scale * b_scale + bias).
+    """Operands of the epilogue. out = residual + residual_scale * activation(sum * a_scale * b_scale + bias).
 
     a_scale: float32, one entry for all rows of the result or one per row; None for 1.
     b_scale: float32, one entry for all columns of the result or one per column (row of the weight); None
         for 1.
     bias: one entry per column, or None. Scales and bias are contiguous.
+    residual: contiguous floats [M, N], or None. residual_scale: contiguous, one per column, or None for ones.
     """
 
     a_scale: Operand | None
     b_scale: Operand | None
     bias: Operand | None
     activation: str | None
+    residual: Operand | None = None
+    residual_scale: Operand | None = None
 
     def arguments(self) -> dict:
         """Return them as arguments of a kernel; a stride of 0 repeats the one scale of a tensor."""
@@ -43,6 +46,11 @@ class Epilogue(NamedTuple):
             "stride_b_scale": 0 if self.b_scale is None or self.b_scale.numel() == 1 else 1,
             "ACTIVATION": self.activation,
         }
+
+    def all_arguments(self) -> dict:
+        """Return them for a kernel that adds a residual."""
+        added = {"residual_ptr": self.residual, "residual_scale_ptr": self.residual_scale}
+        return {**self.arguments(), **added}
 
 
 @triton.jit
@@ -61,8 +69,13 @@ def finish(
     stride_b_scale,
     ACTIVATION: tl.constexpr,
     SCALED: tl.constexpr,
+    residual_ptr=None,
+    residual_scale_ptr=None,
 ):
-    """Store act(y * a_scale * b_scale + bias), y float32 [rows, columns]; SCALED: y has its scales."""
+    """Store residual + residual_scale * act(y * a_scale * b_scale + bias), y float32 [rows, columns].
+
+    SCALED: y has its scales. The residual is [M, N] and lies as the result does.
+    """
     rows, cols = offs_m < M, offs_n < N
     if not SCALED:
         if a_scale_ptr is not None:
@@ -74,8 +87,13 @@ def finish(
     if bias_ptr is not None:
         y += tl.load(bias_ptr + offs_n, mask=cols, other=0.0).to(tl.float32)[None, :]
     y = activate(y, ACTIVATION)
-    out = out_ptr + offs_m.to(tl.int64)[:, None] * stride_om + offs_n[None, :]
-    tl.store(out, y.to(out_ptr.dtype.element_ty), mask=rows[:, None] & cols[None, :])
+    place = offs_m.to(tl.int64)[:, None] * stride_om + offs_n[None, :]
+    inside = rows[:, None] & cols[None, :]
+    if residual_ptr is not None:
+        if residual_scale_ptr is not None:
+            y *= tl.load(residual_scale_ptr + offs_n, mask=cols, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -85,6 +103,8 @@ def _finish_kernel(
     a_scale_ptr,
     b_scale_ptr,
     bias_ptr,
+    residual_ptr,
+    residual_scale_ptr,
     FIRST,
     M,
     N,
@@ -110,7 +130,7 @@ def _finish_kernel(
         y += tl.load(partial, mask=mask, other=0)
     finish(
         y.to(tl.float32), offs_m, offs_n, M, N, out_ptr, N, a_scale_ptr, b_scale_ptr, bias_ptr,
-        stride_a_scale, stride_b_scale, ACTIVATION, SCALED,
+        stride_a_scale, stride_b_scale, ACTIVATION, SCALED, residual_ptr, residual_scale_ptr,
     )  # fmt: skip
 
 
@@ -135,7 +155,7 @@ def launch_finish(
         "SCALED": scaled,
         "BLOCK_M": BLOCK_M,
         "BLOCK_N": BLOCK_N,
-        **epilogue.arguments(),
+        **epilogue.all_arguments(),
     }
     grid = (cdiv(stop - first, BLOCK_M), cdiv(n, BLOCK_N))
     return Launch(_finish_kernel, grid, args, num_warps=4, num_stages=1)

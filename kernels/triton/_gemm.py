@@ -57,6 +57,8 @@ def _int8_mm_kernel(
     a_scale_ptr,
     b_scale_ptr,
     bias_ptr,
+    residual_ptr,
+    residual_scale_ptr,
     M,
     N,
     K,
@@ -157,7 +159,7 @@ def _int8_mm_kernel(
     else:
         finish(
             acc.to(tl.float32), offs_m, offs_n, M, N, out_ptr, stride_om, a_scale_ptr, b_scale_ptr,
-            bias_ptr, stride_a_scale, stride_b_scale, ACTIVATION, BLOCKWISE,
+            bias_ptr, stride_a_scale, stride_b_scale, ACTIVATION, BLOCKWISE, residual_ptr, residual_scale_ptr,
         )  # fmt: skip
 
 
@@ -199,7 +201,7 @@ def launch_product(
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "GROUP_M": 8,
-        **epilogue.arguments(),
+        **epilogue.all_arguments(),
     }
     if edges and epilogue.a_scale is not None and epilogue.b_scale is not None:
         args["stride_a_scale"] = epilogue.a_scale.stride(0)

@@ -170,7 +170,7 @@ TABLES = {
 """Family -> (table for one scale per row or tensor, table for block scales)."""
 
 MOST_SUMS = 128 * 128 // 8
-"""Sums per warp that leave registers for an activation: with twice as many 48 to 152 bytes spill."""
+"""Sums per warp that leave registers for an activation or a residual: with twice as many they spill."""
 
 # Rows off 16-byte boundaries are read byte by byte: 128 x 128 spills 400 to 2104 bytes, 64 x 64 304.
 UNALIGNED = (TileConfig(32, 32, 64, 4, 2), TileConfig(32, 64, 64, 4, 2))
@@ -199,12 +199,12 @@ def candidates(
     shape: tuple[int, int, int],
     is_aligned: bool,
     edges: tuple[int, int] | None,
-    activation: str | None = None,
+    plain: bool = True,
 ) -> list[Engine]:
     """Return what can serve a product of shape (M, N, K) on `arch`, the static model's choice first.
 
-    is_aligned: both operands have rows on 16-byte boundaries. Unsupported for scale blocks of
-    under 32 columns.
+    is_aligned: both operands have rows on 16-byte boundaries. plain: the epilogue has no activation and no
+    residual. Unsupported for scale blocks of under 32 columns.
     """
     m, n, k = shape
     found: list[TileConfig]
@@ -228,7 +228,7 @@ def candidates(
     tiles: list[TileConfig | GluonConfig] = [*found]
     if is_aligned and TensorDescriptor is not None:
         tiles += gluon_tiles(arch.family, shape)
-    if activation is not None:
+    if not plain:
         tiles = [t for t in tiles if t.block_m * t.block_n <= MOST_SUMS * t.num_warps]
     with_library = is_aligned and arch.family not in ("interpreter", "xpu") and n % 8 == 0 and _parts(m, n)
     return [*tiles, IntMM()] if with_library else [*tiles]
@@ -301,7 +301,7 @@ def int8_mm(a, b, a_scale, b_scale, bias=None, out_dtype=torch.bfloat16, output_
         return Plan([], result)
     edges = granularity(n, k, b_scale) if is_blockwise(b, b_scale) else None
     epilogue = operands(a_scale, b_scale, bias, output_activation, m, edges is not None)
-    found = candidates(arch, (m, n, k), aligned(rows) and aligned(b), edges, output_activation)
+    found = candidates(arch, (m, n, k), aligned(rows) and aligned(b), edges, output_activation is None)
 
     def steps(engine):
         return product(engine, rows, b, out, epilogue, edges)

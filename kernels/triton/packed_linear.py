@@ -111,7 +111,11 @@ def engines(arch: Arch, m: int, shape: Packed, bits: int, activation: str | None
         fused = [t for t in fused if t.block_m * t.block_n <= MOST_SUMS * t.num_warps]
     if m <= 64 or n * k > MAX_WORKSPACE:
         return [*fused]
-    whole = [e for e in candidates(arch, (m, n, k), True, None, activation) if not isinstance(e, GluonConfig)]
+    whole = [
+        e
+        for e in candidates(arch, (m, n, k), True, None, activation is None)
+        if not isinstance(e, GluonConfig)
+    ]
     first = [Decoded(e) for e in dict.fromkeys((whole[0], whole[-1]))]
     return [*first, *fused] if _decodes_first(arch, m, shape, bits) else [*fused, *first]
 

@@ -54,6 +54,39 @@ class RowConfig(NamedTuple):
 CONFIGS = (RowConfig(48), RowConfig(24))
 
 
+class Norm(NamedTuple):
+    """An RMSNorm of the rows (`norm.apply`): contiguous weight [K], and what is added to the mean square."""
+
+    weight: Operand
+    eps: float
+
+
+@triton.jit
+def _load(
+    x_ptr, start, K, ROTATION: tl.constexpr, ACTIVATION: tl.constexpr, G: tl.constexpr, EVEN: tl.constexpr
+):
+    """One step of a row in its own type: a tuple of one tile, or of four for a rotation by 1024."""
+    SPLIT: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
+    STEP: tl.constexpr = 1024 if ROTATION == 1024 else 256
+    tiles = ()
+    for quarter in tl.static_range(STEP // 256):
+        cols = start + quarter * 256 + pieces(G, SPLIT) * STEP + piece_columns(SPLIT)
+        x = load_activated(x_ptr, cols, None if EVEN else cols < K, K, ACTIVATION)
+        tiles = tiles + (whole(x) if SPLIT else x,)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
+    return tiles
+
+
+@triton.jit
+def _rotate(tiles, ROTATION: tl.constexpr, PARTS: tl.constexpr, MMA: tl.constexpr):
+    """A step of a row, rotated: float32."""
+    rotated = ()
+    for i in tl.static_range(4 if ROTATION == 1024 else 1):
+        rotated = rotated + (rotate_tile(tiles[i], ROTATION, PARTS, MMA),)  # type: ignore[assignment]  # noqa: RUF005
+    if ROTATION == 1024:
+        rotated = across(rotated[0], rotated[1], rotated[2], rotated[3])  # type: ignore[misc]
+    return rotated
+
+
 @triton.jit
 def load_rotated(
     x_ptr,
@@ -67,16 +100,38 @@ def load_rotated(
     EVEN: tl.constexpr,
 ):
     """One step of a row: a tuple of one tile, or of four for a rotation by 1024."""
-    SPLIT: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
+    return _rotate(_load(x_ptr, start, K, ROTATION, ACTIVATION, G, EVEN), ROTATION, PARTS, MMA)
+
+
+@triton.jit
+def _normalise(
+    tiles,
+    norm_ptr,
+    factor,
+    start,
+    K,
+    FIRST: tl.constexpr,
+    ROTATION: tl.constexpr,
+    G: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """The step that begins with the tile FIRST of a row, times factor and the norm's weight, in its type."""
     STEP: tl.constexpr = 1024 if ROTATION == 1024 else 256
-    tiles = ()
-    for quarter in tl.static_range(STEP // 256):
-        cols = start + quarter * 256 + pieces(G, SPLIT) * STEP + piece_columns(SPLIT)
-        x = load_activated(x_ptr, cols, None if EVEN else cols < K, K, ACTIVATION)
-        tiles = tiles + (rotate_tile(whole(x) if SPLIT else x, ROTATION, PARTS, MMA),)  # type: ignore[assignment]  # noqa: RUF005 - the compiler has no unpacking
-    if ROTATION == 1024:
-        tiles = across(tiles[0], tiles[1], tiles[2], tiles[3])  # type: ignore[misc]
-    return tiles
+    normed = ()
+    for i in tl.static_range(STEP // 256):
+        cols = start + i * 256 + pieces(G, False) * STEP + piece_columns(False)
+        weight = tl.load(norm_ptr + cols) if EVEN else tl.load(norm_ptr + cols, mask=cols < K, other=0.0)
+        x = tiles[FIRST + i]
+        y = x.to(tl.float32) * factor * weight.to(tl.float32)
+        normed = normed + (y.to(x.dtype),)  # type: ignore[assignment]  # noqa: RUF005
+    return normed
+
+
+@triton.jit
+def _squares(sums, x):
+    """sums + x * x in float32."""
+    x = x.to(tl.float32)
+    return sums + x * x
 
 
 @triton.jit
@@ -93,14 +148,39 @@ def _store_quantized(
 
 
 @triton.jit
+def _step(
+    x_ptr,
+    norm_ptr,
+    factor,
+    start,
+    K,
+    ROTATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PARTS: tl.constexpr,
+    MMA: tl.constexpr,
+    G: tl.constexpr,
+):
+    """A step of a row that does not fit registers, with its norm where there is one."""
+    if norm_ptr is None:
+        step = load_rotated(x_ptr, start, K, ROTATION, ACTIVATION, PARTS, MMA, G, False)
+    else:
+        step = _load(x_ptr, start, K, ROTATION, None, G, False)
+        step = _normalise(step, norm_ptr, factor, start, K, 0, ROTATION, G, False)
+        step = _rotate(step, ROTATION, PARTS, MMA)
+    return step
+
+
+@triton.jit
 def _quantize_rowwise_kernel(
     x_ptr,
     q_ptr,
     scale_ptr,
     given_ptr,
+    norm_ptr,
     stride_xm,
     stride_given,
     K,
+    EPS: tl.constexpr,
     MODE: tl.constexpr,
     ROTATION: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -110,7 +190,10 @@ def _quantize_rowwise_kernel(
     CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Quantize one row per program. CHUNKS = 0: the row does not fit registers and is read twice."""
+    """Quantize one row per program. CHUNKS = 0: the row does not fit registers and is read twice.
+
+    norm_ptr, EPS: of a norm that is taken before the rotation (`Norm`), for which it is read once more.
+    """
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * stride_xm
     q_ptr += row * K
@@ -119,13 +202,32 @@ def _quantize_rowwise_kernel(
     CHUNK: tl.constexpr = G * STEP
     peaks = tl.zeros((G, 4, 2, 4, 8), tl.float32)
     tiles = ()
-    for c in tl.static_range(CHUNKS):
-        tiles = tiles + load_rotated(x_ptr, c * CHUNK, K, ROTATION, ACTIVATION, PARTS, MMA, G, EVEN)
+    factor = 1.0
+    if norm_ptr is None:
+        for c in tl.static_range(CHUNKS):
+            tiles = tiles + load_rotated(x_ptr, c * CHUNK, K, ROTATION, ACTIVATION, PARTS, MMA, G, EVEN)
+    else:
+        sums = peaks
+        raw = ()
+        for c in tl.static_range(CHUNKS):
+            raw = raw + _load(x_ptr, c * CHUNK, K, ROTATION, None, G, EVEN)
+        for i in tl.static_range(CHUNKS * QUARTERS):
+            sums = _squares(sums, raw[i])
+        if CHUNKS == 0:
+            for start in range(0, K, CHUNK):
+                step = _load(x_ptr, start, K, ROTATION, None, G, False)
+                for i in tl.static_range(QUARTERS):
+                    sums = _squares(sums, step[i])
+        mean = tl.div_rn(tl.sum(tl.reshape(sums, (G * 256,)), 0), K.to(tl.float32))
+        factor = tl.div_rn(1.0, tl.sqrt_rn(mean + EPS))
+        for c in tl.static_range(CHUNKS):
+            step = _normalise(raw, norm_ptr, factor, c * CHUNK, K, c * QUARTERS, ROTATION, G, EVEN)
+            tiles = tiles + _rotate(step, ROTATION, PARTS, MMA)
     for i in tl.static_range(CHUNKS * QUARTERS):
         peaks = largest(peaks, tiles[i], MMA)
     if CHUNKS == 0 and MODE != 1:
         for start in range(0, K, CHUNK):
-            step = load_rotated(x_ptr, start, K, ROTATION, ACTIVATION, PARTS, MMA, G, False)
+            step = _step(x_ptr, norm_ptr, factor, start, K, ROTATION, ACTIVATION, PARTS, MMA, G)
             for i in tl.static_range(QUARTERS):
                 peaks = largest(peaks, step[i], MMA)
     if MODE == 1:
@@ -144,7 +246,7 @@ def _quantize_rowwise_kernel(
             _store_quantized(q_ptr, start, K, tiles[i], inverse, MODE, STEP, G, EVEN)
         if CHUNKS == 0:
             for start in range(0, K, CHUNK):
-                step = load_rotated(x_ptr, start, K, ROTATION, ACTIVATION, PARTS, MMA, G, False)
+                step = _step(x_ptr, norm_ptr, factor, start, K, ROTATION, ACTIVATION, PARTS, MMA, G)
                 for i in tl.static_range(QUARTERS):
                     _store_quantized(q_ptr, start + i * 256, K, step[i], inverse, MODE, STEP, G, False)
 
@@ -163,11 +265,22 @@ def tile_for(k: int, rotation: int, elements: int) -> tuple[int, int]:
     return warps, chunks if chunks * step // 256 <= MAX_CHUNKS else 0
 
 
-def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0, activation=None) -> Launch:
+def launch_rows(
+    config,
+    rows,
+    q,
+    scale,
+    given=None,
+    *,
+    mode=DYNAMIC,
+    rotation=0,
+    activation=None,
+    norm: Norm | None = None,
+) -> Launch:
     """Return the launch that quantizes rows [M, K] ([M, 2 K] for a gated activation).
 
     Written are q int8 [M, K] and scale float32, one entry per row; both are contiguous. given: a
-    contiguous float32 scale of one entry, or one per row, for mode GIVEN.
+    contiguous float32 scale of one entry, or one per row, for mode GIVEN. norm: in place of an activation.
     """
     m, k = rows.shape[0], rows.shape[1] // activations.halves(activation)
     warps, chunks = tile_for(k, rotation, config.elements)
@@ -176,9 +289,11 @@ def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0,
         "q_ptr": q,
         "scale_ptr": scale,
         "given_ptr": given,
+        "norm_ptr": None if norm is None else norm.weight,
         "stride_xm": rows.stride(0),
         "stride_given": 0 if given is None or given.numel() == 1 else 1,
         "K": k,
+        "EPS": 0.0 if norm is None else norm.eps,
         "MODE": mode,
         "ROTATION": rotation,
         "ACTIVATION": activation,
@@ -191,8 +306,10 @@ def launch_rows(config, rows, q, scale, given=None, *, mode=DYNAMIC, rotation=0,
     return Launch(_quantize_rowwise_kernel, (m,), args, num_warps=warps, num_stages=1)
 
 
-def quantize_rows(x: Operand, rotation=0, given: Operand | None = None, activation=None) -> Plan:
-    """Plan (q [.., K], scale [.., 1]) of checked arguments; `activation` is applied to x as it is loaded."""
+def quantize_rows(
+    x: Operand, rotation=0, given: Operand | None = None, activation=None, norm: Norm | None = None
+) -> Plan:
+    """Plan (q [.., K], scale [.., 1]) of checked arguments; `activation` or `norm` come as x is loaded."""
     arch = arch_of(x.device)
     check_group(arch, rotation)
     k = x.shape[-1] // activations.halves(activation)
@@ -207,12 +324,11 @@ def quantize_rows(x: Operand, rotation=0, given: Operand | None = None, activati
     mode = DYNAMIC if given is None else GIVEN
 
     def steps(config):
-        return [
-            launch_rows(config, rows, q, scale, given, mode=mode, rotation=rotation, activation=activation)
-        ]
+        forms = {"mode": mode, "rotation": rotation, "activation": activation, "norm": norm}
+        return [launch_rows(config, rows, q, scale, given, **forms)]
 
-    kind = "rowwise m{} k{} {} rotation{} {} mode{}"
-    key = kind, bucket(rows.shape[0]), k, rows.dtype, rotation, activation, mode
+    kind, before = "rowwise m{} k{} {} rotation{} {} mode{}", activation if norm is None else "norm"
+    key = kind, bucket(rows.shape[0]), k, rows.dtype, rotation, before, mode
     return Plan([Choice(arch, key, CONFIGS, steps, x.device)], (q, scale))
 
 

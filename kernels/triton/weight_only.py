@@ -103,6 +103,8 @@ def _int8_weight_only_kernel(
     a_scale_ptr,
     b_scale_ptr,
     bias_ptr,
+    residual_ptr,
+    residual_scale_ptr,
     M,
     N,
     K,
@@ -178,7 +180,7 @@ def _int8_weight_only_kernel(
     else:
         finish(
             y, offs_m, offs_n, M, N, out_ptr, N, a_scale_ptr, b_scale_ptr, bias_ptr,
-            stride_a_scale, stride_b_scale, ACTIVATION, BLOCKWISE,
+            stride_a_scale, stride_b_scale, ACTIVATION, BLOCKWISE, residual_ptr, residual_scale_ptr,
         )  # fmt: skip
 
 
@@ -211,7 +213,7 @@ def launch_weight_only(config, planes, w, out, epilogue: Epilogue, edges=None, r
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
-        **epilogue.arguments(),
+        **epilogue.all_arguments(),
     }
     if edges and epilogue.b_scale is not None:
         args["stride_b_scale"] = epilogue.b_scale.stride(0)
@@ -268,16 +270,19 @@ def _in_shared_memory(configs: Sequence[WeightOnlyConfig]) -> tuple[WeightOnlyCo
     return tuple(dict.fromkeys(c._replace(block_n=min(c.block_n, 32)) for c in configs))
 
 
-def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=None) -> list[Step]:
+def multiply(
+    rows, qweight, weight_scale, bias, rotation: int, out, activation=None, residual=None, residual_scale=None
+) -> list[Step]:
     """Return the steps that multiply rows [M, K] by the weight into contiguous out [M, N].
 
-    `activation` is applied in the epilogue.
+    `activation`, and a residual with its scale (contiguous), are for the epilogue.
     """
     arch = arch_of(rows.device)
     (n, k), m = qweight.shape, rows.shape[0]
     edges = granularity(n, k, weight_scale) if is_blockwise(qweight, weight_scale) else None
     b_scale = weight_scale.float().contiguous()
-    epilogue = Epilogue(None, b_scale, None if bias is None else bias.contiguous(), activation)
+    bias = None if bias is None else bias.contiguous()
+    epilogue = Epilogue(None, b_scale, bias, activation, residual, residual_scale)
     before, planes = _planes(rows, rotation)
 
     def steps(config):
@@ -290,8 +295,9 @@ def multiply(rows, qweight, weight_scale, bias, rotation: int, out, activation=N
             return [*before, first, launch_finish(partial, out, epilogue)]
         return [*before, launch_weight_only(config, planes, qweight, out, epilogue, edges)]
 
-    kind, parts = "weight_only m{} n{} k{} {} x{} rotation{} {} {}", planes.shape[0]
-    key = kind, bucket(m), n, k, rows.dtype, parts, rotation, "blocks" if edges else "rows", activation
+    kind, parts = "weight_only m{} n{} k{} {} x{} rotation{} {} {} {}", planes.shape[0]
+    blocks, added = "blocks" if edges else "rows", "residual" if residual is not None else None
+    key = kind, bucket(m), n, k, rows.dtype, parts, rotation, blocks, activation, added
     found = [*_rotating(arch, rows, qweight, rotation), *_candidates(arch, planes, qweight, edges)]
     return [Choice(arch, key, found, steps, rows.device)]
 

@@ -202,3 +202,64 @@ def test_refusals(args, error, match):
 def test_opcheck(rows, scale, options):
     columns = 16 * activations.halves(options.get("input_activation"))
     torch.library.opcheck(op, (heavy(*rows, columns), int8(7, 16), torch.rand(scale) + 0.1), options)
+
+
+@pytest.mark.parametrize("rotation", [0, 16])
+def test_a_norm_is_taken_first(dtype, rotation):
+    """Against float64, and to the bit what an unfused norm that rounds once would give."""
+    x, w = heavy(2, 9, 128, dtype=dtype), heavy(33, 128, seed=1)
+    norm, eps = torch.rand(128) + 0.5, 1e-5
+    q, scale = kernels.quantize_rowwise(w, rotation)
+    got = kernels.int8_linear(x, q, scale, None, rotation, norm_weight=norm, norm_eps=eps)
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt() * norm.double()
+    unfused = kernels.norm.apply(x, norm, eps)
+    assert unfused.dtype == dtype
+    torch.testing.assert_close(unfused.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+    assert torch.equal(got, kernels.int8_linear(unfused, q, scale, None, rotation))
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("kind", ["rows", "blocks"])
+def test_a_residual_is_added_before_the_result_is_rounded(dtype, scaled, kind):
+    x, w, bias = heavy(2, 9, 128, dtype=dtype), heavy(33, 128, seed=1), torch.randn(33)
+    weight = kernels.quantize_rowwise(w) if kind == "rows" else kernels.quantize_blockwise(w, 32, 32)
+    residual, by = heavy(2, 9, 33, dtype=dtype, seed=2), torch.randn(33) if scaled else None
+    got = kernels.int8_linear(
+        x, *weight, bias, output_activation="silu", residual=residual, residual_scale=by
+    )
+    y = kernels.int8_linear(x, *weight, bias, out_dtype=torch.float32, output_activation="silu")
+    assert torch.equal(got, (residual.float() + (y if by is None else by * y)).to(dtype))
+
+
+NORM, RESIDUAL = torch.ones(32), torch.zeros(2, 8)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "match"),
+    [
+        ({"norm_weight": NORM[:16]}, ValueError, r"norm_weight must have shape \(32,\), not \(16,\)"),
+        ({"norm_weight": NORM.long()}, TypeError, "norm_weight must be float32"),
+        ({"norm_weight": NORM, "norm_eps": -1.0}, ValueError, "0 or more, not -1.0"),
+        ({"norm_weight": NORM, "norm_eps": float("nan")}, ValueError, "0 or more, not nan"),
+        ({"norm_weight": NORM, "input_activation": "silu"}, ValueError, "a norm and silu"),
+        ({"residual": RESIDUAL[:1]}, ValueError, r"result's shape \(2, 8\), not \(1, 8\)"),
+        ({"residual": RESIDUAL.int()}, TypeError, "residual must be float32"),
+        (
+            {"residual": RESIDUAL, "residual_scale": NORM},
+            ValueError,
+            r"residual_scale must have shape \(8,\)",
+        ),
+        ({"residual_scale": NORM[:8]}, ValueError, "without a residual"),
+    ],
+)
+def test_refuses_a_norm_or_residual_that_does_not_fit(more, error, match):
+    with pytest.raises(error, match=match):
+        kernels.int8_linear(
+            torch.zeros(2, 32), torch.zeros(8, 32, dtype=torch.int8), torch.ones(8, 1), **more
+        )
+
+
+def test_refuses_a_norm_of_activations_in_blocks():
+    blocks = torch.zeros(32, 32, dtype=torch.int8), torch.ones(2, 2)
+    with pytest.raises(ValueError, match="in blocks have no norm"):
+        kernels.int8_linear(torch.zeros(2, 32), *blocks, norm_weight=NORM)

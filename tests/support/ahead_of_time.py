@@ -197,6 +197,7 @@ def cases() -> dict:
         blockwise,
         dequantize,
         descent,
+        int8_linear,
         int8_mm,
         ldlq,
         rotation,
@@ -211,6 +212,16 @@ def cases() -> dict:
         scales = _meta(m, 1, dtype=f32), _meta(n, 1, dtype=f32)
         a, b = _meta(m, k, dtype=i8), _meta(n, k, dtype=i8)
         return int8_mm.int8_mm.plan(a, b, *scales, _meta(n), torch.bfloat16, activation).steps
+
+    def with_residual(m, n=12288, k=3072):
+        weight = _meta(n, k, dtype=i8), _meta(n, 1, dtype=f32), _meta(n)
+        q, scale = _meta(m, k, dtype=i8), _meta(m, 1, dtype=f32)
+        more = torch.bfloat16, None, None, 0, _meta(m, n), _meta(n)
+        return int8_linear.int8_linear_prequantized.plan(q, scale, *weight, *more).steps
+
+    def normed(k, rotation, dtype=torch.bfloat16):
+        norm = rowwise.Norm(_meta(k), 1e-6)
+        return rowwise.quantize_rows(_meta(4096, k, dtype=dtype), rotation, None, None, norm).steps
 
     def mm_blocks(m, n=12288, k=3072):
         scales = _meta(m, -(-k // 128), dtype=f32), _meta(-(-n // 128), -(-k // 128), dtype=f32)
@@ -257,6 +268,9 @@ def cases() -> dict:
         "rowwise 256 swiglu": lambda: (
             rowwise.quantize_rows(_meta(4096, 2 * 12288), 256, None, "swiglu").steps
         ),
+        "rowwise 256 norm": lambda: normed(12288, 256),
+        "rowwise 256 norm float32": lambda: normed(3072, 256, f32),
+        "rowwise 256 norm two reads": lambda: normed(65536, 256),
         "rowwise 1024": lambda: rowwise.quantize_rowwise.plan(_meta(4096, 12288), 1024).steps,
         "tensorwise 256": lambda: tensorwise.quantize_tensorwise.plan(_meta(4096, 3072), None, 256).steps,
         "blockwise 128x128": lambda: blockwise.quantize_blockwise.plan(_meta(4096, 3072), 128, 128).steps,
@@ -276,6 +290,8 @@ def cases() -> dict:
         "int8_mm 256": lambda: mm(256),
         "int8_mm 512": lambda: mm(512),
         "int8_mm 4096": lambda: mm(4096),
+        "int8_mm 4096 residual": lambda: with_residual(4096),
+        "int8_mm 16 residual": lambda: with_residual(16),
         "int8_mm 4096 plain": lambda: mm(4096, activation=None),
         "int8_mm 4096 ragged": lambda: mm(4096, 3360, 3360, None),
         "int8_mm 4096 unaligned": lambda: mm(4093, 4099, 3070, None),

@@ -378,6 +378,64 @@ def int8_linear_activations(ops, place, activation, rotation, static):
     assert (got.cpu() - eager).abs().max() < 0.02 * eager.abs().max()
 
 
+@case(k=[256, 1040, 2048, 33040], rotation=[0, 16], static=[False, True], dtype=FLOATS)
+def norm_exact(ops, place, k, rotation, static, dtype):
+    """Inputs whose mean square is 4 or 16 and weights that are powers of two: the norm rounds nowhere."""
+    signs = integers(0, 1, (3, k), torch.float32) * 2 - 1
+    x = (signs * torch.tensor([2.0, 4.0, 2.0])[:, None]).to(dtype)
+    weight = 2.0 ** integers(-2, 1, (k,), torch.float32, seed=1)
+    fixed = torch.tensor(0.03125) if static else None
+    got = ops.quantize_activations(place(x), rotation, place(fixed), None, 0, place(weight), 0.0)
+    want = kernels.quantize_activations(x, rotation, fixed, None, 0, weight, 0.0)
+    for g, w in zip(got, want, strict=True):
+        same(g, w)
+
+
+@case(k=[123, 512, 2048], rotation=[0, 1024], dtype=FLOATS, weight=FLOATS)
+def norm_random(ops, place, k, rotation, dtype, weight):
+    x, rotation = normal(2, 5, k, dtype=dtype) * 3, rotation if k % 1024 == 0 else 0
+    given = (normal(k, dtype=torch.float32, seed=1) + 1).to(weight)
+    got = ops.quantize_activations(place(x), rotation, None, None, 0, place(given), 1e-5)
+    nearly_same_integers(got, kernels.quantize_activations(x, rotation, None, None, 0, given, 1e-5))
+
+
+@case(bits=NANS, rotation=[0, 64])
+def norm_shows_nan_in_its_row(ops, place, bits, rotation):
+    x = with_nan(bits, 3, 192)
+    _, scale = ops.quantize_activations(place(x), rotation, None, None, 0, place(torch.ones(192)), 1e-6)
+    assert scale.cpu().flatten().isnan().tolist() == [False, True, False]
+
+
+@case(shape=[(2, 5, 123, 256), (1, 17, 64, 640)], residual=FLOATS, scaled=[True, False],
+      activation=[None, "silu"])  # fmt: skip
+def residual_is_added(ops, place, shape, residual, scaled, activation):
+    """In float32 and rounded once: the same bits as the twin where there is no activation."""
+    *lead, n, k = shape
+    x = integers(-8, 8, (*lead, k), torch.bfloat16)
+    q, scale = integers(-127, 127, (n, k), seed=1), torch.rand(n, 1, generator=generator()) * 0.01
+    added = normal(*lead, n, dtype=residual, seed=2), normal(n, dtype=residual, seed=3) if scaled else None
+    ends = 0, None, torch.float16, None, activation, None, 1e-6
+    got = ops.int8_linear(place(x), place(q), place(scale), None, *ends, *map(place, added))
+    want = kernels.int8_linear(x, q, scale, None, *ends, *added)
+    halves = ops.quantize_activations(place(x), 0)
+    more = torch.float16, activation, None, 0, *map(place, added)
+    same(ops.int8_linear_prequantized(*halves, place(q), place(scale), None, *more), got.cpu())
+    if activation is None:
+        same(got, want)
+    else:
+        torch.testing.assert_close(got.cpu(), want, rtol=2e-3, atol=2e-3)
+
+
+@case(dtype=[torch.float32, torch.bfloat16])
+def residual_strides(ops, place, dtype):
+    """A residual that does not lie as the result does is copied; a result without rows has none to add."""
+    x, q, scale = normal(6, 64), integers(-9, 9, (10, 64)), torch.tensor(0.1)
+    turned = place(normal(10, 6, dtype=dtype)).t()
+    got = ops.int8_linear(place(x), place(q), place(scale), residual=turned)
+    same(got, kernels.int8_linear(x, q, scale, residual=turned.cpu()))
+    assert ops.int8_linear(place(x[:0]), place(q), place(scale), residual=turned[:0]).shape == (0, 10)
+
+
 @case(activation=[None, "silu", "swiglu"], k=[256, 200])
 def int8_linear_blockwise(ops, place, activation, k):
     width = k * kernels.activations.halves(activation)

@@ -229,6 +229,13 @@ def test_float_engine(kind, monkeypatch):
         "blocks": lambda: kernels.quantize_blockwise(w, 64, 64),
     }[kind]()
     out = torch.full((6, 200), float("nan"))
-    int8_linear._float_linear(x, q, scale, bias, rotation, out, "silu", None)
+    plain = None, None, None
+    int8_linear._float_linear(x, q, scale, bias, rotation, out, "silu", None, 0.0, *plain)
     weight = kernels.dequantize(q, scale, torch.float32, rotation)
     torch.testing.assert_close(out, F.linear(F.silu(x), weight, bias), rtol=1e-4, atol=1e-4)
+
+    norm, residual, by = torch.rand(256), torch.randn(6, 200), torch.rand(200)
+    ends = "silu", residual, by
+    int8_linear._float_linear(x, q, scale, bias, rotation, out, None, norm, 1e-5, *ends)
+    want = residual + by * F.silu(F.linear(F.rms_norm(x, (256,), norm, 1e-5), weight, bias))
+    torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)

@@ -275,7 +275,7 @@ def test_one_product_stays_in_flight(shape, dtype, bias):
 
 
 def engines(m, n, k, family="sm90", activation=None, edges=None, aligned=True):
-    return mm.candidates(_arch.Arch(family, family), (m, n, k), aligned, edges, activation)
+    return mm.candidates(_arch.Arch(family, family), (m, n, k), aligned, edges, activation is None)
 
 
 def test_it_is_one_candidate_and_never_the_first():
