@@ -63,6 +63,8 @@ class Format:
     """The weight SQNR below which a person should look at a layer, in dB."""
     descent_passes: ClassVar[int] = 0
     """Passes of coordinate descent after LDLQ that are worth their time, where nobody asks for a number."""
+    largest_first: ClassVar[bool] = True
+    """Whether LDLQ takes the columns with the largest inputs first, where nobody asks for an order."""
     layout: ClassVar[str] = ""
     """Class name of the layout that holds such a weight at run time."""
     stock_since: ClassVar[str] = ""
@@ -294,6 +296,10 @@ class Format:
     def passes(self, asked: int | None) -> int:
         """Return the passes of coordinate descent after LDLQ: `asked`, or what the format is worth."""
         return self.descent_passes if asked is None else asked
+
+    def actorder(self, asked: bool | None) -> bool:
+        """Return whether LDLQ takes the largest inputs' columns first: `asked`, or the format's own."""
+        return self.largest_first if asked is None else asked
 
     def speed(self) -> float:
         """Return the weights rounded and checked per second on two cores; 0 where that was not measured.

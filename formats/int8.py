@@ -28,6 +28,7 @@ class Int8(Format):
     """Integers -127 to 127 with float32 scales."""
 
     weight_dtype: ClassVar[str] = "I8"
+    largest_first: ClassVar[bool] = False  # a tenth of LDLQ's time, for 0.03 dB
 
     @classmethod
     def put_right(

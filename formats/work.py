@@ -46,11 +46,11 @@ def feedback(shape: tuple[int, int], tokens: int, passes: int = 0) -> Work:
 
     The Hessian takes T K^2, less what its symmetry saves in wide layers, Cholesky K^3 / 6, the feedback
     N K^2 / 2: a block of columns meets the errors of those before it. A pass takes the gradient of every
-    column, N K^2, and the Hessian once more.
+    column, N K^2.
     """
     n, k = shape
     hessian = tokens * k * (k + min(k, _WHOLE)) / 2
-    products = hessian * (2 if passes else 1) + k**3 / 6 + n * k * k / 2 + passes * n * k * k
+    products = hessian + k**3 / 6 + n * k * k / 2 + passes * n * k * k
     return Work(products, n * k * (_COLUMN * (1 + passes) + 10))
 
 

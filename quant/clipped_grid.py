@@ -17,6 +17,7 @@ class ClippedGrid(Grid):
     """
 
     fits: ClassVar[bool] = True
+    refits: ClassVar[bool] = True
 
     levels: int = int4.LEVELS
 

@@ -38,6 +38,9 @@ class Grid:
     fits: ClassVar[bool] = False
     """Whether `fit` looks for better scales than those from the peaks, so that nobody else needs to."""
 
+    refits: ClassVar[bool] = False
+    """Whether a row has one scale, which coordinate descent may set anew for the codes that it found."""
+
     wants_peak: ClassVar[bool] = False
     """Whether `fit` of some rows takes the largest magnitude of the whole weight."""
 

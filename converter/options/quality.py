@@ -176,13 +176,13 @@ class QualityOptions:
         action="store_true",
         help="choose each scale for the least squared error, not by the largest absolute value",
     )
-    quip_actorder: bool = option(
-        False,
+    quip_actorder: bool | None = option(
+        None,
         "--quip-actorder",
         "--quip_actorder",
         group="quality",
         action="boolean",
-        help="quantize the columns with the largest inputs first (default: in their own order)",
+        help="quantize the columns with the largest inputs first (default: but for int8, which gains least)",
     )
     quip_passes: int | None = option(
         None,

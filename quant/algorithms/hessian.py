@@ -31,12 +31,14 @@ class Factor:
     matrix: for each block C of columns, the diagonal block holds U_CC and the block column above it
         R[<C, C] U_CC; what is below is not read. order: columns by rank, or None for as stored.
     blocks: (start, stop) of each. damping: the share of the mean diagonal that was added in the end.
+    hessian: what was factored, without the damping and in the same order, where it was to be kept.
     """
 
     matrix: torch.Tensor
     order: torch.Tensor | None
     blocks: tuple[tuple[int, int], ...]
     damping: float
+    hessian: torch.Tensor | None = None
 
     def cost(self) -> torch.Tensor:
         """Return 1 / U_jj^2 [K], columns as stored: what LDLQ's objective makes of a squared error in
@@ -134,7 +136,7 @@ def column_order(
     Columns that share a scale stay together: their blocks descend by their sum, columns within.
     """
     x = tokens(stats, options)
-    if not options.actorder or x is None:
+    if not options.largest_first or x is None:
         return None
     step = max(1, _TOKEN_ELEMENTS // x.shape[1])
     diagonal = torch.zeros(x.shape[1], dtype=torch.float64, device=device)
@@ -157,14 +159,17 @@ def block_bounds(columns: int, grid: Grid) -> tuple[tuple[int, int], ...]:
     return tuple((c, min(c + grid.span, columns)) for c in range(0, columns, grid.span))
 
 
-def layer_factor(stats: LayerStats, options: QuantizeOptions, device: torch.device, name: str = "") -> Factor:
+def layer_factor(
+    stats: LayerStats, options: QuantizeOptions, device: torch.device, name: str = "", keep: bool = False
+) -> Factor:
     """Factor the Hessian of a layer's statistics, its columns in `column_order`; see `factorize`.
 
     A factor that `stats.kept` has from a call that would make the same one is returned again.
     """
     grid = grid_of(options)
     key = (
-        *(options.format.rotation, grid.span, grid.columns if options.actorder else 0, options.actorder),
+        *(options.format.rotation, grid.span),
+        *(grid.columns if options.largest_first else 0, options.largest_first),
         *(
             options.damping,
             options.max_tokens,
@@ -177,9 +182,9 @@ def layer_factor(stats: LayerStats, options: QuantizeOptions, device: torch.devi
     if stats.kept is not None and key in stats.kept:
         return stats.kept[key]
     order = column_order(stats, options, device)
-    factor = factorize(lambda: layer_hessian(stats, options, device, order), options, order, name)
+    factor = factorize(lambda: layer_hessian(stats, options, device, order), options, order, name, keep)
     if stats.kept is not None:
-        stats.kept[key] = factor
+        stats.kept[key] = replace(factor, hessian=None)
     return factor
 
 
@@ -188,6 +193,7 @@ def factorize(
     options: QuantizeOptions,
     order: torch.Tensor | None = None,
     name: str = "",
+    keep: bool = False,
 ) -> Factor:
     """Factor the damped Hessian that `make` returns (in `order`).
 
@@ -196,6 +202,7 @@ def factorize(
     options.in_place: factor in the memory that `make` returned, and call it again for another try,
     so that one [K, K] matrix is all that ever lives; otherwise H and the steps in between are kept.
     Both do the same operations on the same numbers, so the result is the same to the bit.
+    keep: leave H in the factor, unless it was factored in place.
     """
     h = make()
     mean = _mean_diagonal(h)
@@ -214,7 +221,7 @@ def factorize(
         if upper is not None:
             blocks = block_bounds(upper.shape[0], grid_of(options))
             _prepare_(upper, blocks)
-            return Factor(upper, order, blocks, damping)
+            return Factor(upper, order, blocks, damping, h if keep and not options.in_place else None)
         damping *= 10
     raise ValueError(
         f"{name or 'layer'}: the Hessian is not positive definite even with damping "

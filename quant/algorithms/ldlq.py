@@ -13,8 +13,8 @@ from .. import chunks
 from ..grid import Block, Grid
 from ..tensor import QuantizedTensor
 from . import tiles
-from .descent import coordinate_descent_, damped_hessian
-from .hessian import Factor, has_hessian, layer_factor, use_bf16
+from .descent import coordinate_descent_, damped_
+from .hessian import Factor, has_hessian, layer_factor, layer_hessian, use_bf16
 from .rtn import rtn
 from .types import LayerStats, QuantizeOptions
 
@@ -35,9 +35,13 @@ def ldlq(
     ready = tiles.whole(weight, options)
     device = tiles.compute_device(weight, options)
     assert stats is not None
-    factor = layer_factor(stats, options, device, name)
+    descends = options.descent_passes > 0
+    factor = layer_factor(stats, options, device, name, keep=descends)
     scale = tiles.layer_scale(weight, options, name, ready, factor.cost())
-    h = damped_hessian(stats, options, device, factor.damping) if options.descent_passes else None
+    h = None
+    if descends:
+        h = layer_hessian(stats, options, device, factor.order) if factor.hessian is None else factor.hessian
+        damped_(h, factor.damping)
     q = quantize_with_factor(weight, factor, scale, options, name, ready, h)
     raised = f"damping raised to {factor.damping:g}" if factor.damping > options.damping else None
     return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), raised
@@ -59,7 +63,8 @@ def quantize_with_factor(
     """Return the int8 codes [N, K] of LDLQ for scales as the grid shapes them, on the weight's device.
 
     ready: the weight as `tiles.whole` made it, overwritten; None makes its rows chunk by chunk. h: the damped
-    Hessian [K, K], columns as stored, for options.descent_passes of coordinate descent; None for none.
+    Hessian [K, K] in the factor's order, for options.descent_passes of coordinate descent, which then may
+    change scales; None for none.
     """
     n, k = weight.shape
     q = torch.empty(n, k, dtype=torch.int8, device=weight.device)
@@ -72,10 +77,7 @@ def quantize_with_factor(
         for first in range(start, stop, tile):
             part = slice(first, min(first + tile, stop))
             w = floats[first - start : part.stop - start]
-            codes, error = _quantize_tile(w, feedback, grid, scale, part)
-            if h is not None:
-                coordinate_descent_(codes, error, h, grid, scale, part, options.descent_passes)
-            q[part] = codes.to(q.device)
+            q[part] = _quantize_tile(w, feedback, grid, scale, part, h, options.descent_passes).to(q.device)
 
     # With all rows ready there is one chunk, which needs no room of its own.
     chunks.in_chunks(n, options.row_chunk, work, multiple=tile, name=name)
@@ -105,9 +107,15 @@ class _Feedback:
 
 
 def _quantize_tile(
-    w: torch.Tensor, feedback: _Feedback, grid: Grid, scale: torch.Tensor, part: slice
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the codes int8 [n, K] of a tile of float32 rows and what they leave of it; w is overwritten.
+    w: torch.Tensor,
+    feedback: _Feedback,
+    grid: Grid,
+    scale: torch.Tensor,
+    part: slice,
+    h: torch.Tensor | None,
+    passes: int,
+) -> torch.Tensor:
+    """Return the codes int8 [n, K] of a tile of float32 rows, which is overwritten.
 
     Columns already done hold their error W - Q, so what block C needs is one GEMM over them (the loop
     looks left): w_C + (W - Q)[<C] R[<C, C] U_CC, quantized with U_CC by the kernel.
@@ -123,8 +131,6 @@ def _quantize_tile(
             target = target + fed.float()
         block = Block(factor.matrix[c0:c1, c0:c1], scale, part, columns[c0:c1])
         grid.ldlq_block_(q[:, c0:c1], w[:, c0:c1], target, block)
-    if factor.order is None:
-        return q, w
-    return torch.empty_like(q).index_copy_(1, factor.order, q), torch.empty_like(w).index_copy_(
-        1, factor.order, w
-    )
+    if h is not None:
+        coordinate_descent_(q, w, h, grid, scale, part, passes, columns, refit=True)
+    return q if factor.order is None else torch.empty_like(q).index_copy_(1, factor.order, q)

@@ -18,8 +18,8 @@ from .. import chunks
 from ..grid import Grid
 from ..tensor import QuantizedTensor
 from . import tiles
-from .descent import coordinate_descent_, damped_hessian
-from .hessian import has_hessian, layer_factor
+from .descent import coordinate_descent_, damped_
+from .hessian import has_hessian, layer_factor, layer_hessian
 from .ldlq import quantize_with_factor
 from .types import LayerStats, QuantizeOptions
 
@@ -61,7 +61,7 @@ def learned(
     q = quantize_with_factor(weight, factor, scale, options, name)
     damping = factor.damping
     del factor
-    h = damped_hessian(metric, options, device, damping)
+    h = damped_(layer_hessian(metric, options, device), damping)
     before, after = _improve_(q, weight, h, scale, options, name)
     basis = "" if known else "no calibration samples: learned along the top singular directions; "
     return tiles.wrap(q, scale.to(weight.device), weight.dtype, options), basis + _gain(before, after)

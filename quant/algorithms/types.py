@@ -40,7 +40,8 @@ class QuantizeOptions:
         or "radam" (learned rounding with that optimiser).
     format: how the layer is stored, rotation included (`convert_to_quant.formats`).
     scale_search: the scale that minimises the squared weight error instead of the one from the peak.
-    actorder: quantize columns by descending diag(H). damping: share of H's mean diagonal added to it.
+    actorder: quantize columns by descending diag(H) (None: where the format is worth it). damping:
+        share of H's mean diagonal added to it.
     passes: of coordinate descent after LDLQ, at most (None: what the format is worth); learned rounding
         takes its own. seed: draws tokens when
         there are more than `max_tokens`, and starts the singular vectors.
@@ -58,7 +59,7 @@ class QuantizeOptions:
     algorithm: str = ROUNDING
     format: Format = field(default_factory=default_format)
     scale_search: bool = False
-    actorder: bool = False
+    actorder: bool | None = None
     passes: int | None = None
     seed: int = 0
     damping: float = DAMPING
@@ -99,6 +100,11 @@ class QuantizeOptions:
     def descent_passes(self) -> int:
         """Passes of coordinate descent after LDLQ: those asked for, or the format's own."""
         return self.format.passes(self.passes)
+
+    @property
+    def largest_first(self) -> bool:
+        """Whether columns are quantized by descending diag(H): as asked for, or the format's own order."""
+        return self.format.actorder(self.actorder)
 
 
 @dataclass(frozen=True)

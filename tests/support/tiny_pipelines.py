@@ -68,6 +68,30 @@ def save_flux_pipeline(folder: Path) -> Path:
     return folder
 
 
+def save_wan_pipeline(folder: Path) -> Path:
+    """Write a WanPipeline of a few thousand weights; return the folder."""
+    torch.manual_seed(0)
+    t5 = transformers.UMT5Config(vocab_size=32, d_model=48, d_kv=16, d_ff=64, num_layers=1, num_heads=4)
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    name, sizes = TINY["wan"]
+    pipe = diffusers.WanPipeline(
+        tokenizer=letters(512),
+        text_encoder=transformers.UMT5EncoderModel(t5),
+        transformer=getattr(diffusers, name)(**sizes),
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def save_language_model(folder: Path) -> Path:
     """Write a Qwen3 of two layers and its tokenizer; return the folder."""
     torch.manual_seed(0)

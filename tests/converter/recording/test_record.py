@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import save
 from safetensors.torch import load_file
-from tiny_pipelines import save_flux_pipeline, save_language_model, transformers
+from tiny_pipelines import save_flux_pipeline, save_language_model, save_wan_pipeline, transformers
 
 from convert_to_quant.converter.cli.main import main
 from convert_to_quant.quant.calibration import CalibrationData
@@ -106,6 +106,18 @@ def test_influence_is_measured_of_every_layer_that_runs(flux, qwen, prompts, whi
     said = capsys.readouterr()
     assert f"the influence of {len(data.influence)} layers" in said.out
     assert ("influence of layer" in said.err) == (which != "flux"), "--quiet"
+
+
+def test_a_video_has_the_frames_that_are_asked_for(prompts, tmp_path, capsys):
+    """Five frames are two latent ones of 2 x 2 patches; each step runs with and without the prompt."""
+    wan, output = save_wan_pipeline(tmp_path / "wan"), tmp_path / "wan.safetensors"
+    video = ("--count", 1, "--steps", 2, "--size", "32x32", "--frames", 5)
+    assert run(wan, output, "--prompts", prompts, *video) == 0
+    assert "WanPipeline" in capsys.readouterr().out
+    weights = load_file(str(wan / "transformer" / "diffusion_pytorch_model.safetensors"))
+    data = CalibrationData.load(output)
+    assert all(f"{name}.weight" in weights for name in data.names())
+    assert data.stats("blocks.0.attn1.to_q").samples.shape[0] == 2 * 2 * (2 * 2 * 2)
 
 
 def test_a_text_encoder_of_a_pipeline(flux, prompts, tmp_path, capsys):

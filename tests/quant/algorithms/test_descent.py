@@ -13,7 +13,7 @@ from options import options as options_of
 from convert_to_quant.formats import Asked
 from convert_to_quant.formats.choose import chosen, options
 from convert_to_quant.quant.algorithms import LayerStats, QuantizeOptions, quantize_layer
-from convert_to_quant.quant.algorithms.descent import coordinate_descent_
+from convert_to_quant.quant.algorithms.descent import _refit_, coordinate_descent_
 from convert_to_quant.quant.grid import Grid
 from convert_to_quant.quant.layouts import weight_layout
 
@@ -44,6 +44,49 @@ def test_a_format_says_what_it_is_worth(name, passes):
     )
     assert torch.equal(own, asked)
     assert not torch.equal(own, other)
+
+
+@pytest.mark.parametrize("name", options())
+def test_a_format_says_in_which_order(name):
+    """The largest inputs first, but for INT8; what is asked for goes before."""
+    form = chosen(name, None).make(Asked(rotation=64 if chosen(name, None).rotates else 0, option=name))
+    loud = tokens(200, 256)
+    weight, stats = heavy(16, 256), LayerStats(samples=loud * torch.linspace(0.1, 3, 256))
+    own, first, stored = (
+        quantize_layer(weight, stats, QuantizeOptions("ldlq", form, actorder=a)).weight.dequantize()
+        for a in (None, True, False)
+    )
+    assert torch.equal(own, stored if name == "int8" else first)
+    assert not torch.equal(first, stored)
+
+
+def test_a_refitted_scale_is_the_best_for_its_codes():
+    """Against float64; rows of zeros, and rows whose best scale would be negative, keep theirs."""
+    g = torch.Generator().manual_seed(0)
+    x, codes = torch.randn(50, 8, generator=g), torch.randint(-7, 8, (5, 8), generator=g, dtype=torch.int8)
+    h, w, scale = x.T @ x, codes * 0.3 + torch.randn(5, 8, generator=g) * 0.1, torch.full((7, 1), 0.25)
+    codes[3], w[4] = 0, -0.3 * codes[4]
+    error = w - codes * 0.25
+    _refit_(codes, error, h, scale, slice(1, 6))
+    q, exact = codes.double(), h.double()
+    best = torch.einsum("ni,ij,nj->n", w.double(), exact, q) / torch.einsum("ni,ij,nj->n", q, exact, q)
+    torch.testing.assert_close(scale[1:4].double(), best[:3, None], rtol=1e-5, atol=0)
+    assert scale[[0, 4, 5, 6]].flatten().tolist() == [0.25] * 4
+    torch.testing.assert_close(error, w - codes * scale[1:6])
+
+
+@pytest.mark.parametrize("name", ["int4", "w4a8", "nvfp4"])
+@pytest.mark.parametrize("way", [{"row_chunk": 300, "in_place": True}, {"row_chunk": 1, "in_place": False}])
+def test_chunks_and_factoring_in_place_change_no_bit_of_any_grid(name, way):
+    """The Hessian that descent needs is kept, or made again, in the factor's order."""
+    weight, stats = heavy(1100, 128), LayerStats(samples=tokens(300, 128))
+    form = chosen(name, None).make(Asked(rotation=64 if chosen(name, None).rotates else 0, option=name))
+    whole, parts = (
+        quantize_layer(weight, stats, QuantizeOptions("ldlq", form, passes=3, **how)).weight
+        for how in ({}, way)
+    )
+    assert torch.equal(whole._qdata, parts._qdata)
+    assert torch.equal(whole.dequantize(), parts.dequantize())
 
 
 @pytest.mark.parametrize("name", ["int8", "w4a8", "fp8"])
