@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from types import NoneType
 from typing import Any
@@ -36,6 +37,7 @@ from .error_lora import require_error_lora, write_error_lora
 from .finite import NotFinite, not_finite
 from .making import Made, Maker, maker_of
 from .report import ConversionReport, KeptTensor, LayerReport
+from .threads import one_spared
 
 
 def convert(
@@ -165,8 +167,9 @@ class _Run:
         total = sum(s.source.nbytes for s in self._plan)
         self._progress.start(total, total - sum(s.source.nbytes for s in pending))
         limit = self._maker.limit(self._plan)
+        rounds = all(s.placement is None for s in pending)
         try:
-            with reused_buffers(limit * _REUSED // 5):
+            with reused_buffers(limit * _REUSED // 5), one_spared() if rounds else nullcontext():
                 pipeline.run(
                     pending,
                     cost=bytes_held,
