@@ -192,7 +192,7 @@ def _quantize_rowwise_kernel(
 ):
     """Quantize one row per program. CHUNKS = 0: the row does not fit registers and is read twice.
 
-    norm_ptr, EPS: of a norm that is taken before the rotation (`Norm`), for which it is read once more.
+    norm_ptr, EPS: of a norm that is taken before the rotation (`Norm`); such a row is then read once more.
     """
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * stride_xm
@@ -218,7 +218,7 @@ def _quantize_rowwise_kernel(
                 step = _load(x_ptr, start, K, ROTATION, None, G, False)
                 for i in tl.static_range(QUARTERS):
                     sums = _squares(sums, step[i])
-        mean = tl.div_rn(tl.sum(tl.reshape(sums, (G * 256,)), 0), K.to(tl.float32))
+        mean = tl.div_rn(tl.sum(tl.reshape(sums, (G * 256,)), 0), K * 1.0)
         factor = tl.div_rn(1.0, tl.sqrt_rn(mean + EPS))
         for c in tl.static_range(CHUNKS):
             step = _normalise(raw, norm_ptr, factor, c * CHUNK, K, c * QUARTERS, ROTATION, G, EVEN)

@@ -391,7 +391,7 @@ def norm_exact(ops, place, k, rotation, static, dtype):
         same(g, w)
 
 
-@case(k=[123, 512, 2048], rotation=[0, 1024], dtype=FLOATS, weight=FLOATS)
+@case(k=[1, 123, 512, 2048], rotation=[0, 1024], dtype=FLOATS, weight=FLOATS)
 def norm_random(ops, place, k, rotation, dtype, weight):
     x, rotation = normal(2, 5, k, dtype=dtype) * 3, rotation if k % 1024 == 0 else 0
     given = (normal(k, dtype=torch.float32, seed=1) + 1).to(weight)
