@@ -12,6 +12,7 @@ from ...formats.convrot import GROUPS, largest_group
 from ...formats.errors import ConversionError
 from ..options.settings import Settings
 from ..options.values import FLOAT16
+from ..presets.columns_read import columns_are_read
 from .config import LayerOverride
 from .heuristics import why_skip
 from .rules import Rule
@@ -50,7 +51,7 @@ def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: 
         asked = LayerOverride(block_size=settings.fallback_block_size)
     form = _format(weight, asked, stored, rule.where if rule else "", settings)
     refused = ""
-    while why_not := form.why_no_bank() or form.why_not(shape):
+    while why_not := form.why_no_bank() or form.why_not(shape) or _hidden_columns(weight.name, form, shape):
         refused += f"; {form.asked_as()} cannot hold it: {why_not}"
         if not form.instead():
             return Decision("keep", refused.removeprefix("; "))
@@ -58,6 +59,13 @@ def choose(weight: TensorInfo, decision: Decision, rule: Rule | None, settings: 
     reason += refused
     simple = bool(fallback) and settings.fallback_simple
     return Decision("quantize", reason, form, ROUNDING if simple else asked.optimizer or "")
+
+
+def _hidden_columns(name: str, form: Format, shape: tuple[int, int]) -> str:
+    """Return why a packed weight may not stand where ComfyUI reads its columns; "" where it does not."""
+    if form.tensors(shape)[0].shape[-1] == shape[1] or not columns_are_read(name):
+        return ""
+    return "ComfyUI reads the number of its columns, which packed rows hide"
 
 
 def _format(weight: TensorInfo, asked: LayerOverride, stored: str, where: str, s: Settings) -> Format:
