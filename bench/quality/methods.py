@@ -38,7 +38,7 @@ MORE: dict[str, dict[str, Any]] = {
     "QuIP, 4 passes of coordinate descent": {"algorithm": "quip", "rotate": True, "passes": 4},
     "QuIP, actorder, 4 passes": {"algorithm": "quip", "rotate": True, "actorder": True, "passes": 4},
     "QuIP, bf16 GEMMs": {"algorithm": "quip", "rotate": True, "bf16_compute": "on"},
-    "QuIP, damping 0.1": {"algorithm": "quip", "rotate": True, "damping": 0.1},
+    "QuIP, damping 0.01": {"algorithm": "quip", "rotate": True, "damping": 0.01},
     "learned rounding (adamw) + ConvRot": {"algorithm": "adamw", "rotate": True},
     "learned rounding (radam) + ConvRot": {"algorithm": "radam", "rotate": True},
     "SmoothQuant 0.5, per row": {"smoothquant": 0.5},

@@ -1,6 +1,6 @@
 """Layers whose number of columns ComfyUI reads from the file, to know the model by: packed rows tell another.
 
-From ``comfy/model_detection.py`` of ComfyUI 0.33, as far as it looks into blocks: embedders are not quantized.
+From ``comfy/model_detection.py`` of ComfyUI 0.33, as far as it looks into blocks, which alone are quantized.
 """
 
 import re
