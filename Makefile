@@ -28,10 +28,10 @@ quickstart: $(VENV)/installed-example
 	$(VENV)/bin/convert_to_quant -i $(MODEL).safetensors --comfy_quant
 	$(VENV)/bin/ctq verify $(MODEL).safetensors $(MODEL)-int8_row_convrot.safetensors
 
-# One process per core, one thread each: the tests are many and small. One that is done takes over half of
-# what another still has before it.
+# One process per core and one more, for tests that wait for processes of their own; one thread each: the
+# tests are many and small. One that is done takes over half of what another still has before it.
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $$(($$($(PYTHON) -c 'import os; print(os.cpu_count())') + 1)) --dist worksteal
 
 # The packages are found under their installed names only, so types are checked on a plain install.
 check: $(VENV)/installed-test

@@ -291,7 +291,6 @@ def cases() -> dict:
         "int8_mm 512": lambda: mm(512),
         "int8_mm 4096": lambda: mm(4096),
         "int8_mm 4096 residual": lambda: with_residual(4096),
-        "int8_mm 16 residual": lambda: with_residual(16),
         "int8_mm 4096 plain": lambda: mm(4096, activation=None),
         "int8_mm 4096 ragged": lambda: mm(4096, 3360, 3360, None),
         "int8_mm 4096 unaligned": lambda: mm(4093, 4099, 3070, None),
@@ -313,7 +312,8 @@ FULL = ("sm_80", "sm_120")
 """Targets that compile every case, the oldest and the newest: they spill first."""
 
 PRODUCTS = ("sm_90", "sm_100")
-"""Targets that compile every product besides `BRIEF`: theirs have instructions of their own."""
+"""Targets that compile products besides `BRIEF`: theirs have instructions of their own. Ragged ones and those
+with a residual differ in the epilogue alone, which is the same for all."""
 
 BRIEF = (
     "rowwise", "rowwise 256", "rowwise 1024", "blockwise 128x128", "rotate 256", "dequantize 256", "ldlq",
@@ -327,4 +327,5 @@ def cases_of(target_name: str) -> list[str]:
     if target_name in FULL:
         return list(cases())
     products = ("int8_mm", "weight_only") if target_name in PRODUCTS else ()
-    return [case for case in cases() if case in BRIEF or case.startswith(products)]
+    wanted = [c for c in cases() if c.startswith(products) and not c.endswith((" ragged", " residual"))]
+    return [case for case in cases() if case in BRIEF or case in wanted]

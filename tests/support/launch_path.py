@@ -250,7 +250,7 @@ def report(title: str, op: str, args: tuple) -> None:
 
 def standard() -> None:
     """The calls of bench/launch: each of them is replayed by addresses."""
-    for m in (1, 70, 300):
+    for m in (1, 300):
         for dtype in (torch.bfloat16, torch.float32):
             for title, (op, args) in stub.calls(m, 384, 512, dtype).items():
                 report(f"{title} | {m} {dtype}", op, args)

@@ -378,9 +378,11 @@ def int8_linear_activations(ops, place, activation, rotation, static):
     assert (got.cpu() - eager).abs().max() < 0.02 * eager.abs().max()
 
 
-@case(k=[256, 1040, 2048, 33040], rotation=[0, 16], static=[False, True], dtype=FLOATS)
-def norm_exact(ops, place, k, rotation, static, dtype):
+@case(k_rotation=[(256, 16), (1040, 0), (33040, 16)], static=[False, True],
+      dtype=[torch.float32, torch.bfloat16])  # fmt: skip
+def norm_exact(ops, place, k_rotation, static, dtype):
     """Inputs whose mean square is 4 or 16 and weights that are powers of two: the norm rounds nowhere."""
+    k, rotation = k_rotation
     signs = integers(0, 1, (3, k), torch.float32) * 2 - 1
     x = (signs * torch.tensor([2.0, 4.0, 2.0])[:, None]).to(dtype)
     weight = 2.0 ** integers(-2, 1, (k,), torch.float32, seed=1)
@@ -391,10 +393,13 @@ def norm_exact(ops, place, k, rotation, static, dtype):
         same(g, w)
 
 
-@case(k=[1, 123, 512, 2048], rotation=[0, 1024], dtype=FLOATS, weight=FLOATS)
-def norm_random(ops, place, k, rotation, dtype, weight):
-    x, rotation = normal(2, 5, k, dtype=dtype) * 3, rotation if k % 1024 == 0 else 0
-    given = (normal(k, dtype=torch.float32, seed=1) + 1).to(weight)
+@case(
+    k_rotation=[(1, 0), (123, 0), (2048, 1024)],
+    dtypes=[(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
+)
+def norm_random(ops, place, k_rotation, dtypes):
+    (k, rotation), (dtype, weight) = k_rotation, dtypes
+    x, given = normal(2, 5, k, dtype=dtype) * 3, (normal(k, seed=1) + 1).to(weight)
     got = ops.quantize_activations(place(x), rotation, None, None, 0, place(given), 1e-5)
     nearly_same_integers(got, kernels.quantize_activations(x, rotation, None, None, 0, given, 1e-5))
 
@@ -406,11 +411,10 @@ def norm_shows_nan_in_its_row(ops, place, bits, rotation):
     assert scale.cpu().flatten().isnan().tolist() == [False, True, False]
 
 
-@case(shape=[(2, 5, 123, 256), (1, 17, 64, 640)], residual=FLOATS, scaled=[True, False],
-      activation=[None, "silu"])  # fmt: skip
-def residual_is_added(ops, place, shape, residual, scaled, activation):
+@case(residual=FLOATS, scaled=[True, False], activation=[None, "silu"])
+def residual_is_added(ops, place, residual, scaled, activation):
     """In float32 and rounded once: the same bits as the twin where there is no activation."""
-    *lead, n, k = shape
+    *lead, n, k = 2, 5, 123, 256
     x = integers(-8, 8, (*lead, k), torch.bfloat16)
     q, scale = integers(-127, 127, (n, k), seed=1), torch.rand(n, 1, generator=generator()) * 0.01
     added = normal(*lead, n, dtype=residual, seed=2), normal(n, dtype=residual, seed=3) if scaled else None
