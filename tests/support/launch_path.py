@@ -1,6 +1,6 @@
 """Run by tests/kernels/triton/test_replay.py in a process whose CUDA driver is the stub of bench/launch.
 
-    python tests/support/launch_path.py sm90           the calls of bench/launch at a few sizes
+    python tests/support/launch_path.py sm90             the calls of bench/launch at a few sizes
     python tests/support/launch_path.py sm90 cases       every case of triton_cases; twins give the answers
     python tests/support/launch_path.py sm90 cases 1 4   every fourth case, from the second on
 
@@ -250,8 +250,9 @@ def report(title: str, op: str, args: tuple) -> None:
 
 def standard() -> None:
     """The calls of bench/launch: each of them is replayed by addresses."""
+    dtypes = (torch.bfloat16, torch.float32) if sys.argv[1] == "sm90" else (torch.bfloat16,)
     for m in (1, 300):
-        for dtype in (torch.bfloat16, torch.float32):
+        for dtype in dtypes:
             for title, (op, args) in stub.calls(m, 384, 512, dtype).items():
                 report(f"{title} | {m} {dtype}", op, args)
                 steps = _kept.PLANS[stub.launcher(op).key(args)].replay._steps

@@ -42,11 +42,9 @@ SOME = (
     ("gfx942", "float_linear mxfp8"),
     *(("sm_80", case) for case in QUANTIZERS),
     ("sm_90", "quantize mxfp8"),
-    ("sm_90", "quantize w4a8"),
     ("sm_120", "quantize nvfp4"),
     ("sm_120", "quantize int4"),
     ("gfx942", "quantize nvfp4"),
-    ("gfx942", "quantize w6a8"),
     ("gfx1100", "quantize mxfp8"),
 )
 """What is compiled in the tests: the large tiles of sm_80 and sm_90 are there in test_machine_code.py."""
