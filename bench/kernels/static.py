@@ -2,8 +2,9 @@
 
 For one step of the main loop, with as many programs on an SM as fit: how long the products take,
 and what share of that time the instructions need to be issued and shared memory to be read and written.
-Above 100 % that is the bound. L2 is what a step reads at full speed. Latencies are not in it: a loop that
-waits for its products (in flight: 0) needs a second program on the SM.
+Above 100 % that is the bound. L2 is what a step reads at full speed: a box that a cluster shares counts once
+for all its CTAs. Latencies are not in it: a loop that waits for its products (in flight: 0) needs a second
+program on the SM.
 
 Packed weights (w4a8, w6a8, int4) are read as they are stored, decoded to int8 in registers and written to
 shared memory as int8; with a table its 16 bytes per 16 weights are read from L1 as well.
@@ -146,7 +147,7 @@ def _bound(chip: Chip, kind: str, tile: Tile, needs, code) -> Bound:
     else:
         product = loop.products * chip.cycles * warps / 4
         moved = loop.loads * 512 * warps + written
-    fetched = tile.block_m * tile.block_k + weights * STORED[kind]
+    fetched = tile.block_m * tile.block_k / getattr(tile, "ctas", 1) + weights * STORED[kind]
     reached = machine_code.accesses(code)
     narrow = sum(c for (name, size), c in reached.items() if name in ("LDGSTS", "STG") and size < 16)
     issue, shared = loop.instructions * warps / 4, moved / 128

@@ -11,9 +11,14 @@
 #define SHARED_PER_SM 233472
 
 static CUcontext context = (CUcontext)0x10;
-static long launches;
+static long launches, boxes, blocks, cluster;
 
 long stub_launches(void) { return launches; }
+/* Bytes of one box of each tensor map made so far, added up. */
+long stub_boxes(void) { return boxes; }
+/* Blocks of the last launch, and how many of them make a cluster. */
+long stub_blocks(void) { return blocks; }
+long stub_cluster(void) { return cluster; }
 
 CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
 CUresult cuDriverGetVersion(int *v) { *v = CUDA_VERSION; return CUDA_SUCCESS; }
@@ -89,22 +94,30 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
           (swizzle == CU_TENSOR_MAP_SWIZZLE_64B && row > 64) ||
           (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && row > 128);
   }
+  for (cuuint32_t i = 1; !bad && i < rank; i++) row *= box[i];
+  boxes += bad ? 0 : (long)row;
   return bad ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
-static CUresult launch(unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared) {
+static CUresult launch(unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared, unsigned ctas) {
   if (x == 0 || x > 2147483647u || y == 0 || y > 65535 || z == 0 || z > 65535 || threads == 0 ||
-      threads > 1024 || shared > SHARED_PER_BLOCK)
+      threads > 1024 || shared > SHARED_PER_BLOCK || ctas == 0 || ctas > 8 || x % ctas != 0)
     return CUDA_ERROR_INVALID_VALUE;
   launches++;
+  blocks = (long)x * y * z;
+  cluster = ctas;
   return CUDA_SUCCESS;
 }
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction f, void **params, void **extra) {
+  unsigned ctas = 1;
+  for (unsigned i = 0; i < c->numAttrs; i++)
+    if (c->attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+      ctas = c->attrs[i].value.clusterDim.x * c->attrs[i].value.clusterDim.y * c->attrs[i].value.clusterDim.z;
   return launch(c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX * c->blockDimY * c->blockDimZ,
-                c->sharedMemBytes);
+                c->sharedMemBytes, ctas);
 }
 /* For Triton 3.3. */
 CUresult cuLaunchKernel(CUfunction f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
                         unsigned shared, CUstream s, void **params, void **extra) {
-  return launch(x, y, z, bx * by * bz, shared);
+  return launch(x, y, z, bx * by * bz, shared, 1);
 }

@@ -32,7 +32,7 @@ def launcher(op: str):
 
 
 def install(family: str = "sm90") -> ctypes.CDLL:
-    """Make the stub Triton's driver in this process, for good; the library counts `stub_launches`."""
+    """Make the stub Triton's driver in this process, for good. The library counts what it is asked for."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NoCompiler("no C compiler: set CC, or install gcc or clang")
@@ -45,7 +45,8 @@ def install(family: str = "sm90") -> ctypes.CDLL:
     os.symlink("libcuda.so.1", os.path.join(folder, "libcuda.so"))  # the name that Triton before 3.6 links
     os.environ["TRITON_LIBCUDA_PATH"] = folder
     loaded = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-    loaded.stub_launches.restype = ctypes.c_long
+    for count in ("launches", "boxes", "blocks", "cluster"):
+        getattr(loaded, f"stub_{count}").restype = ctypes.c_long
     from triton.backends.nvidia import driver
 
     class Stub(driver.CudaDriver):

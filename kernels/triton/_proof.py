@@ -24,7 +24,8 @@ WRONG_CODE = 3
 """Exit code of the process that found other bits; 0 is right, all others say nothing about the engine."""
 
 SHAPES = ((1, 272, 128), (257, 144, 144), (1000, 4112, 1040), (10241, 1040, 272))
-"""(M, N, K): one tile, ragged edges, less than a ring, more tiles than an SM takes at once."""
+"""(M, N, K): one tile, ragged edges, less than a ring, more tiles than an SM takes at once. With 272 and 4112
+columns one CTA of a cluster lies beyond the edge."""
 
 _CODE = (
     "import sys; sys.path[:] = {path!r}; from convert_to_quant.kernels.triton import _proof; "

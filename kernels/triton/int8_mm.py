@@ -1,6 +1,6 @@
 """The int8 product with its epilogue: which engine and tile serve which shape.
 
-All engines give the same bits: tiles of `_gemm`, split-K with one reducing launch, the Gluon tile of
+All engines give the same bits: tiles of `_gemm`, split-K with one reducing launch, the Gluon tiles of
 `_gluon` on sm_90, and ``torch._int_mm`` (cuBLASLt) with the epilogue as a launch of its own. KERNELS figures
 are registers / KiB of shared memory as compiled by Triton 3.9.
 """

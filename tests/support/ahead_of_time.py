@@ -159,7 +159,7 @@ class Resources:
 def describe(launch) -> str:
     """Warps, stages and the compile-time arguments that tell one configuration from another."""
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCKS_M", "BLOCKS_K", "SPLIT_K", "EVEN_K", "DESCRIPTORS",
-             "BLOCKWISE", "BLOCKS", "MODE", "ROTATION", "CHUNKS", "PLANES", "ACTIVATION")  # fmt: skip
+             "BLOCKWISE", "BLOCKS", "CTAS", "MODE", "ROTATION", "CHUNKS", "PLANES", "ACTIVATION")  # fmt: skip
     shown = [f"{n}={launch.args[n]}" for n in names if launch.args.get(n) not in (None, False)]
     return f"warps={launch.num_warps} stages={launch.num_stages} " + " ".join(shown)
 

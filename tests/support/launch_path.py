@@ -200,20 +200,24 @@ def candidates_that_fail_are_left_out() -> None:
             assert (time is not None) == works, (kind, time)
 
 
-def a_gluon_product_is_launched() -> None:
-    """The Gluon engine through Triton's launcher: tensor maps, shared memory, a grid of an H100, a replay."""
-    config = _gluon.TILES[0]
-    for m, dtype in ((300, torch.bfloat16), (9000, torch.float32)):
-        before, int8_mm.candidates = int8_mm.candidates, lambda *given: [config]
-        op, args = stub.calls(m, 1536, 144)["int8_mm"]
-        report(f"{config.label} | {m}", op, (*args, dtype))
-        steps = _kept.PLANS[stub.launcher(op).key((*args, dtype))].replay._steps
-        int8_mm.candidates = before
-        _kept.forget()
-        assert [type(s) for s in steps] == [_Addressed], steps
-        (kernel, grid, *_), *_ = LOG
-        assert kernel == "_int8_mm_gluon_kernel"
-        assert grid == (min(132, -(-m // 256) * 12), 1, 1), grid
+def a_gluon_product_is_launched(config: _gluon.GluonConfig, m: int, dtype: torch.dtype) -> None:
+    """A Gluon engine through Triton's launcher: tensor maps, shared memory, a grid of an H100, a replay."""
+    before, int8_mm.candidates = int8_mm.candidates, lambda *given: [config]
+    op, args = stub.calls(m, 1536, 144)["int8_mm"]
+    boxes = COUNTER.stub_boxes()
+    report(f"{config.label} | {m}", op, (*args, dtype))
+    boxes = COUNTER.stub_boxes() - boxes
+    steps = _kept.PLANS[stub.launcher(op).key((*args, dtype))].replay._steps
+    int8_mm.candidates = before
+    _kept.forget()
+    assert [type(s) for s in steps] == [_Addressed], steps
+    (kernel, grid, *_), *_ = LOG
+    assert kernel == "_int8_mm_gluon_kernel"
+    ctas = config.ctas
+    assert grid == (min(132 // ctas, -(-m // 256) * (12 // ctas)), 1, 1), grid
+    assert (COUNTER.stub_blocks(), COUNTER.stub_cluster()) == (grid[0] * ctas, ctas)
+    # What a CTA's barrier waits for is what TMA writes into it: whole boxes, in both launches.
+    assert boxes == 2 * (256 + 128) * 128, boxes
 
 
 def profilers_are_told() -> None:
@@ -288,7 +292,8 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["sm90"]:  # once will do
         a_second_device_is_made_current()
         candidates_that_fail_are_left_out()
-        if _gluon.available():
-            a_gluon_product_is_launched()
+        for tile in _gluon.tiles("sm90", (9000, 1536, 144)):
+            a_gluon_product_is_launched(tile, 300, torch.bfloat16)
+            a_gluon_product_is_launched(tile, 9000, torch.float32)
     profilers_are_told()
     cases(*map(int, sys.argv[3:])) if "cases" in sys.argv else standard()

@@ -1,13 +1,14 @@
-"""The Gluon product without a card: its barriers on the host, its machine code, and when it may be used."""
+"""The Gluon product without a card: its machine code, and when it may be used.
 
-import random
+Its use of barriers is run on the host by test_gluon_barriers.py.
+"""
+
+import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,236 +21,47 @@ import machine_code
 import triton
 
 from convert_to_quant.kernels.triton import _arch, _gluon, _proof, _stored
-from convert_to_quant.kernels.triton import _gluon_gemm as gluon_gemm
 from convert_to_quant.kernels.triton import int8_mm as mm
-from convert_to_quant.kernels.triton._gemm import _tile_order
 from convert_to_quant.kernels.triton._operands import empty
 
 META = torch.device("meta")
 TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
-ENGINE = _gluon.TILES[0]
-PATIENCE = 20.0
-"""Seconds after which a wait on the host counts as one without end."""
-
-
-# The kernel's own functions, run by two threads on NumPy arrays.
-
-
-class Barrier:
-    """An mbarrier: a phase ends when all arrivals and all announced bytes have come."""
-
-    def __init__(self, changed: threading.Condition):
-        self._changed, self.phase, self._count, self._arrived, self._bytes = changed, 0, 0, 0, 0
-
-    def init(self, count):
-        self._count = count
-
-    def arrive(self, count=1, more=0, fewer=0):
-        with self._changed:
-            self._arrived += count
-            self._bytes += more - fewer
-            assert self._arrived <= self._count, "more arrivals than a phase takes"
-            if self._arrived == self._count and self._bytes == 0:
-                self.phase, self._arrived = self.phase + 1, 0
-                self._changed.notify_all()
-
-    def wait(self, parity):
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.phase % 2 != parity, timeout=PATIENCE), "deadlock"
-
-
-class Memory:
-    """Shared memory of several stages."""
-
-    def __init__(self, items):
-        self._items = items
-
-    def index(self, i):
-        return self._items[i]
-
-
-class Box:
-    """A stage of an operand; `transposed` looks at the same one."""
-
-    def __init__(self, shape):
-        self.values, self.reader = np.full(shape, 99, np.int64), None
-
-    def permute(self, axes):
-        assert axes == (1, 0)
-        return SimpleNamespace(box=self)
-
-
-class Sm:
-    """An SM as far as the kernel sees it. Loads take their time; products read when they are waited for."""
-
-    def __init__(self, program, programs, seed):
-        self.program, self.programs, self.random = program, programs, random.Random(seed)
-        self.changed = threading.Condition()
-        self.late, self.products, self.errors = [], [], []
-
-    def language(self):
-        return SimpleNamespace(
-            int8="i8", int32=np.int64, int64="i64", float32=np.float32, constexpr=int,
-            program_id=lambda axis: self.program, num_programs=lambda axis: self.programs,
-            num_warps=lambda: 8, cdiv=lambda a, b: -(-a // b), minimum=min,
-            where=lambda condition, a, b: a if condition else b, static_range=range,
-            static_assert=lambda condition: None, zeros=lambda shape, kind, layout: np.zeros(shape, kind),
-            arange=lambda start, stop, layout: np.arange(start, stop), NVMMADistributedLayout=dict,
-            DistributedLinearLayout=dict, SliceLayout=lambda axis, layout: None,
-            convert_layout=lambda values, layout: self._settled(values),
-            allocate_shared_memory=self._allocate, warp_specialize=self._run,
-        )  # fmt: skip
-
-    def _settled(self, values):
-        assert self.products == [], "sums are read with a product in flight"
-        return SimpleNamespace(to=lambda kind: values.astype(kind))
-
-    def _allocate(self, kind, shape, layout):
-        made = [Barrier(self.changed) if kind == "i64" else Box(shape[1:]) for _ in range(shape[0])]
-        return Memory(made)
-
-    def _run(self, partitions, warps, registers):
-        def guarded(function, arguments):
-            try:
-                copied(function, self)(*arguments)
-            except BaseException as error:
-                self.errors.append(error)
-
-        threads = [threading.Thread(target=guarded, args=p, daemon=True) for p in partitions]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(2 * PATIENCE)
-        for load in self.late:
-            load.join(2 * PATIENCE)
-
-    # mbarrier, tma, wgmma
-
-    def barriers(self):
-        return SimpleNamespace(
-            init=lambda barrier, count: barrier.init(count), MBarrierLayout=lambda: None,
-            wait=lambda barrier, phase: barrier.wait(phase),
-            expect=lambda barrier, size: barrier.arrive(1, more=size),
-            arrive=lambda barrier, count, pred=True: barrier.arrive(count) if pred else None,
-        )  # fmt: skip
-
-    def load(self, source, start, barrier, box):
-        def later():
-            rows, columns = box.values.shape
-            part = source.values[start[0] : start[0] + rows, start[1] : start[1] + columns]
-            box.values[:] = 0
-            box.values[: part.shape[0], : part.shape[1]] = part
-            barrier.arrive(0, fewer=rows * columns)
-
-        box.values[:] = 99  # what was there is gone once a load is issued
-        if self.random.random() < 0.3:
-            self.late.append(threading.Timer(self.random.random() * 2e-3, later))
-            self.late[-1].start()
-        else:
-            later()
-
-    def multiply(self, left, right, sums, is_async):
-        assert is_async
-        self.products.append((left, right.box, sums))
-        return sums
-
-    def wait_for_products(self, outstanding, deps):
-        while len(self.products) > outstanding:
-            left, right, sums = self.products.pop(0)
-            sums += left.values @ right.values.T
-        return deps[0]
-
-
-def copied(function, sm):
-    """A function of the kernel with the SM in place of Gluon."""
-    plain = function.fn
-    gl = sm.language()
-
-    def finish(y, offs_m, offs_n, m, n, out, *rest):
-        for i, row in enumerate(offs_m):
-            for j, column in enumerate(offs_n):
-                if row < m and column < n:
-                    assert np.isnan(out[row, column]), "a result is written twice"
-                    out[row, column] = y[i, j]
-
-    names = {
-        "gl": gl, "tl": gl, "mbarrier": sm.barriers(), "_load_box": sm.load, "warpgroup_mma": sm.multiply,
-        "warpgroup_mma_wait": sm.wait_for_products, "fence_async_shared": lambda: None, "finish": finish,
-        "range": range,
-    }  # fmt: skip
-    for name in ("_next", "_tile_order"):
-        if function not in (gluon_gemm._next, _tile_order):
-            names[name] = copied(getattr(gluon_gemm, name), sm)
-    names.update({n: getattr(gluon_gemm, n) for n in ("_load", "_multiply")})
-    return FunctionType(plain.__code__, names)
-
-
-@pytest.mark.parametrize("stages", [2, 3, 4])
-@pytest.mark.parametrize(
-    ("m", "n", "k", "programs"),
-    [(8, 8, 16, 1), (5, 3, 7, 2), (40, 24, 16, 4), (33, 17, 100, 3), (17, 9, 65, 9), (24, 40, 129, 2)],
-    ids=["one tile", "more programs than tiles", "one step", "ragged", "a tile each", "many steps"],
-)
-def test_barriers_hold_on_the_host(m, n, k, programs, stages):
-    """The kernel's own code: exact sums, each written once, no wait without end, no box overwritten early."""
-    generator = np.random.default_rng(m * n * k + stages)
-    a, b = (generator.integers(-127, 128, (rows, k)) for rows in (m, n))
-    out = np.full((m, n), np.nan)
-    for program in range(programs):
-        sm = Sm(program, programs, seed=program + stages)
-        descriptors = [SimpleNamespace(values=v, layout=None) for v in (a, b)]
-        scales = None, None, None
-        copied(gluon_gemm._int8_mm_gluon_kernel, sm)(
-            *descriptors, out, *scales, m, n, k, n, 0, 0, None, 8, 8, 16, 2, stages
-        )
-        if sm.errors:
-            raise sm.errors[0]
-        assert sm.products == []
-    np.testing.assert_array_equal(out, (a @ b.T).astype(np.float32))
-
-
-def test_the_host_notices_a_product_that_is_not_waited_for(monkeypatch):
-    """A wait that leaves two products in flight lets a load overwrite what the older one reads."""
-    real = Sm.wait_for_products
-    monkeypatch.setattr(Sm, "wait_for_products", lambda self, n, deps: real(self, 2 * n, deps))
-    with pytest.raises(AssertionError, match="Arrays are not equal"):
-        test_barriers_hold_on_the_host(24, 40, 129, 2, 2)
-
-
-def test_the_host_notices_a_deadlock(monkeypatch):
-    """One stage, given back a step late, is never given back; the kernel refuses it."""
-    monkeypatch.setattr(sys.modules[__name__], "PATIENCE", 0.2)
-    with pytest.raises(AssertionError, match="deadlock"):
-        test_barriers_hold_on_the_host(24, 40, 129, 2, 1)
+ENGINE, CLUSTER = _gluon.TILES
+BOTH = pytest.mark.parametrize("engine", [ENGINE, CLUSTER], ids=["one CTA", "cluster"])
+needs_clusters = pytest.mark.skipif(not _gluon.multicasts(), reason="this Triton compiles no clusters")
 
 
 # Machine code.
 
 
-def launch(m, n, k, dtype=torch.bfloat16, bias=True):
+def launch(m, n, k, dtype=torch.bfloat16, bias=True, engine=ENGINE):
     a, b = empty((m, k), torch.int8, META), empty((n, k), torch.int8, META)
     scales = empty((m, 1), torch.float32, META), empty((n, 1), torch.float32, META)
     given = empty((n,), torch.bfloat16, META) if bias else None
     out = empty((m, n), dtype, META)
-    (made,) = mm.product(ENGINE, a, b, out, mm.operands(*scales, given, None, m, False))
+    (made,) = mm.product(engine, a, b, out, mm.operands(*scales, given, None, m, False))
     return made
 
 
+GPU = aot.TARGETS["sm_90"][1]
+
+
 @pytest.mark.parametrize(
-    ("shape", "dtype", "bias"),
+    ("shape", "dtype", "bias", "engine"),
     [
-        ((4096, 12288, 3072), torch.bfloat16, True),
-        ((4097, 3360, 3344), torch.float16, True),
-        ((300, 640, 640), torch.float32, False),
+        ((4096, 12288, 3072), torch.bfloat16, True, ENGINE),
+        ((4097, 3360, 3344), torch.float16, True, ENGINE),
+        ((300, 640, 640), torch.float32, False, ENGINE),
+        pytest.param((4096, 12288, 3072), torch.bfloat16, True, CLUSTER, marks=needs_clusters),
+        pytest.param((4097, 3360, 3344), torch.float32, False, CLUSTER, marks=needs_clusters),
     ],
-    ids=["whole", "ragged", "float32"],
+    ids=["whole", "ragged", "float32", "cluster, whole", "cluster, ragged float32"],
 )
-def test_one_product_stays_in_flight(shape, dtype, bias):
-    gpu = aot.TARGETS["sm_90"][1]
-    kernel = aot.build(launch(*shape, dtype, bias), gpu)
-    needs = aot.needs(kernel, gpu)
+def test_one_product_stays_in_flight(shape, dtype, bias, engine):
+    kernel = aot.build(launch(*shape, dtype, bias, engine), GPU)
+    needs = aot.needs(kernel, GPU)
     assert max(needs.stack, needs.local) == 0
-    assert needs.registers <= ENGINE.registers
+    assert needs.registers <= engine.registers
     assert needs.shared <= 227 * 1024
     code = machine_code.disassemble(kernel.asm["cubin"])
     loop = machine_code.main_loop(code)
@@ -271,6 +83,61 @@ def test_one_product_stays_in_flight(shape, dtype, bias):
     assert not {r for r in named if lowest <= r <= highest}
 
 
+def compiled(engine):
+    """The PTX and the machine code of an engine at the shape that other tests compile too."""
+    kernel = aot.build(launch(4096, 12288, 3072, engine=engine), GPU)
+    code = machine_code.disassemble(kernel.asm["cubin"])
+    return kernel.asm["ptx"], [machine_code._GUARD.sub("", t) for t, _ in code], code
+
+
+CLUSTERS = ("MULTICAST", "UCGABAR", "ARRIVE.TRANS64.RED")
+"""What only clusters need: boxes for both, barriers of both, arrivals in the other CTA."""
+
+
+def test_one_cta_has_nothing_of_clusters():
+    ptx, texts, _ = compiled(ENGINE)
+    assert "reqnctapercluster" not in ptx
+    assert not [t for t in texts if any(c in t for c in CLUSTERS)]
+
+
+@needs_clusters
+def test_a_cluster_reads_a_box_once_for_both():
+    """In a step of the loading warp: own bytes announced, ready, b for itself; after a wait a for both."""
+    ptx, texts, code = compiled(CLUSTER)
+    assert ".reqnctapercluster 2" in ptx
+    loads = [t for t in texts if t.startswith("UTMALDG")]
+    assert sorted(t.split()[0] for t in loads) == ["UTMALDG.2D", "UTMALDG.2D.MULTICAST"]
+    step = next(body for body in machine_code.loops(code) if any("MULTICAST" in t for t in body))
+    done = [t.split()[0] for t in step if t.startswith(("SYNCS", "UTMALDG"))]
+    assert [name.split(".TRANS64", 1)[-1] for name in done] == [
+        ".TRYWAIT", "", ".RED.A1T0", "UTMALDG.2D", ".TRYWAIT", "UTMALDG.2D.MULTICAST",
+    ]  # fmt: skip
+    assert ptx.count("mbarrier.arrive.expect_tx.shared::cta.b64 _") == 1
+    assert re.search(rf"expect_tx\S* _, \[%r\d+\], {(256 + 128) * 128};", ptx)
+
+
+@needs_clusters
+def test_a_cluster_starts_and_ends_together():
+    """Barriers are seen by both CTAs before either uses one, and neither leaves before the other is done."""
+    ptx, texts, _ = compiled(CLUSTER)
+    counts = re.findall(r"mbarrier\.init\.shared::cta\.b64 \[%r\d+\], (\d)", ptx)
+    assert sorted(counts) == ["1"] * 2 * CLUSTER.num_stages + ["2"] * CLUSTER.num_stages
+    assert ptx.count("fence.mbarrier_init.release.cluster") == 1
+
+    def last(name):
+        return max(i for i, t in enumerate(texts) if t.startswith(name))
+
+    def after(name, place):
+        return next(i for i, t in enumerate(texts) if i > place and t.startswith(name))
+
+    made, first_product = last("SYNCS.EXCH"), after("IGMMA", 0)
+    assert made < after("UCGABAR_ARV", made) < after("UCGABAR_WAIT", made) < first_product
+    end = after("EXIT", first_product)
+    assert first_product < after("UCGABAR_ARV", first_product) < after("UCGABAR_WAIT", first_product) < end
+    # Eight warps multiply and four more wait or load: both kinds come to both meetings.
+    assert ptx.count("barrier.cluster.wait.aligned") == 4
+
+
 # When it may be used.
 
 
@@ -278,10 +145,13 @@ def engines(m, n, k, family="sm90", activation=None, edges=None, aligned=True):
     return mm.candidates(_arch.Arch(family, family), (m, n, k), aligned, edges, activation is None)
 
 
-def test_it_is_one_candidate_and_never_the_first():
+@pytest.mark.parametrize(
+    "engine", [ENGINE, pytest.param(CLUSTER, marks=needs_clusters)], ids=["one CTA", "cluster"]
+)
+def test_it_is_one_candidate_and_never_the_first(engine):
     found = engines(4096, 3072, 3072)
-    assert found.count(ENGINE) == 1
-    assert found.index(ENGINE) > 0
+    assert found.count(engine) == 1
+    assert found.index(engine) > 0
 
 
 @pytest.mark.parametrize(
@@ -299,18 +169,43 @@ def test_it_is_one_candidate_and_never_the_first():
     ids=str,
 )
 def test_it_is_left_out(given):
-    assert ENGINE not in engines(**{"m": 4096, "n": 3072, "k": 3072, **given})
+    found = engines(**{"m": 4096, "n": 3072, "k": 3072, **given})
+    assert ENGINE not in found
+    assert CLUSTER not in found
 
 
 def test_it_is_left_out_without_gluon(monkeypatch):
     monkeypatch.setattr(_gluon, "available", lambda: False)
-    assert ENGINE not in engines(4096, 3072, 3072)
+    found = engines(4096, 3072, 3072)
+    assert ENGINE not in found
+    assert CLUSTER not in found
+
+
+def test_a_cluster_has_a_tile_for_each_cta(monkeypatch):
+    monkeypatch.setattr(_gluon, "multicasts", lambda: True)
+    assert CLUSTER not in engines(4096, 128, 3072)
+    assert ENGINE in engines(4096, 128, 3072)
+    assert CLUSTER in engines(4096, 144, 3072)
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.1", "3.8.0"])
+def test_clusters_are_left_out_before_triton_3_9(monkeypatch, version):
+    """3.7 compiles them too, and wrong: arrivals stay in the CTA that makes them."""
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setattr(_gluon, "multicasts", _gluon.multicasts.__wrapped__)
+    found = engines(4096, 3072, 3072)
+    assert ENGINE in found
+    assert CLUSTER not in found
 
 
 @pytest.mark.parametrize("m", [1, 300, 4096, 75600])
-def test_no_more_programs_than_tiles_or_processors(m):
-    (grid,) = launch(m, 3072, 3072).grid
-    assert grid == min(132, -(-m // 256) * 24)
+@BOTH
+def test_no_more_programs_than_tiles_or_processors(m, engine):
+    """A grid counts clusters; their CTAs are Triton's launcher's matter (test_replay.py)."""
+    made = launch(m, 3008, 3072, engine=engine)
+    tiles = {1: 24, 2: 12}[engine.ctas]  # the last ones are ragged
+    assert made.grid == (min(132 // engine.ctas, -(-m // 256) * tiles),)
+    assert made.keywords()["num_ctas"] == engine.ctas
 
 
 # Proof in another process.
@@ -350,6 +245,20 @@ ENDS = {
     "is refused": (1, False, False),
     "cannot start": (OSError("no more processes"), False, False),
 }
+
+
+def test_each_engine_has_a_proof_of_its_own(processes, monkeypatch):
+    processes.ends = [0, _proof.WRONG_CODE]
+    assert _proof.may_run(ARCH, ENGINE, CUDA)
+    assert not _proof.may_run(ARCH, CLUSTER, CUDA)
+    forget(monkeypatch)
+    assert not _proof.may_run(ARCH, CLUSTER, CUDA)
+    assert processes.started == 2
+
+
+def test_a_proof_has_a_cta_without_columns_and_more_tiles_than_clusters():
+    assert any(0 < n % 256 <= 128 for _, n, _ in _proof.SHAPES)
+    assert any(-(-m // 256) * -(-n // 256) > 132 // 2 for m, n, _ in _proof.SHAPES)
 
 
 @pytest.mark.parametrize(("end", "allowed", "kept"), ENDS.values(), ids=ENDS)

@@ -18,7 +18,7 @@ if DEVICE is None:
     pytest.skip("needs a GPU that Triton compiles for", allow_module_level=True)
 
 
-@pytest.fixture(params=[0, 1, 2, 3, 4], ids=["first", "second", "third", "fourth", "last"])
+@pytest.fixture(params=range(7), ids=["first", "second", "third", "fourth", "fifth", "sixth", "last"])
 def place(request, monkeypatch):
     """Every candidate of every table in turn, with poisoned and guarded buffers."""
     monkeypatch.setenv("CONVERT_TO_QUANT_AUTOTUNE", "0")

@@ -80,6 +80,12 @@ def test_the_default_is_the_models_choice(target, bounds):
         assert default.programs == max(b.programs for b in others) == 2
 
 
+def test_a_cluster_reads_activations_once_for_both_ctas(bounds):
+    """L2 bytes per cycle, 1024 of which make a step: 16 KiB of weights, 32 of activations or half of that."""
+    gluon = {b.tile.ctas: b.l2 for b in bounds["sm_90"] if isinstance(b.tile, static.GluonConfig)}
+    assert gluon == {1: 48, 2: 32}
+
+
 PACKED = [("sm_80", "w4a8", 0.50, 0.90), ("sm_90", "int4", 0.60, 1.26)]
 
 

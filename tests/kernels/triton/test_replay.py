@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from convert_to_quant.kernels._library import LAUNCHERS
+from convert_to_quant.kernels.triton._gluon import tiles as gluon_tiles
 
 pytest.importorskip("triton.backends.nvidia")
 
@@ -30,8 +31,11 @@ def launch(*arguments: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(("family", "calls"), [("sm80", 24), ("sm90", 48)])
 def test_replays_make_the_launches_of_the_first_call(family, calls):
-    lines = [line for line in launch(family) if not line[0].startswith("gluon")]
+    every = launch(family)
+    lines = [line for line in every if not line[0].startswith("gluon")]
     assert len(lines) == calls
+    tiles = gluon_tiles(family, (9000, 1536, 144))
+    assert [line[0] for line in every if line not in lines] == [t.label for t in tiles for _ in range(2)]
     counts = {line[0]: line[2] for line in lines if line[1] == "300 torch.bfloat16"}
     assert counts["int8_linear, rotation 256"] == "2 launches"
     assert counts["quantize_rowwise, rotation 256"] == "1 launches"
