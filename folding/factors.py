@@ -127,6 +127,14 @@ class Folds:
             return None
         return sum(self.gain(number, c.layer) for number, c in folds.added)  # type: ignore[return-value]
 
+    def row_factors(self, layer: str, rows: int) -> torch.Tensor | None:
+        """Return s of a layer's outputs, float32 [N]: what its rows are divided by; None for nothing."""
+        name = f"{layer}.weight"
+        folds = self.tensors.get(name)
+        if folds is None or not folds.rows:
+            return None
+        return 1 / self.divided(name, torch.ones(rows), shift=False)
+
 
 def _divide_(values: torch.Tensor, rows: Rows, made: Factors, first: int) -> None:
     """Make v of the rows that a fold has (v + offset - mu) / t - offset, of rows from `first` on."""

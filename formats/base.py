@@ -65,6 +65,8 @@ class Format:
     """Passes of coordinate descent after LDLQ that are worth their time, where nobody asks for a number."""
     largest_first: ClassVar[bool] = True
     """Whether LDLQ takes the columns with the largest inputs first, where nobody asks for an order."""
+    fold_balance: ClassVar[float] = 0.25
+    """How much of its inputs' unevenness a fold moves into its weights, from 0 to 1 (`quantize.measure`)."""
     layout: ClassVar[str] = ""
     """Class name of the layout that holds such a weight at run time."""
     stock_since: ClassVar[str] = ""

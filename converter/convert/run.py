@@ -232,8 +232,12 @@ class _Run:
         sample = inputs = None
         if self._settings.verify:
             sample = sample_rows(read.weight, step.format.row_step, self._settings.report_quality)
-            mean = None if folds is None else folds.mean_output(step.layer_name)
-            inputs = None if tokens is None else Inputs(tokens, read.bias, mean)
+            if tokens is not None:
+                inputs = Inputs(tokens, read.bias)
+                if folds is not None:
+                    mean = folds.mean_output(step.layer_name)
+                    factors = folds.row_factors(step.layer_name, len(read.weight))
+                    inputs = replace(inputs, mean=mean, factors=factors)
         return _Done(made, sample, inputs)
 
     def _write(self, step: Step, result: Any) -> None:

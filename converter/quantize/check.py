@@ -72,11 +72,14 @@ class Inputs:
     """What outputs are compared on. tokens: [n, K]. bias: [N] of the source, None where it stays.
 
     mean: [N], what the mean of folded inputs gives, which is in the bias; it counts as signal, not as noise.
+    factors: [N], what a fold divided the rows by; outputs are compared as they were before, as they count in
+    the model.
     """
 
     tokens: torch.Tensor
     bias: torch.Tensor | None = None
     mean: torch.Tensor | None = None
+    factors: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class _Outputs:
 
     def __init__(self, inputs: Inputs, bias: torch.Tensor | None) -> None:
         self._x, self._given, self._bias = inputs.tokens.float(), inputs.bias, bias
-        self._mean = inputs.mean
+        self._mean, self._factors = inputs.mean, inputs.factors
         self._signal = self._noise = 0.0
 
     def add(self, run: slice, weight: torch.Tensor, written: "_Rows") -> None:
@@ -151,6 +154,9 @@ class _Outputs:
         lost = written.linear(self._x).float() - exact
         if self._bias is not None and self._given is not None:
             lost += self._bias[run].float() - self._given[run].float()
+        if self._factors is not None:
+            exact *= self._factors[run]
+            lost *= self._factors[run]
         signal = exact.double() if self._mean is None else exact.double() + self._mean[run]
         self._signal += float(signal.square().sum())
         self._noise += float(lost.double().square().sum())

@@ -1,8 +1,9 @@
 """The factors of a plan's folds, from its calibration and one pass over the weights that read the inputs.
 
-t = sqrt(rms(x) / rms(w)) per channel, with a geometric mean of one (Xiao et al. 2023, SmoothQuant, eq. 4 at
-alpha 0.5, with energies for maxima because a rotation follows), rounded to a quarter of an octave; mu = E[x],
-rounded to an eighth of the channel's spread: a fold is exact with any, and these are short in the file.
+t = rms(x)^a / rms(w)^(1 - a) per channel, with a geometric mean of one (Xiao et al. 2023, SmoothQuant, eq. 4,
+with energies for maxima because a rotation follows), rounded to a quarter of an octave; mu = E[x], rounded to
+an eighth of the channel's spread: a fold is exact with any, and these are short in the file. What evens out
+inputs makes weights uneven, so a is of the formats (`Format.fold_balance`): the mean of those that read it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...folding.coding import KEY, encoded
 from ...folding.factors import MOST, STEPS, Factors, Folds, narrowed, product, widened
 from ...folding.inputs import Columns, FoldedInput
 from ..plan.calibration import Calibration
-from ..plan.steps import Plan
+from ..plan.steps import Plan, Step
 from ..progress import Progress, Silent
 from .source import read_weight
 
@@ -66,15 +67,20 @@ def measured(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Folds:
                 progress.advance(c.layer, step.source.nbytes)
                 if activity.mean is not None:
                     means[c.layer, c.start] = widened(activity.mean, one)
-            exponents = activity.exponents(narrowed(energy / rows, one)) if one.smooth else None
-            factors.append(Factors(_or_zero(exponents, one), activity.mean))
+            exponents = torch.zeros(one.factors, dtype=torch.int8)
+            if one.smooth:
+                balance = _balance([steps[c.layer] for c in one.columns])
+                exponents = activity.exponents(narrowed(energy / rows, one), balance)
+            factors.append(Factors(exponents, activity.mean))
     finally:
         progress.stop()
     return Folds(plan.inputs, factors, lambda number, layer: gains[number, layer])
 
 
-def _or_zero(exponents: torch.Tensor | None, one: FoldedInput) -> torch.Tensor:
-    return torch.zeros(one.factors, dtype=torch.int8) if exponents is None else exponents
+def _balance(readers: list[Step]) -> float:
+    """Return a of an input by the formats of the layers that read it; of those alone that are quantized."""
+    own = [s.format.fold_balance for s in readers if s.format is not None]
+    return sum(own) / len(own) if own else 0.0
 
 
 def _squares(weight: torch.Tensor, c: Columns, width: int) -> torch.Tensor:
@@ -122,14 +128,14 @@ class _Activity:
         off = first - mean.double()
         return cls(mean, spread + off.square())
 
-    def exponents(self, weights: torch.Tensor) -> torch.Tensor:
+    def exponents(self, weights: torch.Tensor, balance: float) -> torch.Tensor:
         """Return int8 exponents of the factors, by the mean squares of the columns of weights, [C]."""
-        balance = STEPS * (self.square.log2() - weights.log2()) / 4  # log2 of sqrt(rms / rms)
-        alive = torch.isfinite(balance)
+        octaves = (balance * self.square.log2() - (1 - balance) * weights.log2()) / 2
+        alive = torch.isfinite(octaves)
         if not bool(alive.any()):
-            return torch.zeros(len(balance), dtype=torch.int8)
-        balance = torch.where(alive, balance - balance[alive].mean(), 0.0)
-        return balance.round().clamp(-MOST, MOST).to(torch.int8)
+            return torch.zeros(len(octaves), dtype=torch.int8)
+        steps = STEPS * torch.where(alive, octaves - octaves[alive].mean(), 0.0)
+        return steps.round().clamp(-MOST, MOST).to(torch.int8)
 
 
 def _rounded(mean: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:

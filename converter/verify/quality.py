@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...folding.factors import Folds
 from ...formats.convrot import GROUPS
 from ..quantize.check import decibels
 from .rows import Rows
@@ -38,16 +39,21 @@ def measure(
     source: Source,
     quantized: Quantized,
     inputs: torch.Tensor | None = None,
-    mean: torch.Tensor | None = None,
+    folds: Folds | None = None,
 ) -> tuple[Quality, Rows]:
     """Measure a layer over all rows. inputs: [n, K] activations as the layer gets them, any float dtype.
 
-    mean: [N], what the mean that was taken off the inputs gives; it counts as signal.
+    folds: of the file. What the mean that they take off the inputs gives counts as signal, and outputs are
+    compared as they were before their rows were divided.
     """
     inputs = None if inputs is None else inputs.float()
     rows = Rows.of(quantized)
     sums, dense = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     smooth = False
+    mean = factors = None
+    if folds is not None and inputs is not None:
+        layer = quantized.info.name.removesuffix(".weight")
+        mean, factors = folds.mean_output(layer), folds.row_factors(layer, quantized.shape[0])
     for start, stop in quantized.pieces(None if inputs is None else _ELEMENTS_WITH_INPUTS):
         w, part = source.rows(start, stop), quantized.part(start, stop)
         rows.add(start, w, part)
@@ -55,8 +61,8 @@ def measure(
         if smooth or inputs is not None:
             v = part.floats()
             if inputs is not None:
-                own = 0.0 if mean is None else mean[start:stop]
-                sums += _output_sums(inputs, w, v, part, own)
+                own = (x if x is None else x[start:stop] for x in (mean, factors))
+                sums += _output_sums(inputs, w, v, part, *own)
             dense += torch.stack([w.double().square().sum(), v.sub_(w).double().square().sum()])
     signal, noise = (dense if smooth else torch.stack([rows.signal.sum(), rows.error.sum()])).tolist()
     quality = Quality(decibels(signal, noise))
@@ -68,15 +74,22 @@ def measure(
 
 
 def _output_sums(
-    x: torch.Tensor, w: torch.Tensor, v: torch.Tensor, part: Part, mean: torch.Tensor | float
+    x: torch.Tensor,
+    w: torch.Tensor,
+    v: torch.Tensor,
+    part: Part,
+    mean: torch.Tensor | None,
+    factors: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return [signal, noise with INT8 activations, noise with exact ones] of the outputs of some rows."""
+    own = 1.0 if factors is None else factors
     y = x @ w.t()
     a8 = 0.0
     if part.layout.quantizes_activations:
-        a8 = float(part.linear(x).sub_(y).double().square().sum())
-    a16 = float((x @ v.t()).sub_(y).double().square().sum())
-    return torch.tensor([float((y.double() + mean).square().sum()), a8, a16], dtype=torch.float64)
+        a8 = float(part.linear(x).sub_(y).mul_(own).double().square().sum())
+    a16 = float((x @ v.t()).sub_(y).mul_(own).double().square().sum())
+    signal = y.mul_(own).double() + (0.0 if mean is None else mean)
+    return torch.tensor([float(signal.square().sum()), a8, a16], dtype=torch.float64)
 
 
 def diagnose(source: Source, quantized: Quantized) -> str:

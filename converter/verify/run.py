@@ -186,8 +186,7 @@ class _Run:
         if broken := broken_scales(quantized):
             return VerifiedLayer(*fields, fault=broken)
         inputs = self._inputs.of(layer.name, quantized.shape[1])
-        mean = None if inputs is None or self._folds is None else self._folds.mean_output(layer.name)
-        quality, rows = measure(source, quantized, inputs, mean)
+        quality, rows = measure(source, quantized, inputs, self._folds)
         entry = self._record.layer(layer.name) if self._record else None
         written = self._written(layer, form, entry) or scale_faults(quantized)
         rounded = self._rounded(entry)

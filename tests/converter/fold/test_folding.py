@@ -8,6 +8,7 @@ import torch
 from foldable import FAMILIES, uneven
 from lora_files import low_rank, save_lora
 from models import save
+from oracle import dequantize
 from running_models import sqnr
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -58,6 +59,11 @@ class Case:
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory):
     return Case("flux", tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return Case("qwen3", tmp_path_factory.mktemp("qwen3"))
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +242,54 @@ def test_a_target_size_counts_the_factors_in(flux, tmp_path):
     output, _ = flux.convert(tmp_path / "q.safetensors", target_size=str(size))
     assert output.stat().st_size <= size
     assert verify(flux.source, output).ok
+
+
+def oracle(activity, weights, balance):
+    """Exponents of t = rms(x)^a / rms(w)^(1 - a), geometric mean one, in quarters of an octave; float64."""
+    octaves = balance * activity.log2() - (1 - balance) * weights.log2()
+    return (4 * (octaves - octaves.mean())).round().clamp(-48, 48)
+
+
+@pytest.mark.parametrize(
+    ("form", "balance"), [("int8", 0.4), ("w4a8", 0.25), ("fp8", 0.25), ("mixed", 0.325)]
+)
+def test_factors_are_balanced_for_the_formats_that_read_the_input(form, balance, qwen, tmp_path):
+    """Formats whose int8 inputs lose most have these evened out most; several readers meet in between."""
+    options = {"format": form}
+    if form == "mixed":
+        (tmp_path / "layers.json").write_text(json.dumps({r".*\.up_proj": {"format": "asym_w4a8_int8"}}))
+        options = {"layer_config": str(tmp_path / "layers.json")}
+    options |= {"preset": qwen.made.preset, "force": True, "fold": "smooth"}
+    _, plan = folded(qwen.source, qwen.calibration, **options)
+    readers = [[c.layer for c in one.columns] for one in plan.inputs]
+    number = readers.index(["layers.0.mlp.gate_proj", "layers.0.mlp.up_proj"])
+    layers, made = readers[number], plan.folds.factors[number]
+    stored = load_file(qwen.source)
+    weights = torch.cat([stored[f"{n}.weight"] for n in layers]).double().square().mean(0).sqrt()
+    x = torch.cat([plan.calibration.stats(n).samples for n in layers]).double()
+    want = oracle(x.square().mean(0).sqrt(), weights, balance)
+    assert (made.exponents - want).abs().max() <= 1  # ties
+    assert (made.exponents != want).float().mean() < 0.05
+
+
+def test_outputs_are_compared_as_they_count_in_the_model(qwen, tmp_path):
+    """Rows of the up half are divided by factors that the next layer multiplies back: so is their noise."""
+    output, _ = qwen.convert(tmp_path / "q.safetensors", force=True)
+    _, plan = folded(qwen.source, qwen.calibration, preset=qwen.made.preset, force=True)
+    name = "layers.0.mlp.up_proj"
+    rows = plan.folds.row_factors(name, 256).double()[:, None]
+    assert rows.max() > 2 * rows.min(), "even factors test nothing"
+    stored = load_file(output)
+    config = json.loads(bytes(stored[f"{name}.comfy_quant"].numpy()))
+    group = config["convrot_groupsize"]
+    integers, scale = (stored[f"{name}.{leaf}"].numpy() for leaf in ("weight", "weight_scale"))
+    made = torch.from_numpy(dequantize(integers, scale, group)).double() * rows
+    columns = plan.folds.columns(f"{name}.weight", torch.ones(1, made.shape[1])).double()
+    x = plan.calibration.stats(name).samples.double()[:512]
+    want = x @ load_file(qwen.source)[f"{name}.weight"].double().T
+    got = x / columns @ made.T
+    found = {r.name: r for r in verify(qwen.source, output, qwen.calibration).layers}[name]
+    assert found.w8a16_db == pytest.approx(sqnr(got, want), abs=0.01)
 
 
 def test_folds_need_measured_inputs(flux, tmp_path):
