@@ -158,15 +158,16 @@ class QualityOptions:
         help="strength of --smoothquant, from 0 to 1: 0 lets only the weights set the factors, 1 only the "
         "inputs (default 0.5)",
     )
-    fold: str = option(
-        "off",
+    fold: str | None = option(
+        None,
         "--fold",
         group="quality",
         metavar="auto|mean,smooth|off",
         type=fold_words,
         help="move what calibration knows of a layer's inputs into the weights before it, exactly: mean "
         "(inputs less their mean), smooth (channels of even size), auto (both, where the model is known); "
-        "runs anywhere (default off)",
+        "runs anywhere, but LoRAs must be made to fit (default: auto for T5 and language models, onto which "
+        "nobody loads LoRAs, else off)",
     )
     scale_search: bool = option(
         False,
@@ -297,7 +298,10 @@ class QualityOptions:
         "auto (default) does so on GPUs that have bf16",
     )
 
-    @property
-    def folds(self) -> frozenset[str]:
-        """The words of FOLDS that are to be folded; none for off."""
-        return frozenset(FOLDS if self.fold == "auto" else self.fold.split(",")) - {"off"}
+    def folds(self, unasked: bool) -> frozenset[str]:
+        """Return the words of FOLDS that are to be folded; none for off.
+
+        unasked: whether the model is one to fold where nobody says so.
+        """
+        asked = self.fold or ("auto" if unasked else "off")
+        return frozenset(FOLDS if asked == "auto" else asked.split(",")) - {"off"}

@@ -29,8 +29,8 @@ def inputs_to_fold(
     chosen: what becomes of each tensor. scaled: weights whose stored values mean nothing without a scale.
     ConversionError for folds that are asked for without measured inputs.
     """
-    if not settings.folds or not calibration.measured:
-        if settings.folds and settings.fold != "auto":
+    if not calibration.measured:
+        if settings.fold not in (None, "auto", "off"):
             raise ConversionError(
                 f"--fold {settings.fold} needs measured inputs: give --calibration-data (record it with the "
                 "ComfyUI node or convert_to_quant.calibrate)"
@@ -46,7 +46,9 @@ def inputs_to_fold(
         stays = decision.action == "keep" or settings.target_size is not None
         return not stays or (dtype not in FLOAT8 and name not in scaled)
 
-    found = find_inputs(checkpoint.shapes(), matches, settings.folds)
+    shapes = checkpoint.shapes()
+    asked = ((m, settings.folds(m.preset.fold_unasked)) for m in matches)
+    found = (one for match, kinds in asked if kinds for one in find_inputs(shapes, [match], kinds))
     known = (one for one in found if any(calibration.has(c.layer, "samples") for c in one.columns))
     return tuple(one for one in known if all(writable(name) for name in one.tensors()))
 
@@ -58,8 +60,16 @@ def fold_notes(
     calibration: Calibration,
     inputs: Sequence[FoldedInput],
 ) -> Iterator[str]:
-    """Say what is folded, or why nothing is."""
-    if not settings.folds:
+    """Say what is folded, or why nothing is; where nobody asked, what asking would bring."""
+    if settings.fold == "off":
+        return
+    if settings.fold is None and not inputs:
+        known = any(m.preset.folds and not m.preset.fold_unasked for m in matches)
+        if known and calibration.measured and KEY not in checkpoint.metadata:
+            yield (
+                "calibration could also even out the inputs of its layers (--fold auto: less noise, in files "
+                "that stock ComfyUI loads; LoRAs then have to be made for the file)"
+            )
         return
     if not calibration.measured:
         yield "nothing is folded: --fold needs measured inputs, which --calibration-data gives"

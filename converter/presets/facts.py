@@ -110,7 +110,9 @@ class Preset:
     ``aliases`` are other names people type for it. ``stock_since`` is the first
     ComfyUI that reads a quantized file of it without a node pack, once it knows the
     model at all; "" if none does: it is then left as it is. ``folds`` says what
-    stands before the inputs of its layers, by ComfyUI's names.
+    stands before the inputs of its layers, by ComfyUI's names; ``fold_unasked`` that
+    these are folded where nobody asks: in models onto which nobody loads LoRAs,
+    for stock ComfyUI adds a LoRA to a folded file as to any other, which is wrong.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Preset:
     kind: Literal["diffusion", "text encoder"] = "diffusion"
     stock_since: str = "0.29"
     folds: tuple[BlockFolds, ...] = ()
+    fold_unasked: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def _language_model(name: str, title: str, *facts: Fact, **more) -> Preset:
         blocks=_BLOCKS,
         keep=_KEEP,
         kind="text encoder",
+        fold_unasked=True,
         **{"folds": fold_tables.GEMMA if _GEMMA in facts else fold_tables.LLAMA, **more},
     )
 
@@ -80,6 +81,7 @@ def _t5(name: str, title: str, *namings: Naming, **more) -> Preset:
         remove=_T5_REMOVE,
         kind="text encoder",
         folds=fold_tables.T5,
+        fold_unasked=True,
         **more,
     )
 

@@ -272,6 +272,27 @@ def test_factors_are_balanced_for_the_formats_that_read_the_input(form, balance,
     assert (made.exponents != want).float().mean() < 0.05
 
 
+def test_language_models_are_folded_unasked_and_others_are_not(flux, qwen, tmp_path):
+    """Nobody loads LoRAs onto those; of what folding would bring others, a note tells."""
+
+    def notes(case, **options):
+        _, report = case.convert(tmp_path / "q.safetensors", overwrite=True, **options)
+        with safe_open(tmp_path / "q.safetensors", "pt") as f:
+            return KEY in f.metadata(), [n for n in report.notes if "fold" in n]
+
+    was, told = notes(qwen, fold=None, force=True)
+    assert was
+    assert "8 inputs are folded" in told[0]
+    assert notes(qwen, fold="off", force=True) == (False, [])
+    was, told = notes(flux, fold=None)
+    assert not was
+    assert told == [n for n in told if "--fold auto" in n]
+    assert len(told) == 1
+    assert notes(flux, fold="off") == (False, [])
+    plain = plan_int8(str(qwen.source), preset=qwen.made.preset, force=True)
+    assert not any("fold" in n for n in plain.notes), "without calibration there is nothing to tell"
+
+
 def test_outputs_are_compared_as_they_count_in_the_model(qwen, tmp_path):
     """Rows of the up half are divided by factors that the next layer multiplies back: so is their noise."""
     output, _ = qwen.convert(tmp_path / "q.safetensors", force=True)
