@@ -11,7 +11,7 @@ from ._library import define
 from .scales import QMAX
 
 MAX_COLUMNS = 128
-"""Widest block: what one GPU program keeps in registers, and what one GEMM then propagates."""
+"""Widest block: what one GPU program works through, and what one GEMM then propagates."""
 
 
 def _check(q, w, feedback, scale, levels) -> None:

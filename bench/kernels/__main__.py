@@ -5,6 +5,7 @@
     python bench/kernels --device cpu --tiny --out DIR   runs the code, measures nothing
     python bench/kernels --static [sm_80 sm_90 ..]       no GPU: bounds from machine code
     python bench/kernels --rows [sm_80 sm_90 ..]         no GPU: the row quantizer's instructions
+    python bench/kernels --columns [sm_80 sm_90 ..]      no GPU: LDLQ's instructions
 
 Writes JSON and Markdown to bench/results. Refuses to time an op whose answer is wrong. Columns: "of
 floor" is the least possible time over ours; "x RIVAL" is the rival's time over ours; "host µs" is
@@ -16,6 +17,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import columns
 import packed
 import quantizers as weight_quantizers
 import rows as row_quantizer
@@ -177,6 +179,7 @@ def main() -> int:
     arguments.add_argument("--out", type=Path, default=RESULTS)
     arguments.add_argument("--static", nargs="*", choices=static.TARGETS, help="bounds of the tiles; no GPU")
     arguments.add_argument("--rows", nargs="*", choices=static.TARGETS, help="its instructions; no GPU")
+    arguments.add_argument("--columns", nargs="*", choices=static.TARGETS, help="LDLQ's instructions; no GPU")
     given = arguments.parse_args()
     if given.static is not None:
         static.show(given.static or static.TARGETS)
@@ -185,6 +188,9 @@ def main() -> int:
         return 0
     if given.rows is not None:
         row_quantizer.show(given.rows or static.TARGETS)
+        return 0
+    if given.columns is not None:
+        columns.show(given.columns or static.TARGETS)
         return 0
     table, rows, big, ldlq_shapes = shapes.LINEARS, shapes.M, ((16384, 3072), (4096, 12288)), shapes.LDLQ
     if given.short:

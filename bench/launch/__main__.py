@@ -20,8 +20,8 @@ import stub
 import torch
 
 SIDE = 512
-"""N and K. The host's work does not depend on them, but `ldlq_` and tensor-wise scales also call PyTorch's
-own operations, which the stub's processor really runs."""
+"""N and K. The host's work does not depend on them, but tensor-wise scales also call PyTorch's own
+operations, which the stub's processor really runs."""
 
 
 def microseconds(call, rounds: int, repeats: int) -> float:

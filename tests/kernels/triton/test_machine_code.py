@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("triton.backends.nvidia")
 sys.path.insert(0, str(Path(__file__).parents[3] / "bench" / "kernels"))
 
+import columns
 import machine_code
 import quantizers
 import rows
@@ -137,21 +138,24 @@ def test_a_row_of_the_quantizer(target, k, rotation, activation, dtype, most):
     assert (c.load, c.store) == (16, 8)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_a_column_of_ldlq(target):
-    """32 errors a thread: for each a comparison of 32 bits, a selection, a product and a sum."""
-    import ahead_of_time
+# most instructions and barriers a column, of each of four warps
+COLUMN = [
+    ("sm_80", "ldlq", 64, 0.95),
+    ("sm_90", "ldlq", 67, 1.07),
+    ("sm_90", "descent", 72, 1.70),
+]
 
-    from convert_to_quant.kernels.triton._arch import Arch, assume
-    from convert_to_quant.kernels.triton._plan import every_launch
 
-    family, gpu, _ = ahead_of_time.TARGETS[target]
-    with assume(Arch(family, target)):
-        launch = next(every_launch(ahead_of_time.cases()["ldlq"]()))
-    kernel = ahead_of_time.build(launch, gpu)
-    column = max(machine_code.loops(machine_code.disassemble(kernel.asm["cubin"])), key=len)
-    assert sum(".EX" in t.split()[0] for t in column) <= 2, "indices are compared in 64 bits"
-    assert len(column) <= 205
+@pytest.mark.parametrize(("target", "op", "most", "barriers"), COLUMN)
+def test_a_column_waits_for_few(target, op, most, barriers):
+    """Errors reach later columns of a panel within a thread, later panels in one product for 16 columns."""
+    c = columns.count(target, op)[0]
+    assert c.warps == 4
+    assert c.each <= most
+    assert c.barriers <= barriers
+    assert c.registers <= 128
+    assert c.spill == 0
+    assert c.wide <= 2, "indices are compared in 64 bits"
 
 
 def test_the_table_shows_every_tile(capsys, monkeypatch):
