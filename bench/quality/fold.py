@@ -2,7 +2,7 @@
 
 MiniLM normalises behind each branch, so that in the model itself only values fold; its inputs stand for those
 of models that normalise before (every layer but the Linear behind a GELU). The Flux is converted, and its
-files are loaded and run.
+files are loaded and run; so are those of SmolLM2, which normalises before (smollm.py).
 """
 
 import tempfile
@@ -23,6 +23,7 @@ from convert_to_quant.converter.progress import Silent
 from convert_to_quant.converter.quantize.measure import measured
 from convert_to_quant.files.checkpoint import open_checkpoint
 from convert_to_quant.files.save import save_tensors
+from convert_to_quant.formats.choose import options as names
 from convert_to_quant.quant.algorithms import quantize_layer
 
 KINDS = {"nothing": (), "mean": ("mean",), "smooth": ("smooth",), "mean and smooth": ("mean", "smooth")}
@@ -60,37 +61,53 @@ def minilm(bench) -> None:
             print(f"| {name} | {len(bench.layers)} | {' | '.join(cells)} | {worst:.2f} |", flush=True)
 
 
+def formats(bench) -> None:
+    """Print the output SQNR of each format as it runs, with all inputs but those behind a GELU folded."""
+    texts = bench.others()
+    print(f"\n| format | folded | {' | '.join(texts)} |\n|{' --- |' * (2 + len(texts))}")
+    for name in names():
+        method = {"format": name, "algorithm": "ldlq"}
+        for kind in ("nothing", "mean and smooth"):
+            scores = _layers(bench, texts, _PRE_NORM, KINDS[kind], method)
+            cells = [f"{sum(s for _, s in found.values()) / len(found):.2f}" for found in scores.values()]
+            print(f"| {name} | {kind} | {' | '.join(cells)} |", flush=True)
+
+
 def _layers(
-    bench, texts: dict, folds: tuple, kinds: tuple[str, ...]
+    bench, texts: dict, folds: tuple, kinds: tuple[str, ...], method: dict | None = None
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Quantize every layer on folded inputs; return W8A16 and W8A8 by text and layer."""
-    made = _folds(bench, folds, kinds)
+    """Quantize every layer on folded inputs; return the SQNR of outputs by text and layer.
+
+    Pairs: with exact inputs, and as the layer runs (W8A16 and W8A8 of INT8). Outputs are compared as they are
+    before their rows are divided, as they count in the model.
+    """
+    method = method or MAIN[BEST]
+    made = _folds(bench, folds, kinds, method.get("format", "int8"))
     scores: dict[str, dict[str, tuple[float, float]]] = {split: {} for split in texts}
     for name, weight in bench.layers.items():
         stats = bench.train.stats(name)
         folded = made.apply(f"{name}.weight", weight.clone())
-        chosen = options(MAIN[BEST], weight.shape[1], TOKENS, bench.damping)
+        chosen = options(method, weight.shape[1], TOKENS, bench.damping)
         result = quantize_layer(folded, folded_stats(made, name, stats), chosen, None, name)
-        mean = made.mean_output(name)
+        mean, rows = made.mean_output(name), made.row_factors(name, len(weight))
         extra = 0.0 if mean is None else mean
+        own = 1.0 if rows is None else rows.double()
         for split, data in texts.items():
             x = data.stats(name).samples.float()
             inner = folded_stats(made, name, replace(stats, samples=x)).samples
-            exact = (inner @ folded.T).double() + extra
-            dense = (inner @ result.weight.dequantize().float().T).double() + extra
-            scores[split][name] = (
-                measure.sqnr(exact, dense),
-                measure.sqnr(exact, measure.integer_output(inner, result).double() + extra),
-            )
+            exact = (inner @ folded.T).double() * own + extra
+            dense = (inner @ result.weight.dequantize().float().T).double() * own + extra
+            runs = measure.integer_output(inner, result).double() * own + extra
+            scores[split][name] = measure.sqnr(exact, dense), measure.sqnr(exact, runs)
     return scores
 
 
-def _folds(bench, folds: tuple, kinds: tuple[str, ...]):
+def _folds(bench, folds: tuple, kinds: tuple[str, ...], form: str):
     """Measure the factors as a conversion does, for layers that the model's own preset would name so."""
     preset = Preset("minilm", "MiniLM", (), (), folds=(BlockFolds(r"layers\.\d+", folds),))
     with tempfile.TemporaryDirectory() as folder:
         path = save_tensors(Path(folder) / "m.safetensors", dict(bench.model.state_dict()))
-        settings = Settings(input_file=str(path), calibration_data=str(bench.train.path))
+        settings = Settings(input_file=str(path), calibration_data=str(bench.train.path), format=form)
         with open_checkpoint(path) as checkpoint:
             plan = build_plan(checkpoint, settings)
             inputs = tuple(find_inputs(checkpoint.shapes(), [Match(preset)], kinds))

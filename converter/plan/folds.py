@@ -77,7 +77,7 @@ def fold_notes(
         smooth, mean = (sum(getattr(one, kind) for one in inputs) for kind in ("smooth", "mean"))
         yield (
             f"{len(inputs)} inputs are folded into what produces them ({smooth} smoothed, {mean} less their "
-            "mean): a LoRA added to this file in stock ComfyUI does a third or more wrongly; merge LoRAs now "
+            "mean): a LoRA for their layers does a third or more wrongly in stock ComfyUI; merge LoRAs now "
             "(--merge-lora), make each fit (ctq edit FILE --fold-lora LORA), or use our node pack, which does"
         )
     elif KEY in checkpoint.metadata:
