@@ -77,7 +77,9 @@ def check_machine_code(row: aot.Resources) -> None:
     if loop.product.startswith("IMMA"):  # matrices loaded into registers are used more than once
         reuse = 2 if row.tile[0] >= 64 else 1
         assert loop.products >= reuse * loop.loads, f"{row.config}: {loop}"
-        assert loop.barriers <= 2, f"{row.config}: {loop}"
+        # Triton before 3.8 multiplies so on sm_100 what TMA brings, a barrier before each of its loads.
+        most = 4 if "DESCRIPTORS" in row.config and TRITON < (3, 8) else 2
+        assert loop.barriers <= most, f"{row.config}: {loop}"
     if loop.product.startswith("IGMMA"):  # from shared memory; Triton waits for each (bench/NOTES.md)
         assert (loop.loads, loop.in_flight) == (0, 0), f"{row.config}: {loop}"
         assert loop.barriers <= 4, f"{row.config}: {loop}"
