@@ -77,8 +77,10 @@ def _rounded(pair, scale):
     """Two 16-bit lanes 0x6400 + code of an int32, times scale (float16): lanes whose low bytes are int8."""
     low = (pair.to(tl.int16).to(tl.float16, bitcast=True) - 1056.0) * scale
     high = ((pair >> 16).to(tl.int16).to(tl.float16, bitcast=True) - 1056.0) * scale
-    low = tl.minimum(tl.maximum(low, -127.0), 127.0) + 1536.0
-    high = tl.minimum(tl.maximum(high, -127.0), 127.0) + 1536.0
+    # To Triton before 3.9 a bare 127.0 is float32, and so is a minimum with it.
+    most = tl.full((), 127.0, tl.float16)
+    low = tl.minimum(tl.maximum(low, -most), most) + 1536.0
+    high = tl.minimum(tl.maximum(high, -most), most) + 1536.0
     lanes = high.to(tl.int16, bitcast=True).to(tl.int32) << 16
     return lanes | low.to(tl.int16, bitcast=True).to(tl.int32)
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "bench" / "kernels"))
 import ahead_of_time as aot
 import machine_code
 import triton
+import triton.language as tl
 from packed_launches import SOME
 from triton.backends import backends
 
@@ -76,10 +77,30 @@ def check_machine_code(row: aot.Resources) -> None:
     if loop.product.startswith("IMMA"):  # matrices loaded into registers are used more than once
         reuse = 2 if row.tile[0] >= 64 else 1
         assert loop.products >= reuse * loop.loads, f"{row.config}: {loop}"
-        assert loop.barriers <= 2, f"{row.config}: {loop}"
+        # Triton before 3.8 multiplies so on sm_100 what TMA brings, a barrier before each of its loads.
+        most = 4 if "DESCRIPTORS" in row.config and TRITON < (3, 8) else 2
+        assert loop.barriers <= most, f"{row.config}: {loop}"
     if loop.product.startswith("IGMMA"):  # from shared memory; Triton waits for each (bench/NOTES.md)
         assert (loop.loads, loop.in_flight) == (0, 0), f"{row.config}: {loop}"
         assert loop.barriers <= 4, f"{row.config}: {loop}"
+
+
+@pytest.mark.skipif(TRITON < (3, 9), reason="the rule is this Triton's own")
+def test_half_floats_stay_half_in_older_tritons(monkeypatch, tmp_path):
+    """Before 3.9 a bare constant is a float32 tensor to minimum and maximum: kernels give theirs a type."""
+
+    def older(function):
+        def call(x, y, *args, _semantic=None, **kwargs):
+            x, y = _semantic.to_tensor(x), _semantic.to_tensor(y)
+            return function(x, y, *args, _semantic=_semantic, **kwargs)
+
+        return tl.core.builtin(call)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # code for other rules is not to be found elsewhere
+    for name in ("minimum", "maximum"):
+        monkeypatch.setattr(tl, name, older(getattr(tl, name)))
+    (row,) = aot.compile_case("sm_80", "decode 6")
+    assert row.kernel == "_decode_kernel"
 
 
 def test_recording_leaves_the_interpreter_alone():
