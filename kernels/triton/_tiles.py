@@ -124,18 +124,20 @@ def pieces(N: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def piece_columns(SPLIT: tl.constexpr):
+def piece_columns(SPLIT: tl.constexpr, APART: tl.constexpr = 8, WIDTH: tl.constexpr = 8):
     """Column numbers of a piece [1, 4, 2, 4, 8]; SPLIT: [2, 1, 4, 2, 4, 4], its columns 0 to 3, then 4 to 7.
 
-    32-bit floats are read and written SPLIT, 16 bytes a thread at once.
+    32-bit floats are read and written SPLIT, 16 bytes a thread at once. APART: from the first of 8
+    neighbours to that of the next 8. WIDTH: of the last axis of what is not SPLIT.
     """
-    wide = tl.arange(0, 4)[None, :, None, None, None] * 64
-    wide += tl.arange(0, 2)[None, None, :, None, None] * 8 + tl.arange(0, 4)[None, None, None, :, None] * 16
+    wide = tl.arange(0, 4)[None, :, None, None, None] * (8 * APART)
+    wide += tl.arange(0, 2)[None, None, :, None, None] * APART
+    wide += tl.arange(0, 4)[None, None, None, :, None] * (2 * APART)
     if SPLIT:
         half = tl.arange(0, 2)[:, None, None, None, None, None] * 4
         cols = half + wide[None, :, :, :, :, :] + tl.arange(0, 4)[None, None, None, None, None, :]
     else:
-        cols = wide + tl.arange(0, 8)[None, None, None, None, :]
+        cols = wide + tl.arange(0, WIDTH)[None, None, None, None, :]
     return cols
 
 

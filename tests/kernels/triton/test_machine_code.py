@@ -113,7 +113,7 @@ BF16, F32 = torch.bfloat16, torch.float32
 QUANTIZER = [
     ("sm_80", 12288, 256, None, BF16, 13.6),
     ("sm_80", 3072, 256, "gelu", BF16, 26.8),
-    ("sm_90", 3072, 0, None, BF16, 10.0),
+    ("sm_90", 3072, 0, None, BF16, 9.9),
     ("sm_90", 3072, 256, None, BF16, 13.8),
     ("sm_90", 12288, 256, None, BF16, 13.5),
     ("sm_90", 12288, 256, "gelu_tanh", BF16, 23.8),
@@ -131,7 +131,7 @@ def test_a_row_of_the_quantizer(target, k, rotation, activation, dtype, most):
     assert c.spill == 0
     assert c.barriers == 1
     assert c.moves == 2
-    assert (c.load, c.store) == (16, 8)
+    assert (c.load, c.store) == (16, 8 if rotation else 16)
 
 
 @pytest.mark.parametrize(("target", "most"), [("gfx942", 18.0), ("gfx1100", 24.0)])
