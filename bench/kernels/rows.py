@@ -4,6 +4,7 @@ Counted over the whole code of one row, straight-line but for the slow paths of 
 instructions that only subnormal quotients take).
 """
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,6 +32,10 @@ CASES = [
 """(columns, rotation, input activation or a norm, type of the input)."""
 
 
+AMD = re.compile(r"^\s+(?:v|s|ds|global|buffer)_\w+", re.MULTILINE)
+"""An instruction in AMD's assembly."""
+
+
 class Counts(NamedTuple):
     """What one thread does for a row, in instructions; spill in bytes."""
 
@@ -48,19 +53,7 @@ class Counts(NamedTuple):
 
 def count(target: str, k: int, rotation: int, activation: str | None, dtype: torch.dtype) -> Counts:
     """Compile the quantizer of rows of k columns, the first configuration, and count."""
-    family, gpu, _ = ahead_of_time.TARGETS[target]
-    meta = torch.device("meta")
-    norm = None
-    if activation == "rms_norm":
-        activation, norm = None, rowwise.Norm(empty((k,), dtype, meta), 1e-6)
-    rows = empty((4096, k * activations.halves(activation)), dtype, meta)
-    q, scale = empty((4096, k), torch.int8, meta), empty((4096, 1), torch.float32, meta)
-    with assume(Arch(family, target)):
-        launch = rowwise.launch_rows(
-            rowwise.CONFIGS[0], rows, q, scale, rotation=rotation, activation=activation, norm=norm
-        )
-    kernel = ahead_of_time.build(launch, gpu)
-    needs = ahead_of_time.needs(kernel, gpu)
+    launch, kernel, needs = _compiled(target, k, rotation, activation, dtype)
     code = machine_code.disassemble(kernel.asm["cubin"])
     names = Counter(machine_code.opcode(text) for text, _ in code)
     reached = machine_code.accesses(code)
@@ -74,6 +67,29 @@ def count(target: str, k: int, rotation: int, activation: str | None, dtype: tor
         min(size for (name, size), times in reached.items() if name == "LDG" and times),
         min(size for (name, size), times in reached.items() if name == "STG" and times),
     )
+
+
+def each_on_amd(target: str, k: int, rotation: int, activation: str | None, dtype: torch.dtype) -> float:
+    """Return a wave's instructions per element of a lane, as `Counts.each`, for one of AMD's targets."""
+    launch, _, needs = _compiled(target, k, rotation, activation, dtype)
+    lanes = ahead_of_time.TARGETS[target][1].warp_size
+    return len(AMD.findall(needs.code)) * lanes * launch.num_warps / k
+
+
+def _compiled(target: str, k: int, rotation: int, activation: str | None, dtype: torch.dtype):
+    family, gpu, _ = ahead_of_time.TARGETS[target]
+    meta = torch.device("meta")
+    norm = None
+    if activation == "rms_norm":
+        activation, norm = None, rowwise.Norm(empty((k,), dtype, meta), 1e-6)
+    rows = empty((4096, k * activations.halves(activation)), dtype, meta)
+    q, scale = empty((4096, k), torch.int8, meta), empty((4096, 1), torch.float32, meta)
+    with assume(Arch(family, target)):
+        launch = rowwise.launch_rows(
+            rowwise.CONFIGS[0], rows, q, scale, rotation=rotation, activation=activation, norm=norm
+        )
+    kernel = ahead_of_time.build(launch, gpu)
+    return launch, kernel, ahead_of_time.needs(kernel, gpu)
 
 
 HEAD = "| target | K | rotation | activation | registers | instructions | barriers | moves | load | store |"

@@ -124,18 +124,20 @@ def pieces(N: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def piece_columns(SPLIT: tl.constexpr):
+def piece_columns(SPLIT: tl.constexpr, APART: tl.constexpr = 8, WIDTH: tl.constexpr = 8):
     """Column numbers of a piece [1, 4, 2, 4, 8]; SPLIT: [2, 1, 4, 2, 4, 4], its columns 0 to 3, then 4 to 7.
 
-    32-bit floats are read and written SPLIT, 16 bytes a thread at once.
+    32-bit floats are read and written SPLIT, 16 bytes a thread at once. APART: from the first of 8
+    neighbours to that of the next 8. WIDTH: of the last axis of what is not SPLIT.
     """
-    wide = tl.arange(0, 4)[None, :, None, None, None] * 64
-    wide += tl.arange(0, 2)[None, None, :, None, None] * 8 + tl.arange(0, 4)[None, None, None, :, None] * 16
+    wide = tl.arange(0, 4)[None, :, None, None, None] * (8 * APART)
+    wide += tl.arange(0, 2)[None, None, :, None, None] * APART
+    wide += tl.arange(0, 4)[None, None, None, :, None] * (2 * APART)
     if SPLIT:
         half = tl.arange(0, 2)[:, None, None, None, None, None] * 4
         cols = half + wide[None, :, :, :, :, :] + tl.arange(0, 4)[None, None, None, None, None, :]
     else:
-        cols = wide + tl.arange(0, 8)[None, None, None, None, :]
+        cols = wide + tl.arange(0, WIDTH)[None, None, None, None, :]
     return cols
 
 
@@ -221,7 +223,22 @@ def _top(x):
 
 
 @triton.jit
-def _transform(x, BOTH: tl.constexpr, FRAGMENT: tl.constexpr, PARTS: tl.constexpr):
+def _rest(x, MMA: tl.constexpr):
+    """x, what `_top` left of a float32, as the nearest bfloat16.
+
+    AMD's instructions before gfx950 do not convert, and the compiler's own way takes six of them with a
+    look for NaN. That is not needed: a NaN that the sum would turn into a number has one in its top bits.
+    """
+    if MMA:
+        y = x.to(tl.bfloat16)
+    else:
+        bits = x.to(tl.int32, bitcast=True) + 0x8000
+        y = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return y
+
+
+@triton.jit
+def _transform(x, BOTH: tl.constexpr, FRAGMENT: tl.constexpr, PARTS: tl.constexpr, MMA: tl.constexpr):
     """`_hadamard` @ x a piece in float32, with a float32 x taken as PARTS bfloat16 of 8 bits each.
 
     16-bit operands enter as they are. Two parts leave 2 ** -16 of an element, three are exact.
@@ -235,7 +252,7 @@ def _transform(x, BOTH: tl.constexpr, FRAGMENT: tl.constexpr, PARTS: tl.constexp
             y = tl.dot(h, (rest - taken).to(tl.bfloat16))
             y = tl.dot(h, middle, y)
         else:
-            y = tl.dot(h, rest.to(tl.bfloat16))
+            y = tl.dot(h, _rest(rest, MMA))
         y = tl.dot(h, high, y)
     else:
         y = tl.dot(_hadamard(x.shape[0], BOTH, FRAGMENT, x.dtype), x)
@@ -253,9 +270,10 @@ def rotate_tile(x, ROTATION: tl.constexpr, PARTS: tl.constexpr, MMA: tl.constexp
     if ROTATION == 0:
         y = x.to(tl.float32)
     else:
-        y = tl.permute(_transform(_operand(x, FRAGMENT), ROTATION >= 16, FRAGMENT, PARTS), 0, 2, 1)
+        y = _transform(_operand(x, FRAGMENT), ROTATION >= 16, FRAGMENT, PARTS, MMA)
+        y = tl.permute(y, 0, 2, 1)
         if ROTATION >= 64:
-            y = _transform(y, ROTATION >= 256, FRAGMENT, PARTS)
+            y = _transform(y, ROTATION >= 256, FRAGMENT, PARTS, MMA)
         y = _in_order(y, FRAGMENT)
     return y
 

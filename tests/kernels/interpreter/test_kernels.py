@@ -9,7 +9,7 @@ import torch
 from triton_cases import CASES, same
 
 from convert_to_quant.kernels._library import LAUNCHERS
-from convert_to_quant.kernels.triton import _launch, _proof, blockwise, rowwise
+from convert_to_quant.kernels.triton import _launch, _proof, blockwise, rotation, rowwise
 from convert_to_quant.kernels.triton import float_linear as fl
 from convert_to_quant.kernels.triton import int8_mm as mm
 from convert_to_quant.kernels.triton import packed_linear as pl
@@ -90,6 +90,18 @@ def test_every_other_way_to_share_a_row_matches_eager_twin(case, place, monkeypa
     for module in (rowwise, blockwise):
         assert len(module.CONFIGS) == 2, "another entry needs another run of these cases"
         monkeypatch.setattr(module, "CONFIGS", module.CONFIGS[1:])
+    case.check(OPS, place)
+
+
+WIDE = ("rotate-64", "rotate-256", "rotate-1024", "nan_under")
+ROTATED = [c for c in CASES if c.name.startswith(WIDE)]
+
+
+@pytest.mark.parametrize("case", ROTATED, ids=lambda case: case.name)
+def test_rotations_of_other_vendors_match_eager_twin(case, place, monkeypatch):
+    """Their operands lie otherwise, and what float32 leaves of itself is rounded by integers."""
+    for module in (rotation, rowwise):
+        monkeypatch.setattr(module, "mma_fragments", lambda device: False)
     case.check(OPS, place)
 
 
