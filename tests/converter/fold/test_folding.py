@@ -84,16 +84,21 @@ def test_a_folded_model_computes_what_it_did(family, tmp_path):
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_a_folded_file_is_nearer_to_its_model(flux, folded_flux, tmp_path):
-    """As it runs, on int8 activations and held-out inputs, whose modulation is not the calibration's.
+def test_a_folded_file_is_nearer_to_its_model(flux, tmp_path):
+    """Outputs of the layers behind folds, as they run, on inputs that no calibration has seen.
 
-    Kept modulation, whose rounding would hide the rest: 40.9 dB, 41.8 with factors, 43.3 with means as well.
+    Not the end of the model: through these few channels of random weights errors grow and cancel by chance.
     """
-    want, scores = flux.outputs(), {}
+    held_out, scores = record(flux.model, flux.held_out, tmp_path / "held-out.safetensors"), {}
+    _, plan = folded(flux.source, flux.calibration, preset=flux.made.preset)
+    behind = {c.layer for one in plan.inputs for c in one.columns}
     for fold in ("off", "smooth", "auto"):
-        output, _ = flux.convert(tmp_path / f"{fold}.safetensors", fold, preset_strict=True)
-        scores[fold] = sqnr(flux.outputs(output), want)
-        assert verify(flux.source, output).ok
+        output, _ = flux.convert(tmp_path / f"{fold}.safetensors", fold)
+        report = verify(flux.source, output, held_out)
+        assert report.ok
+        found = [r.w8a8_db for r in report.layers if r.name in behind]
+        assert len(found) == len(behind)
+        scores[fold] = sum(found) / len(found)
     assert scores["off"] + 0.5 < scores["smooth"], scores
     assert scores["smooth"] + 0.3 < scores["auto"], scores
 
