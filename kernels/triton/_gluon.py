@@ -55,9 +55,17 @@ class GluonConfig(NamedTuple):
 TILES = (GluonConfig(), GluonConfig(ctas=2))
 
 
+TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
+
+
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Return whether this Triton has a Gluon with all that the kernel is written with (3.6 and 3.9 have)."""
+    """Return whether this Triton has a Gluon with all that the kernel is written with (3.6 to 3.9 have).
+
+    3.5 has the same modules, and other arguments for layouts.
+    """
+    if TRITON < (3, 6):
+        return False
     try:
         from . import _gluon_gemm  # noqa: F401
     except (ImportError, AttributeError):
@@ -72,7 +80,7 @@ def multicasts() -> bool:
     3.6 has no multicast. 3.7 has it, but where two CTAs share a barrier each arrives at one of its own, and
     nothing is said. 3.9 is the version whose machine code is read.
     """
-    return available() and tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 9)
+    return available() and TRITON >= (3, 9)
 
 
 def tiles(family: str, shape: tuple[int, int, int]) -> list[GluonConfig]:

@@ -1,6 +1,6 @@
 """The int8 product for sm_90 in Gluon: one wgmma in flight, loads by a warp of their own.
 
-Importing this needs a Triton with Gluon (3.6 and 3.9 are tested). Not yet run on a card: compiled, read as
+Importing this needs a Triton with Gluon (3.6 to 3.9 compile it). Not yet run on a card: compiled, read as
 machine code (tests/kernels/triton/test_gluon.py), and its use of barriers run on the host
 (tests/kernels/triton/test_gluon_barriers.py).
 

@@ -28,6 +28,7 @@ META = torch.device("meta")
 TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
 ENGINE, CLUSTER = _gluon.TILES
 BOTH = pytest.mark.parametrize("engine", [ENGINE, CLUSTER], ids=["one CTA", "cluster"])
+pytestmark = pytest.mark.skipif(not _gluon.available(), reason="this Triton's Gluon has no such kernel")
 needs_clusters = pytest.mark.skipif(not _gluon.multicasts(), reason="this Triton compiles no clusters")
 
 
