@@ -13,7 +13,8 @@ import pytest
 import torch
 
 pytest.importorskip("triton.backends.nvidia")
-pytest.importorskip("convert_to_quant.kernels.triton._gluon_gemm")
+if not pytest.importorskip("convert_to_quant.kernels.triton._gluon").available():
+    pytest.skip("this Triton's Gluon has no such kernel", allow_module_level=True)
 sys.path.insert(0, str(Path(__file__).parents[3] / "bench" / "kernels"))
 
 import ahead_of_time as aot
@@ -28,7 +29,6 @@ META = torch.device("meta")
 TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
 ENGINE, CLUSTER = _gluon.TILES
 BOTH = pytest.mark.parametrize("engine", [ENGINE, CLUSTER], ids=["one CTA", "cluster"])
-pytestmark = pytest.mark.skipif(not _gluon.available(), reason="this Triton's Gluon has no such kernel")
 needs_clusters = pytest.mark.skipif(not _gluon.multicasts(), reason="this Triton compiles no clusters")
 
 

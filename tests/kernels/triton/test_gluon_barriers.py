@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("triton.backends.nvidia")
-pytest.importorskip("convert_to_quant.kernels.triton._gluon_gemm")
+if not pytest.importorskip("convert_to_quant.kernels.triton._gluon").available():
+    pytest.skip("this Triton's Gluon has no such kernel", allow_module_level=True)
 
 from gluon_on_host import Barrier, Cluster, Cta, names
 from turns import at_random, by_priority
