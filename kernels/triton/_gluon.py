@@ -56,6 +56,7 @@ TILES = (GluonConfig(), GluonConfig(ctas=2))
 
 
 TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
+"""Major and minor number of the installed Triton."""
 
 
 @lru_cache(maxsize=1)
