@@ -94,14 +94,9 @@ def layer_fold(folds: Folds, layer: str, rows: int, columns: int, first: int = 0
     return LayerFold(
         folds.columns(weight, torch.ones(1, columns))[0] if scaled else None,
         mean,
-        _divided(folds, weight, rows, first),
-        _divided(folds, bias, rows, first),
+        folds.quotients(weight, rows, first),
+        folds.quotients(bias, rows, first),
     )
-
-
-def _divided(folds: Folds, name: str, rows: int, first: int) -> torch.Tensor | None:
-    own = folds.tensors.get(name)
-    return folds.divided(name, torch.ones(rows), first, shift=False) if own is not None and own.rows else None
 
 
 def folded_change(

@@ -127,13 +127,17 @@ class Folds:
             return None
         return sum(self.gain(number, c.layer) for number, c in folds.added)  # type: ignore[return-value]
 
-    def row_factors(self, layer: str, rows: int) -> torch.Tensor | None:
-        """Return s of a layer's outputs, float32 [N]: what its rows are divided by; None for nothing."""
-        name = f"{layer}.weight"
+    def quotients(self, name: str, rows: int, first: int = 0) -> torch.Tensor | None:
+        """Return 1 / s of a tensor's rows, float32 [rows]; None where none is divided. first: see `apply`."""
         folds = self.tensors.get(name)
         if folds is None or not folds.rows:
             return None
-        return 1 / self.divided(name, torch.ones(rows), shift=False)
+        return self.divided(name, torch.ones(rows), first, shift=False)
+
+    def row_factors(self, layer: str, rows: int) -> torch.Tensor | None:
+        """Return s of a layer's outputs, float32 [N]: what its rows are divided by; None for nothing."""
+        quotients = self.quotients(f"{layer}.weight", rows)
+        return None if quotients is None else 1 / quotients
 
 
 def _divide_(values: torch.Tensor, rows: Rows, made: Factors, first: int) -> None:

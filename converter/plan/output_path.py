@@ -34,11 +34,13 @@ def output_path(checkpoint: Checkpoint, plan: Plan, settings: Settings) -> Path:
 def default_output(source: Location, plan: Plan, folder: Path | None = None) -> Path:
     """Return the path of an output that nobody named: in `folder`, or beside the model if that is here.
 
-    By merged LoRAs, format and algorithm, so that what differs in them has another name:
-    ``flux-style-int8_row_convrot_quip.safetensors``.
+    By merged LoRAs, format, algorithm and folds, so that what differs in them has another name, and whoever
+    is given the file sees that LoRAs have to fit it: ``flux-style-int8_row_convrot_quip_folded.safetensors``.
     """
     merged = _merged([lora.path for lora in plan.loras])
-    return (folder or beside(source)) / f"{model_stem(source)}{merged}-{_format_tag(plan)}.safetensors"
+    folded = "_folded" if plan.inputs else ""
+    name = f"{model_stem(source)}{merged}-{_format_tag(plan)}{folded}.safetensors"
+    return (folder or beside(source)) / name
 
 
 def asked_output(source: Location, settings: Settings, folder: Path | None = None) -> Path:

@@ -9,9 +9,7 @@ import triton.language as tl
 @triton.jit
 def _halves(x):
     """The left and the right half of the columns of x [rows, width]."""
-    rows: tl.constexpr = x.shape[0]
-    width: tl.constexpr = x.shape[1] // 2
-    return tl.split(tl.permute(tl.reshape(x, (rows, 2, width)), (0, 2, 1)))
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
 
 
 @triton.jit

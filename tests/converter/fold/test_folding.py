@@ -298,6 +298,16 @@ def test_language_models_are_folded_unasked_and_others_are_not(flux, qwen, tmp_p
     assert not any("fold" in n for n in plain.notes), "without calibration there is nothing to tell"
 
 
+def test_the_name_of_a_file_that_nobody_named_says_that_it_is_folded(flux):
+    """Whoever is given the file sees that LoRAs have to fit it; nothing else in stock ComfyUI says so."""
+    asked = {"calibration_data": str(flux.calibration), "preset": flux.made.preset}
+    names = [plan_int8(str(flux.source), fold=fold, **asked).output for fold in ("auto", "off")]
+    assert [str(n).rpartition("/")[2] for n in names] == [
+        "flux-int8_row_convrot_quip_folded.safetensors",
+        "flux-int8_row_convrot_quip.safetensors",
+    ]
+
+
 def test_outputs_are_compared_as_they_count_in_the_model(qwen, tmp_path):
     """Rows of the up half are divided by factors that the next layer multiplies back: so is their noise."""
     output, _ = qwen.convert(tmp_path / "q.safetensors", force=True)
