@@ -1,7 +1,7 @@
 """A small Flux of diffusers' own class, trained here on pictures of discs and squares, and what it paints.
 
 It stands for the models that people convert: adaLN modulation, joint and single blocks, values and MLPs as
-they have them, under names that the converter recognises. Ten minutes of two busy cores train it; a folder
+they have them, under names that the converter recognises. One to ten minutes of two cores train it; a folder
 keeps it for another run.
 """
 
@@ -41,10 +41,17 @@ def build() -> torch.nn.Module:
     )
 
 
+_CHOICES = (2, 6, 6, 4)
+
+
 def captions(count: int, g: torch.Generator) -> torch.Tensor:
     """Draw captions: a shape, its colour, that of the ground, a quarter; int64 [count, 4]."""
-    sizes = torch.tensor([2, 6, 6, 4])
-    return (torch.rand(count, WORDS, generator=g) * sizes).long()
+    return (torch.rand(count, WORDS, generator=g) * torch.tensor(_CHOICES)).long()
+
+
+def every_caption() -> torch.Tensor:
+    """Return all that `captions` draws from, int64 [288, 4]."""
+    return torch.cartesian_prod(*map(torch.arange, _CHOICES))
 
 
 def pictures(words: torch.Tensor, g: torch.Generator) -> torch.Tensor:
@@ -145,6 +152,6 @@ def sample(model: torch.nn.Module, text: torch.Tensor, seed: int) -> torch.Tenso
     return x
 
 
-def psnr(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Return the peak signal to noise ratio of pictures from -1 to 1, in dB."""
-    return float(10 * torch.log10(4 / (got.double() - want.double()).square().mean()))
+def psnr(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """Return the peak signal to noise ratio of each picture from -1 to 1, dB, float64 [B]."""
+    return 10 * torch.log10(4 / (got.double() - want.double()).square().flatten(1).mean(1))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import measure
 from methods import BEST, MAIN, TOKENS, options
-from painted import Painted
+from painted import Kept, Painted
 
 from convert_to_quant.converter.fold.find import find_inputs
 from convert_to_quant.converter.fold.stats import folded_stats
@@ -129,14 +129,36 @@ _NOT_BEHIND = (".lin", "mlp.2")
 """Layers whose inputs cannot be folded: modulation, and what is behind a GELU."""
 
 
+def _behind(layers: dict[str, float]) -> float:
+    return measure.mean({n: db for n, db in layers.items() if not n.endswith(_NOT_BEHIND)})
+
+
 def flux(folder: Path) -> None:
-    """Print what files of the small Flux keep: outputs of layers on held-out inputs, and pictures."""
+    """Print what files of the small Flux keep: outputs of layers on held-out inputs, and pictures.
+
+    Gains are of the same pictures, with the standard error of their mean.
+    """
     painted = Painted(folder)
-    print("\n| file | W8A16 | W8A8 | worst | W8A8 behind folds | pictures, dB PSNR |\n|" + 6 * " --- |")
+    _files(painted)
+    print("\n| format | layers behind folds, as run | folded | pictures, dB PSNR | folded | gain |")
+    print("|" + 6 * " --- |")
+    for name in names():
+        base, kept = (painted.kept({"format": name, "fold": fold}) for fold in ("off", "auto"))
+        layers = " | ".join(f"{_behind(k.w8a8 or k.w8a16):.2f}" for k in (base, kept))
+        gain = "{:+.2f} ± {:.2f}".format(*kept.over(base))
+        print(f"| {name} | {layers} | {base.pictures:.2f} | {kept.pictures:.2f} | {gain} |", flush=True)
+
+
+def _files(painted: Painted) -> None:
+    print("\n| file | W8A16 | W8A8 | worst | W8A8 behind folds | pictures, dB PSNR | gain |")
+    print("|" + 7 * " --- |")
+    unfolded: dict[bool, Kept] = {}
     for name, asked in FILES.items():
         kept = painted.kept(asked)
-        behind = measure.mean({n: db for n, db in kept.w8a8.items() if not n.endswith(_NOT_BEHIND)})
+        base = unfolded.setdefault("preset_strict" in asked, kept) if "simple" not in asked else kept
+        gain = "" if base is kept else "{:+.2f} ± {:.2f}".format(*kept.over(base))
+        behind = _behind(kept.w8a8)
         line = (
             f"{measure.mean(kept.w8a16):.2f} | {measure.mean(kept.w8a8):.2f} | {min(kept.w8a8.values()):.2f}"
         )
-        print(f"| {name} | {line} | {behind:.2f} | {kept.pictures:.2f} |", flush=True)
+        print(f"| {name} | {line} | {behind:.2f} | {kept.pictures:.2f} | {gain} |", flush=True)

@@ -67,8 +67,8 @@ def fold_notes(
         known = any(m.preset.folds and not m.preset.fold_unasked for m in matches)
         if known and calibration.measured and KEY not in checkpoint.metadata:
             yield (
-                "calibration could also even out the inputs of its layers (--fold auto: less noise, in files "
-                "that stock ComfyUI loads; LoRAs then have to be made for the file)"
+                "calibration could also even out the inputs of its layers (--fold auto: less noise in their "
+                "outputs, little less in pictures; stock ComfyUI loads it, but LoRAs have to be made for it)"
             )
         return
     if not calibration.measured:
