@@ -40,7 +40,7 @@ class Kept:
 
 
 class Painted:
-    """The trained model, calibration records of two sets of pictures, and what it paints of a third."""
+    """The trained model, calibration records of two sets of captions, and pictures of all, of other noise."""
 
     def __init__(self, folder: Path, training: int = dit.TRAINING) -> None:
         self._folder = folder
