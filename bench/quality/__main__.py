@@ -251,7 +251,7 @@ def main() -> int:
         type=int,
         default=dit.TRAINING,
         metavar="N",
-        help=f"optimizer steps of the small Flux of --made-up (default {dit.TRAINING})",
+        help=f"optimizer steps of the small Flux of --fold and --made-up (default {dit.TRAINING})",
     )
     parser.add_argument("--domains", action="store_true", help="only the table of dampings and kinds of text")
     parser.add_argument("--tokens", type=int, default=4096, help="held-out tokens (default 4096)")
@@ -280,7 +280,7 @@ def main() -> int:
             fold.minilm(bench)
             fold.formats(bench)
             smollm.table(folder)
-            fold.flux(folder)
+            fold.flux(folder, a.training)
             return 0
         found = table(bench, MAIN)
         apart = against_float64(bench, found[BEST])

@@ -133,12 +133,12 @@ def _behind(layers: dict[str, float]) -> float:
     return measure.mean({n: db for n, db in layers.items() if not n.endswith(_NOT_BEHIND)})
 
 
-def flux(folder: Path) -> None:
+def flux(folder: Path, training: int) -> None:
     """Print what files of the small Flux keep: outputs of layers on held-out inputs, and pictures.
 
     Gains are of the same pictures, with the standard error of their mean.
     """
-    painted = Painted(folder)
+    painted = Painted(folder, training)
     _files(painted)
     print("\n| format | layers behind folds, as run | folded | pictures, dB PSNR | folded | gain |")
     print("|" + 6 * " --- |")

@@ -68,7 +68,7 @@ def fold_notes(
         if known and calibration.measured and KEY not in checkpoint.metadata:
             yield (
                 "calibration could also even out the inputs of its layers (--fold auto: less noise in their "
-                "outputs, little less in pictures; stock ComfyUI loads it, but LoRAs have to be made for it)"
+                "outputs, not always in pictures; stock ComfyUI loads it, but LoRAs have to be made for it)"
             )
         return
     if not calibration.measured:
